@@ -1,0 +1,98 @@
+"""Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747), read from its gzipped IDX files."""
+
+import gzip
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from training.data.dataset import ImageDataset, Split
+
+DEFAULT_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+CLASS_NAMES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle-boot",
+)
+
+_FILE_PREFIXES = {"train": "train", "test": "t10k"}
+_UNSIGNED_BYTE = 0x08
+_MAX_ELEMENTS = 256 * 1024 * 1024
+
+
+def load_fashion_mnist(
+    folder: Path,
+    split: Split,
+    *,
+    image_size_px: int | None = None,
+    channels: int | None = None,
+) -> ImageDataset:
+    """Load a split: 60,000 (train) or 10,000 (test) grey images of 28x28, ten balanced classes.
+
+    image_size_px: resized to it (bilinear). channels: 3 repeats the grey channel.
+
+    Raises: FileNotFoundError saying what to install; ValueError for a damaged file.
+    """
+    prefix = _FILE_PREFIXES[split]
+    images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
+    labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz")
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        raise ValueError(
+            f"{folder}: images {tuple(images.shape)} and labels {tuple(labels.shape)} don't match"
+        )
+    images = images[:, None]
+    if image_size_px is not None and images.shape[-2:] != (image_size_px, image_size_px):
+        images = _resize(images, image_size_px)
+    if channels == 3:
+        images = images.repeat(1, 3, 1, 1)
+    return ImageDataset(images=images, labels=labels.long(), class_names=CLASS_NAMES)
+
+
+def read_idx(path: Path) -> torch.Tensor:
+    """Read a gzipped IDX file of unsigned bytes into a uint8 tensor.
+
+    Format: two zero bytes, element type, number of axes, then each axis as big-endian uint32
+    (http://yann.lecun.com/exdb/mnist).
+    """
+    try:
+        with gzip.open(path, "rb") as file:
+            header = file.read(4)
+            if len(header) < 4 or header[:2] != b"\0\0" or header[2] != _UNSIGNED_BYTE:
+                raise ValueError(f"{path}: not an IDX file of unsigned bytes")
+            shape = [int.from_bytes(file.read(4), "big") for _ in range(header[3])]
+            num_elements = math.prod(shape)
+            if num_elements > _MAX_ELEMENTS:
+                raise ValueError(f"{path}: at most {_MAX_ELEMENTS} elements, got {num_elements}")
+            data = file.read(num_elements + 1)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is missing: install Fashion-MNIST with `apt-get install "
+            "dataset-fashion-mnist`, or give its folder as `fashion-mnist:/some/folder`"
+        ) from None
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path}: damaged gzip file ({error})") from error
+    if len(data) != num_elements:
+        raise ValueError(f"{path}: {num_elements} elements announced, got {len(data)}")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(shape)
+
+
+def _resize(images: torch.Tensor, image_size_px: int) -> torch.Tensor:
+    chunks = [
+        F.interpolate(
+            chunk.float(), size=(image_size_px, image_size_px), mode="bilinear", antialias=True
+        )
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+        for chunk in images.split(4096)
+    ]
+    return torch.cat(chunks)

@@ -1,0 +1,82 @@
+"""What can go wrong with a job, each with a stable code that clients may match on.
+
+ServiceError
+├── InvalidRequest        the request can't be served as it is
+│   ├── InvalidImage      the bytes are no image that we take
+│   ├── InvalidCodes      codes out of range, of a wrong grid, or of another tokenizer
+│   └── UnknownPipeline   no such pipeline, or no such class in it
+├── QueueFull             too many jobs wait
+├── QueueUnavailable      the queue server does not answer
+├── JobNotFound           no such job, or its result has expired
+├── JobCancelled          cancelled by its client
+├── DeadlineExceeded      not done within its deadline_s
+├── OutOfMemory           too large for this worker, even alone
+├── NotFinite             the model made NaN or infinity for this sample
+├── StorageFull           the result could not be stored
+├── WorkerLost            the workers that ran it died, num_tries times
+└── InternalError         anything else; the traceback is in the worker's log
+"""
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """A failure that its client may see: ``code`` is stable, the message says what to do."""
+
+    code: ClassVar[str] = "internal_error"
+
+
+class InvalidRequest(ServiceError):
+    code = "invalid_request"
+
+
+class InvalidImage(InvalidRequest):
+    code = "invalid_image"
+
+
+class InvalidCodes(InvalidRequest):
+    code = "invalid_codes"
+
+
+class UnknownPipeline(InvalidRequest):
+    code = "unknown_pipeline"
+
+
+class QueueFull(ServiceError):
+    code = "queue_full"
+
+
+class QueueUnavailable(ServiceError):
+    code = "queue_unavailable"
+
+
+class JobNotFound(ServiceError):
+    code = "job_not_found"
+
+
+class JobCancelled(ServiceError):
+    code = "job_cancelled"
+
+
+class DeadlineExceeded(ServiceError):
+    code = "deadline_exceeded"
+
+
+class OutOfMemory(ServiceError):
+    code = "out_of_memory"
+
+
+class NotFinite(ServiceError):
+    code = "not_finite"
+
+
+class StorageFull(ServiceError):
+    code = "storage_full"
+
+
+class WorkerLost(ServiceError):
+    code = "worker_lost"
+
+
+class InternalError(ServiceError):
+    code = "internal_error"

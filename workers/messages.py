@@ -1,0 +1,206 @@
+"""Requests, results and jobs, each defined once.
+
+A request is the HTTP body, the queue's payload and the engine's argument; nothing translates between them.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.config import SamplerName
+
+ImageFormat = Literal["png", "webp", "jpeg"]
+Priority = Literal["interactive", "batch"]
+Codes = list[list[int]]
+
+MAX_IMAGES_PER_JOB = 64
+MAX_STEPS = 200
+MAX_GUIDANCE_SCALE = 20.0
+MAX_IMAGE_BASE64_CHARS = 14 * 2**20  # 10 MiB of image bytes, and a little
+MAX_GRID_SIDE = 256
+
+
+class Message(BaseModel):
+    """Immutable, and without fields that nobody asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Request(Message):
+    pipeline: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="The pipeline's name; the server's first one when left out."
+    )
+    priority: Priority = Field(
+        default="interactive", description="Interactive jobs go before batch jobs; batch jobs age."
+    )
+    deadline_s: Annotated[float, Field(gt=0, le=86400)] | None = Field(
+        default=None, description="Give up this many seconds after the request was accepted."
+    )
+
+
+class GenerateRequest(_Request):
+    """Generate images of a class."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"class_label": "sneaker", "seed": 7}, {"class_label": 3, "num_images": 4}]
+        }
+    )
+
+    class_label: Annotated[str, Field(max_length=64)] | Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="A class by name or number; any class when left out."
+    )
+    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_JOB)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**53)] | None = Field(
+        default=None,
+        description="The same request with the same seed gives the same bytes. Drawn and told when left out.",
+    )
+    num_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = Field(
+        default=None, description="Denoising steps; the pipeline's default when left out."
+    )
+    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="How strongly the class is enforced; 1 is not at all beyond the model's own.",
+    )
+    sampler: SamplerName | None = None
+    format: ImageFormat = "png"
+    return_codes: bool = Field(default=False, description="Also return the codes of every image.")
+
+
+class EncodeRequest(_Request):
+    """Turn one image into codes."""
+
+    image: Annotated[str, Field(min_length=4, max_length=MAX_IMAGE_BASE64_CHARS)] = Field(
+        description="A PNG, JPEG or WebP file in base64. Resized to the pipeline's size if it has another."
+    )
+
+
+class DecodeRequest(_Request):
+    """Turn one or more grids of codes into images."""
+
+    codes: Annotated[list[Codes], Field(min_length=1, max_length=MAX_IMAGES_PER_JOB)] = Field(
+        description="(image, row, column) nested lists of codes, as /encode returns them."
+    )
+    tokenizer: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] = Field(
+        description="The fingerprint of the tokenizer that made the codes, as /encode returns it."
+    )
+    format: ImageFormat = "png"
+
+
+Request = GenerateRequest | EncodeRequest | DecodeRequest
+Operation = Literal["generate", "encode", "decode"]
+OPERATIONS: dict[Operation, type[GenerateRequest] | type[EncodeRequest] | type[DecodeRequest]] = {
+    "generate": GenerateRequest,
+    "encode": EncodeRequest,
+    "decode": DecodeRequest,
+}
+
+
+def operation_of(request: Request) -> Operation:
+    """Return the operation that a request asks for."""
+    return next(name for name, kind in OPERATIONS.items() if isinstance(request, kind))
+
+
+class ImageReference(Message):
+    """Where an image's bytes are, and what they are."""
+
+    url: str
+    media_type: str
+    width_px: int
+    height_px: int
+    num_bytes: int
+    sha256: str
+
+
+class CodesInfo(Message):
+    """Codes and all that is needed to read them."""
+
+    codes: list[Codes]
+    grid: tuple[int, ...]
+    codebook_size: int
+    tokenizer: str = Field(description="The tokenizer's fingerprint.")
+
+
+class GenerateResult(Message):
+    operation: Literal["generate"] = "generate"
+    pipeline: str
+    seed: int
+    images: list[ImageReference]
+    codes: CodesInfo | None = None
+
+
+class EncodeResult(CodesInfo):
+    operation: Literal["encode"] = "encode"
+    pipeline: str
+
+
+class DecodeResult(Message):
+    operation: Literal["decode"] = "decode"
+    pipeline: str
+    images: list[ImageReference]
+
+
+Result = Annotated[GenerateResult | EncodeResult | DecodeResult, Field(discriminator="operation")]
+
+
+class JobStatus(StrEnum):
+    """Where a job is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class JobError(Message):
+    """Why a job failed: ``code`` is stable, ``message`` is for people."""
+
+    code: str
+    message: str
+
+
+class Progress(Message):
+    """How far a running job is: denoising steps done and to do, over all of its images."""
+
+    step: int
+    total: int
+
+
+class JobView(Message):
+    """A job as its client sees it."""
+
+    id: str
+    operation: Operation
+    status: JobStatus
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    num_tries: int = 0
+    queue_position: int | None = Field(default=None, description="Jobs before this one; 0 is next.")
+    progress: Progress | None = None
+    seconds_left: float | None = Field(default=None, description="An estimate.")
+    result: Result | None = None
+    error: JobError | None = None
+
+
+class PipelineInfo(Message):
+    """What a pipeline takes and makes."""
+
+    name: str
+    class_names: tuple[str, ...]
+    image_size_px: int
+    image_channels: int
+    grid: tuple[int, ...]
+    codebook_size: int
+    tokenizer: str = Field(description="The tokenizer's fingerprint.")
+    num_steps: int
+    guidance_scale: float
+    sampler: SamplerName
+    example: GenerateRequest

@@ -1,0 +1,122 @@
+"""Image files in and out. Bounds are checked on the header, before a pixel is decoded. Without torch."""
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from workers.errors import InvalidImage
+from workers.messages import ImageFormat
+
+Pixels = npt.NDArray[np.uint8]
+
+MAX_IMAGE_BYTES = 10 * 2**20
+MAX_IMAGE_PIXELS = 32 * 2**20
+MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+
+_FORMATS: dict[str, ImageFormat] = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}
+# What Pillow's decoders raise on files that are broken, besides OSError.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+# A warning that turns into an error where warnings are errors.
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What a header says."""
+
+    format: ImageFormat
+    width_px: int
+    height_px: int
+
+
+def check_image(data: bytes) -> ImageInfo:
+    """Return what an image file is, from its header alone.
+
+    Raises: InvalidImage when it is no PNG, JPEG or WebP, or exceeds MAX_IMAGE_BYTES or MAX_IMAGE_PIXELS.
+    """
+    with _open(data) as image:
+        return ImageInfo(_FORMATS[image.format or ""], *image.size)
+
+
+def load_image(data: bytes, size_px: int, channels: Literal[1, 3]) -> Pixels:
+    """Decode an image file to (size_px, size_px, channels) pixels.
+
+    An animation gives its first frame. The orientation that a camera noted is applied, transparent parts are
+    white, the centred square is cut out and resized with the Lanczos filter; an image that has the size
+    already keeps its pixels exactly. This is what training does to a folder of images.
+
+    Raises: InvalidImage, also when the file turns out to be broken.
+    """
+    with _open(data) as opened:
+        try:
+            image = ImageOps.exif_transpose(opened)
+            image = _flatten(image).convert("L" if channels == 1 else "RGB")
+        except _BROKEN as error:
+            raise InvalidImage(f"image: the {opened.format} file is broken or cut short") from error
+    if image.size != (size_px, size_px):
+        image = ImageOps.fit(image, (size_px, size_px), Image.Resampling.LANCZOS)
+    return np.asarray(image, dtype=np.uint8).reshape(size_px, size_px, channels)
+
+
+def encode_image(pixels: Pixels, format: ImageFormat) -> bytes:
+    """Encode (H, W, C) pixels, C of 1 or 3; the same pixels give the same bytes.
+
+    PNG and WebP keep the pixels exactly; JPEG has quality 95 and full colour resolution.
+    """
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    buffer = io.BytesIO()
+    match format:
+        case "png":
+            image.save(buffer, "PNG", compress_level=6)
+        case "webp":
+            image.save(buffer, "WEBP", lossless=True, quality=50, method=3)
+        case "jpeg":
+            image.save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def _open(data: bytes) -> Image.Image:
+    if len(data) > MAX_IMAGE_BYTES:
+        raise InvalidImage(f"image: at most {MAX_IMAGE_BYTES} bytes, got {len(data)}")
+    try:
+        image = Image.open(io.BytesIO(data), formats=tuple(_FORMATS))
+    except UnidentifiedImageError:
+        raise InvalidImage("image: the bytes are no PNG, JPEG or WebP file") from None
+    except _BOMB as error:
+        raise InvalidImage(f"image: at most {MAX_IMAGE_PIXELS} pixels, got far more") from error
+    except _BROKEN as error:
+        raise InvalidImage("image: the file's header is broken") from error
+    width, height = image.size
+    if width * height > MAX_IMAGE_PIXELS:
+        image.close()
+        raise InvalidImage(
+            f"image: at most {MAX_IMAGE_PIXELS} pixels, got {width} x {height} = {width * height};"
+            " make it smaller first"
+        )
+    return image
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Return the image in 8 bits a channel, its transparent parts white."""
+    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image

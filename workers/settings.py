@@ -1,0 +1,112 @@
+"""Settings from the environment: what every process reads, and what only a worker reads.
+
+Read once, where a process starts, and passed down. Variables are named `SMALTI_<FIELD>`; the queue server's
+address keeps its usual name, `REDIS_URL`.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ENV_PREFIX = "SMALTI_"
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+Settings = TypeVar("Settings", bound="ServiceSettings")
+
+
+class SettingsError(ValueError):
+    """A setting that can't be used; the message names the variable, and the nearest right one."""
+
+
+class ServiceSettings(BaseSettings):
+    """What the front end and the workers must agree on."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", populate_by_name=True, env_ignore_empty=True
+    )
+
+    redis_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("REDIS_URL", "redis_url"),
+        description="The queue server; without it, `smalti up` starts one of its own.",
+    )
+    weights_dir: Path = Field(default=Path("weights"), description="The folder of pipeline folders.")
+    pipelines: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Names to serve, separated by commas, the default first; all when empty."
+    )
+    data_dir: Path = Field(
+        default=Path(".smalti"),
+        description="Results and the embedded queue server's data; front end and workers share it.",
+    )
+    result_ttl_s: int = Field(default=3600, ge=1, description="How long a finished job can be looked up.")
+    log_level: LogLevel = "INFO"
+
+    @field_validator("pipelines", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+    @property
+    def artifacts_dir(self) -> Path:
+        return self.data_dir / "artifacts"
+
+
+class WorkerSettings(ServiceSettings):
+    """What a worker reads."""
+
+    device: Device = Field(default="auto", description="auto, cpu, mps, cuda or cuda:N.")
+    max_batch_size: int = Field(
+        default=32, ge=1, le=4096, description="The most images that are denoised at once."
+    )
+    num_threads: int | None = Field(
+        default=None, ge=1, description="Compute threads; torch's own choice if left out."
+    )
+    lease_s: float = Field(
+        default=5, ge=1, description="A worker unheard of for this long has lost its jobs to another."
+    )
+    max_tries: int = Field(default=3, ge=1, description="Workers that may die on one job before it fails.")
+    drain_grace_s: float = Field(
+        default=20,
+        ge=0,
+        description="After SIGTERM, running jobs may finish for this long; then they go back.",
+    )
+
+
+def read_settings(
+    kind: type[Settings],
+    known: Iterable[type[ServiceSettings]],
+    **overrides: object,
+) -> Settings:
+    """Read settings of one kind; `overrides` (of the command line) go before the environment.
+
+    Processes of one service share an environment, so a variable that any of the `known` kinds reads is right.
+
+    Raises: SettingsError for a variable with our prefix that nobody reads, or a value that can't be used.
+    """
+    kinds: list[type[ServiceSettings]] = [kind, *known]
+    variables = sorted({_variable_of(name) for each in kinds for name in each.model_fields})
+    for variable in os.environ:
+        if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in variables:
+            nearest = difflib.get_close_matches(variable.upper(), variables, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(variables)}"
+            raise SettingsError(f"{variable} is no setting of Smalti: {hint}")
+    try:
+        return kind(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{_variable_of(str(item['loc'][0]))}: {item['msg']}, got {item['input']!r}"
+            for item in error.errors()
+        )
+        raise SettingsError(problems) from error
+
+
+def _variable_of(field: str) -> str:
+    return "REDIS_URL" if field.upper() == "REDIS_URL" else ENV_PREFIX + field.upper()

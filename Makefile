@@ -1,0 +1,61 @@
+# `make help` says what there is. Everything is installed into .venv and nowhere else.
+#
+# PYTHON  the interpreter that .venv is made with, 3.11 or newer
+# TORCH   the PyTorch to install, as arguments of pip; see "Which PyTorch" in README.md
+# ARGS    handed on: make serve ARGS="--port 9000 --workers 2", make test ARGS="-k seed"
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test check format bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' Makefile | expand -t 12
+
+install: $(VENV)/.dev  ## make .venv with everything for development
+
+serve: $(VENV)/.smalti  ## start the queue, the API and a worker; Ctrl-C stops them
+	@$(BIN)/smalti up $(ARGS)
+
+test: $(VENV)/.dev  ## prove that it works: run the test suite
+	$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/.dev  ## lint, formatting, types, who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## rewrite the source in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## measure the service on this machine
+	$(BIN)/python benchmarks/service.py $(ARGS)
+
+clean:  ## remove .venv and the tools' caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+# PyTorch comes first, so that the choice made with TORCH already satisfies what Smalti asks for.
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Smalti needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12, say")'
+	@echo "Making $(VENV) and installing $(TORCH): once, some minutes" >&2
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/.smalti: $(VENV)/.torch pyproject.toml
+	@echo "Installing Smalti and what it needs" >&2
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.smalti
+	@echo "Installing the tools for tests, checks and training" >&2
+	$(PIP) --editable '.[dev]'
+	@touch $@

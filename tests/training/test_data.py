@@ -111,9 +111,7 @@ def test_sizes_that_differ_need_image_size_px(tmp_path: Path) -> None:
         load_dataset(tmp_path, "train")
 
 
-def test_too_many_pixels_are_refused_before_decoding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "train" / "1.png", "red", size=(30, 30))
     monkeypatch.setattr(image_folder, "MAX_PIXELS", 899)
     with pytest.raises(ValueError, match="at most 899 pixels, got 30x30"):

@@ -25,14 +25,12 @@ class ImageDataset:
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise ValueError(
-                "images must be (N, C, H, W) uint8, got "
-                f"{tuple(self.images.shape)} {self.images.dtype}"
+                f"images must be (N, C, H, W) uint8, got {tuple(self.images.shape)} {self.images.dtype}"
             )
         num_images = len(self.images)
         if self.labels.dtype != torch.int64 or self.labels.shape != (num_images,):
             raise ValueError(
-                f"labels must be ({num_images},) int64, got "
-                f"{tuple(self.labels.shape)} {self.labels.dtype}"
+                f"labels must be ({num_images},) int64, got {tuple(self.labels.shape)} {self.labels.dtype}"
             )
         if num_images and not 0 <= self.labels.min() <= self.labels.max() < len(self.class_names):
             raise ValueError(

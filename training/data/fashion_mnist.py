@@ -27,6 +27,7 @@ CLASS_NAMES = (
 _FILE_PREFIXES = {"train": "train", "test": "t10k"}
 _UNSIGNED_BYTE = 0x08
 _MAX_ELEMENTS = 256 * 1024 * 1024
+_RESIZED_AT_ONCE = 4096
 
 
 def load_fashion_mnist(
@@ -86,13 +87,10 @@ def read_idx(path: Path) -> torch.Tensor:
 
 
 def _resize(images: torch.Tensor, image_size_px: int) -> torch.Tensor:
-    chunks = [
-        F.interpolate(
-            chunk.float(), size=(image_size_px, image_size_px), mode="bilinear", antialias=True
-        )
-        .round()
-        .clamp(0, 255)
-        .to(torch.uint8)
-        for chunk in images.split(4096)
-    ]
-    return torch.cat(chunks)
+    size = (image_size_px, image_size_px)
+    resized = torch.empty(len(images), 1, *size, dtype=torch.uint8)
+    for start in range(0, len(images), _RESIZED_AT_ONCE):
+        rows = slice(start, start + _RESIZED_AT_ONCE)
+        pixels = F.interpolate(images[rows].float(), size=size, mode="bilinear", antialias=True)
+        resized[rows] = pixels.round().clamp(0, 255).to(torch.uint8)
+    return resized

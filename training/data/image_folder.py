@@ -105,9 +105,7 @@ def _list_files(folder: Path, split: Split) -> _Listing:
             "put each image into a class folder"
         )
     if not files:
-        raise FileNotFoundError(
-            f"{root} holds no {split} image ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        )
+        raise FileNotFoundError(f"{root} holds no {split} image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return _Listing(files, labels, tuple(class_names) or (_SINGLE_CLASS_NAME,))
 
 

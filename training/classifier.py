@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from models.checkpoint import load_checkpoint, load_into, save_checkpoint
-from training.data.dataset import ImageDataset
+from training.data.dataset import ImageDataset, scale_to_unit
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class ClassifierTraining:
     architecture: Architecture
     seed: int
     width: int = 32
-    num_epochs: int = 16
+    num_epochs: int = 15
     batch_size: int = 256
     max_learning_rate: float = 0.2
     weight_decay: float = 5e-4
@@ -218,11 +218,6 @@ def measure_accuracy(classification: Classification, labels: torch.Tensor) -> fl
     return (classification.logits.argmax(dim=1) == labels).double().mean().item()
 
 
-def scale_to_unit(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images as float in [-1, 1]; float images as they are."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
-
-
 @dataclass(frozen=True)
 class _Origin:
     """All that a cached classifier depends on."""
@@ -241,7 +236,7 @@ def load_or_train_classifiers(
     folder: Path,
     device: str | torch.device = "cpu",
 ) -> tuple[TrainedClassifier, ...]:
-    """Load `folder/<name>-<architecture>-<seed>.safetensors` for each, training what is missing.
+    """Load ``folder/<name>-<architecture>-<seed>.safetensors`` for each, training what is missing.
 
     A file that was made from other data or with other settings is trained anew.
     """
@@ -288,7 +283,7 @@ def _digest(dataset: ImageDataset) -> str:
 
 
 def _batches(num_images: int, batch_size: int) -> list[slice]:
-    """Whole batches of one epoch; a single short one where there are fewer images than that."""
+    """Return the whole batches of an epoch, or a single short one where there are too few images."""
     if num_images < batch_size:
         return [slice(0, num_images)]
     last_start = num_images - batch_size
@@ -296,19 +291,18 @@ def _batches(num_images: int, batch_size: int) -> list[slice]:
 
 
 def _augment(images: torch.Tensor, training: ClassifierTraining, generator: torch.Generator) -> torch.Tensor:
-    """Cut each image out of its padded self at random and flip every second one.
+    """Shift each image at random and flip every second one.
 
     images: (B, C, H, W) uint8. Returns floats in [-1, 1].
     """
     num_images, _, height, width = images.shape
     padding = training.crop_padding_px
-    padded = F.pad(scale_to_unit(images), (padding,) * 4, mode="replicate")
-    top, left = torch.randint(2 * padding + 1, (2, num_images, 1), generator=generator)
-    rows = top + torch.arange(height)  # (B, H)
-    columns = left + torch.arange(width)  # (B, W)
+    top, left = torch.randint(-padding, padding + 1, (2, num_images, 1), generator=generator)
+    rows = (top + torch.arange(height)).clamp(0, height - 1)  # (B, H), edges repeated
+    columns = (left + torch.arange(width)).clamp(0, width - 1)  # (B, W)
     if training.is_flipped:
         flipped = torch.rand(num_images, 1, generator=generator) < 0.5
         columns = torch.where(flipped, columns.flip(1), columns)
     index = torch.arange(num_images)[:, None, None]
-    cut = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
-    return cut.permute(0, 3, 1, 2)
+    cut = images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
+    return scale_to_unit(cut.permute(0, 3, 1, 2))

@@ -24,7 +24,7 @@ class CodebookUse:
 
 @dataclass(frozen=True)
 class ManifoldScores:
-    """How samples and real images cover each other; see `measure_manifolds`."""
+    """How samples and real images cover each other; see ``measure_manifolds``."""
 
     precision: float
     recall: float
@@ -33,17 +33,17 @@ class ManifoldScores:
 
 
 def measure_squared_errors(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each image, (B,) float64. Both: (B, C, H, W) float in [-1, 1]."""
+    """Measure the mean squared error of each image, (B,) float64. Both: (B, C, H, W) float in [-1, 1]."""
     return (images.double() - targets.double()).square().mean(dim=(1, 2, 3))
 
 
 def psnr_db(squared_errors: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB of mean squared errors of images in [-1, 1]."""
+    """Return the peak signal-to-noise ratio in dB of mean squared errors of images in [-1, 1]."""
     return 10 * torch.log10(_DATA_RANGE**2 / squared_errors)
 
 
 def measure_ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Structural similarity of each image, (B,) float64, averaged over channels and positions.
+    """Measure the structural similarity of each image, (B,) float64, averaged over channels and positions.
 
     Both: (B, C, H, W) float in [-1, 1], at least 11 pixels a side. Wang et al. 2004
     (doi:10.1109/TIP.2003.819861): Gaussian window of 11 pixels and sigma 1.5, K = (0.01, 0.03), windows
@@ -89,13 +89,13 @@ class FeatureStatistics:
 
 
 def measure_statistics(features: torch.Tensor) -> FeatureStatistics:
-    """features: (N, D), N at least 2."""
+    """Measure mean and covariance of features (N, D), N at least 2."""
     features = features.double()
     return FeatureStatistics(mean=features.mean(dim=0), covariance=torch.cov(features.T))
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
-    """Squared 2-Wasserstein distance of the two Gaussians (Heusel et al. 2017, arXiv:1706.08500).
+    """Return the squared 2-Wasserstein distance of two Gaussians (Heusel et al. 2017, arXiv:1706.08500).
 
     The trace of the matrix root is the sum of the roots of the eigenvalues of √A·B·√A, which is
     symmetric and shares its eigenvalues with A·B; so no general matrix root is needed.
@@ -159,7 +159,7 @@ def measure_manifolds(real: Manifold, samples: Manifold) -> ManifoldScores:
 
 
 def nearest_distances(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Distance (N,) of each of features (N, D) to the nearest of others (M, D)."""
+    """Measure the distance (N,) of each of features (N, D) to the nearest of others (M, D)."""
     num_rows = max(1, _BLOCK_ROWS * 10_000 // len(others))
     blocks = [
         _squared_distances(features[start : start + num_rows], others).amin(dim=1)
@@ -169,7 +169,7 @@ def nearest_distances(features: torch.Tensor, others: torch.Tensor) -> torch.Ten
 
 
 def _squared_distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """(N, M) from (N, D) and (M, D), never negative."""
+    """Return (N, M) from (N, D) and (M, D), never negative."""
     centre = second.mean(dim=0)  # less cancellation between large squares
     first, second = first - centre, second - centre
     squares = first.square().sum(dim=1)[:, None] + second.square().sum(dim=1)

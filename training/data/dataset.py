@@ -52,7 +52,7 @@ def load_dataset(
     """Load one split of Fashion-MNIST or of a folder of images.
 
     source: "fashion-mnist" (where Debian's package puts it), "fashion-mnist:/some/folder",
-    or a folder of images as `image_folder.load_image_folder` describes.
+    or a folder of images as ``image_folder.load_image_folder`` describes.
     image_size_px, channels: None keeps what the data has.
 
     Raises: FileNotFoundError where the data is missing; ValueError for data that can't be used.
@@ -77,3 +77,8 @@ def load_dataset(
             channels=channels,
         )
     return load_image_folder(Path(source), split, image_size_px=image_size_px, channels=channels)
+
+
+def scale_to_unit(images: torch.Tensor) -> torch.Tensor:
+    """Return uint8 images as float in [-1, 1], and float images as they are."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images

@@ -34,7 +34,7 @@ def load_image_folder(
     image_size_px: int | None = None,
     channels: int | None = None,
 ) -> ImageDataset:
-    """Load `folder/<split>/<class>/*`, or `folder/<class>/*`, or the same without class folders.
+    """Load ``folder/<split>/<class>/*``, or ``folder/<class>/*``, or the same without class folders.
 
     Without split folders, about a tenth of the files is the test split, chosen by a hash of the
     file name alone: adding files moves none, and one name in several classes stays on one side.

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from models.config import ConfigError, PipelineConfig
 from workers.errors import InvalidCodes, InvalidRequest, UnknownPipeline
@@ -21,7 +21,7 @@ from workers.messages import (
 CONFIG_FILE = "pipeline.json"
 _MAX_NAMES_TOLD = 20
 
-AnyRequest = TypeVar("AnyRequest", GenerateRequest, EncodeRequest, DecodeRequest)
+AnyRequest = TypeVar("AnyRequest", bound=Request)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Catalog:
                 resolved = request.model_copy(update={"pipeline": self.config(request.pipeline).name})
             case DecodeRequest():
                 resolved = self._resolve_decode(request)
-        return resolved
+        return cast(AnyRequest, resolved)
 
     def _resolve_decode(self, request: DecodeRequest) -> DecodeRequest:
         configs = [entry.config for entry in self._entries.values()]

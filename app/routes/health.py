@@ -1,0 +1,61 @@
+"""Is this process alive, and is the service ready?"""
+
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.errors import NotReady
+from app.openapi import problems
+from app.services import ServicesNeeded
+
+router = APIRouter(prefix="/health", tags=["health"])
+
+
+class Liveness(BaseModel):
+    """This process answers."""
+
+    status: Literal["live"] = "live"
+
+
+class Readiness(BaseModel):
+    """The queue answers, and a worker has its models warm."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"status": "ready", "num_ready_workers": 2, "num_draining_workers": 0, "queue_length": 3}
+            ]
+        }
+    )
+
+    status: Literal["ready"] = "ready"
+    num_ready_workers: int
+    num_draining_workers: int = Field(description="Workers that finish what they have and take nothing new.")
+    queue_length: int = Field(description="Jobs that wait.")
+
+
+@router.get("/live", operation_id="is_live", summary="Is this process alive?")
+async def is_live() -> Liveness:
+    """Answer, whatever the state of the queue and the workers."""
+    return Liveness()
+
+
+@router.get(
+    "/ready",
+    operation_id="is_ready",
+    summary="Is the service ready?",
+    responses=problems("not_ready", "queue_unavailable"),
+)
+async def is_ready(services: ServicesNeeded) -> Readiness:
+    """Answer 200 when a job would be worked on now, and 503 with the reason when not."""
+    health = await services.queue.check()
+    if not health.num_ready_workers:
+        if health.num_draining_workers:
+            raise NotReady(f"{health.num_draining_workers} workers are draining, and no other is ready")
+        raise NotReady("no worker is ready; the first is ready once its models are loaded and warm")
+    return Readiness(
+        num_ready_workers=health.num_ready_workers,
+        num_draining_workers=health.num_draining_workers,
+        queue_length=health.queue_length,
+    )

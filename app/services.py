@@ -1,0 +1,34 @@
+"""What the routes work with, made once for an application."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import Request as HttpRequest
+
+from app.queue import JobQueue
+from app.settings import AppSettings
+from workers.artifacts import ArtifactStore
+from workers.catalog import Catalog
+
+_MAX_IMAGES_AT_ONCE = 2  # each decoded image may take some 100 MB
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: AppSettings
+    catalog: Catalog
+    queue: JobQueue
+    artifacts: ArtifactStore
+    image_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_IMAGES_AT_ONCE))
+
+
+def services_of(request: HttpRequest) -> Services:
+    """Return the services of the application that got this request."""
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+ServicesNeeded = Annotated[Services, Depends(services_of)]

@@ -78,8 +78,11 @@ class Supervisor:
         self._stop_asked_at: float | None = None
         self._is_hurried = False
 
-    def run(self, on_ready: Callable[[], None]) -> int:
-        """Return the exit status: 0 after a signal, 1 when a child could not start."""
+    def run(self, on_ready: Callable[[], None], on_stop: Callable[[], None] = lambda: None) -> int:
+        """Return the exit status: 0 after a signal, 1 when a child could not start.
+
+        ``on_ready`` is called once, ``on_stop`` before the first child is told to end.
+        """
         with self._signals():
             try:
                 for children in self._children:
@@ -93,6 +96,7 @@ class Supervisor:
                 say(str(error))
                 return 1
             finally:
+                on_stop()
                 self._end()
         return 0
 

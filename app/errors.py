@@ -108,8 +108,8 @@ class InvalidFields(InvalidRequest):
 class InternalErrors:
     """Middleware that logs what nobody expected, and answers 500.
 
-    A handler for Exception would answer too, but Starlette then raises the exception on, and the server closes
-    a connection on which its client may have sent the next request already.
+    A handler for Exception would answer too, but Starlette then raises the exception on, and the server
+    closes a connection on which its client may have sent the next request already.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -178,7 +178,7 @@ def field_errors(errors: Sequence[ErrorDetails | Any], fields: Sequence[str] = (
         found.setdefault(_field_name(error["loc"]), []).append(error)
     # Of a union's errors, those that say more than "not this type".
     telling = {
-        name: [error for error in same if not error["type"].endswith("_type")] or same
+        name: [error for error in same if not error["type"].endswith(("_type", "_parsing"))] or same
         for name, same in found.items()
     }
     return tuple(

@@ -15,6 +15,8 @@ router = APIRouter(prefix="/health", tags=["health"])
 class Liveness(BaseModel):
     """This process answers."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "live"}]})
+
     status: Literal["live"] = "live"
 
 

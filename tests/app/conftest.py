@@ -1,0 +1,192 @@
+"""A service for tests of the API: a real server and a real queue, with an engine that draws flat squares."""
+
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+
+from app.main import create_app
+from app.settings import AppSettings
+from models.config import PipelineConfig, PriorConfig, SamplingDefaults, TokenizerConfig
+from workers import redis_server
+from workers.artifacts import ArtifactStore
+from workers.errors import NotFinite, OutOfMemory, ServiceError
+from workers.images import load_image
+from workers.messages import CodesInfo, DecodeRequest, EncodeRequest, GenerateRequest, Progress
+from workers.worker import Work, Worker, WorkerConfig
+
+CONFIG = PipelineConfig(
+    name="tiny",
+    class_names=("T-shirt/top", "Sneaker"),
+    tokenizer=TokenizerConfig(image_size_px=8, downsample_factor=4, codebook_size=256),
+    tokenizer_fingerprint="0123456789abcdef",
+    prior=PriorConfig(grid=(2, 2), hidden_size=16, num_heads=2, num_classes=2),
+    defaults=SamplingDefaults(num_steps=5, sampler="heun", guidance_scale=1.5),
+)
+SEED_OF_FAILURE = 666
+SEED_OF_MEMORY = 777
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the engine makes of a job."""
+
+    job_id: str
+    pipeline: str = CONFIG.name
+    images: tuple[np.ndarray, ...] = ()
+    codes: CodesInfo | None = None
+    error: ServiceError | None = None
+
+
+@dataclass
+class Sketcher:
+    """An engine without models: a seed is a grey value, a code is a grey value. One step does all."""
+
+    is_held: threading.Event = field(default_factory=threading.Event)  # while set, nothing is finished
+    works: dict[str, Work] = field(default_factory=dict)
+
+    @property
+    def free_slots(self) -> int:
+        return 64 - len(self.works)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.works
+
+    def admit(self, work: Sequence[Work]) -> None:
+        self.works |= {each.job_id: each for each in work}
+
+    def drop(self, job_ids: Collection[str]) -> None:
+        for job_id in job_ids:
+            self.works.pop(job_id, None)
+
+    def progress(self) -> dict[str, Progress]:
+        return {job_id: Progress(step=2, total=5) for job_id in self.works}
+
+    def step(self) -> list[Drawing]:
+        if self.is_held.is_set():
+            time.sleep(0.005)
+            return []
+        drawings = [self._draw(work) for work in self.works.values()]
+        self.works.clear()
+        return drawings
+
+    def _draw(self, work: Work) -> Drawing:
+        match work.request:
+            case GenerateRequest(seed=seed) if seed == SEED_OF_FAILURE:
+                return Drawing(work.job_id, error=NotFinite("the model made NaN for image 0"))
+            case GenerateRequest(seed=seed) if seed == SEED_OF_MEMORY:
+                return Drawing(work.job_id, error=OutOfMemory("too large, even alone"))
+            case GenerateRequest() as request:
+                greys = [(request.seed + index) % 256 for index in range(request.num_images)]
+                return Drawing(
+                    work.job_id, images=_flat(greys), codes=_codes(greys) if request.return_codes else None
+                )
+            case EncodeRequest() as request:
+                import base64
+
+                pixels = load_image(base64.b64decode(request.image), 8, 1)
+                return Drawing(work.job_id, codes=_codes([int(pixels[0, 0, 0])]))
+            case DecodeRequest() as request:
+                return Drawing(work.job_id, images=_flat([grid[0][0] for grid in request.codes]))
+
+
+def _flat(greys: list[int]) -> tuple[np.ndarray, ...]:
+    return tuple(np.full((8, 8, 1), grey, np.uint8) for grey in greys)
+
+
+def _codes(greys: list[int]) -> CodesInfo:
+    return CodesInfo(
+        codes=[[[grey] * 2] * 2 for grey in greys],
+        grid=CONFIG.tokenizer.grid,
+        codebook_size=CONFIG.tokenizer.codebook_size,
+        tokenizer=CONFIG.tokenizer_fingerprint,
+    )
+
+
+@contextmanager
+def serving(settings: AppSettings) -> Iterator[httpx.Client]:
+    """Run the API on a free port."""
+    config = uvicorn.Config(
+        create_app(settings), host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.005)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def working(settings: AppSettings, engine: Sketcher) -> Iterator[Worker]:
+    """Run a worker."""
+    worker = Worker(
+        settings.redis_url, engine, ArtifactStore(settings.artifacts_dir), WorkerConfig(grace_s=0)
+    )
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        yield worker
+    finally:
+        worker.request_stop()
+        thread.join()
+
+
+def settings_for(folder: Path, redis_url: str, **changes) -> AppSettings:
+    """Return settings of a service with one pipeline, CONFIG."""
+    (folder / "weights" / CONFIG.name).mkdir(parents=True, exist_ok=True)
+    CONFIG.save(folder / "weights" / CONFIG.name / "pipeline.json")
+    return AppSettings(
+        redis_url=redis_url, weights_dir=folder / "weights", data_dir=folder / "data", **changes
+    )
+
+
+@dataclass(frozen=True)
+class Service:
+    client: httpx.Client
+    engine: Sketcher
+    settings: AppSettings
+
+
+@pytest.fixture(scope="module")
+def module_service(tmp_path_factory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
+    server = redis_server.start(folder / "redis")
+    settings = settings_for(folder, server.url, default_wait_s=10, max_wait_s=15)
+    engine = Sketcher()
+    try:
+        with serving(settings) as client, working(settings, engine):
+            until(lambda: client.get("/health/ready").status_code == 200)
+            yield Service(client, engine, settings)
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def service(module_service: Service) -> Iterator[Service]:
+    """The API, a queue and a worker; shared by a module's tests."""
+    yield module_service
+    module_service.engine.is_held.clear()
+
+
+def until(is_true, timeout_s: float = 10) -> None:
+    """Wait for something to become true."""
+    ends_at = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)

@@ -32,7 +32,7 @@ CMD ["smalti", "serve"]
 FROM base AS worker
 # Which PyTorch: arguments of pip. The default brings CUDA along on Linux; see README.md for a smaller one.
 ARG TORCH="torch==2.13.0"
-# hadolint ignore=SC2086
+# hadolint ignore=DL3013,SC2086
 RUN pip install ${TORCH}
 # hadolint ignore=DL3013
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels pip install /wheels/*.whl

@@ -32,7 +32,7 @@ class TokenizerConfig:
 
     image_channels: Literal[1, 3] = 1
     image_size_px: Annotated[int, Field(ge=4, le=4096)] = 28
-    downsample_factor: Annotated[int, Field(ge=1, le=64)] = 2
+    downsample_factor: Literal[2, 4, 8, 16, 32] = 2
     hidden_channels: Count = 64
     num_blocks: Annotated[int, Field(ge=0)] = 2
     latent_channels: Count = 4

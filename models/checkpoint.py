@@ -1,0 +1,76 @@
+"""Tensors and their configuration in one safetensors file; no pickle is ever opened."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's archive; a bare pickle
+
+
+class CheckpointError(ValueError):
+    """A file that can't be loaded; the message says which, why, and what to do."""
+
+
+def save_checkpoint(path: Path, tensors: dict[str, Tensor], config: Any) -> None:
+    """Write ``tensors`` with the dataclass ``config`` as JSON in the header; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, partial, metadata={"config": json.dumps(asdict(config))})
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path, config_class: type) -> tuple[dict[str, Tensor], Any]:
+    """Return the tensors of ``path`` and its configuration as a ``config_class``.
+
+    Raises: CheckpointError when the file is missing, is a pickle, or is otherwise not ours.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+    if start.startswith(_PICKLE_STARTS):
+        raise CheckpointError(
+            f"{path} is a pickle, which can run code when it is loaded. Convert it to safetensors"
+            " on a machine that you can throw away, then load that."
+        )
+    config: Any
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+        config = TypeAdapter(config_class).validate_json(metadata.get("config", ""))
+        return load_file(path), config
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is no safetensors file: {error}") from error
+    except ValidationError as error:
+        raise CheckpointError(f"{path} holds no usable {config_class.__name__}: {error}") from error
+
+
+def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy ``tensors`` into ``module``; every one must be there, and no other.
+
+    Raises: CheckpointError naming what is missing, unexpected or of another shape.
+    """
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit its configuration: {error}") from error
+
+
+def fingerprint(config: Any, tensors: dict[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits that tell this configuration and these tensors from all others."""
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,92 @@
+"""The prior: a diffusion transformer that predicts the velocity of latents under a class label."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.conditioning import ClassEmbedding
+from models.config import PriorConfig
+from models.layers import Attention, SwiGLU, TimeEmbedding, axial_rope, patchify, unpatchify
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each scaled, shifted and gated by the condition.
+
+    The modulation is shared by all blocks; each adds an offset of its own (PixArt-α, Chen et al. 2023,
+    arXiv:2310.00426).
+    """
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        inner = -(-int(config.mlp_ratio * size) // 64) * 64  # rounded up to what hardware likes
+        self.norm1 = nn.RMSNorm(size, elementwise_affine=False, eps=1e-6)
+        self.attention = Attention(size, config.num_heads)
+        self.norm2 = nn.RMSNorm(size, elementwise_affine=False, eps=1e-6)
+        self.feed_forward = SwiGLU(size, inner)
+        self.modulation_offset = nn.Parameter(torch.zeros(6, size))
+
+    def forward(self, x: Tensor, modulation: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        shared = (modulation + self.modulation_offset)[:, :, None]  # (B, 6, 1, hidden)
+        shift1, scale1, gate1, shift2, scale2, gate2 = shared.unbind(1)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, cosines, sines)
+        return x + gate2 * self.feed_forward(self.norm2(x) * (1 + scale2) + shift2)
+
+
+class DiT(nn.Module):
+    """A diffusion transformer (Peebles and Xie 2023, arXiv:2212.09748).
+
+    Unlike theirs: RMSNorm, normalised queries and keys, SwiGLU, axial RoPE, and one modulation network
+    for all blocks.
+    """
+
+    cosines: Tensor
+    sines: Tensor
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.hidden_size
+        patch_channels = config.latent_channels * config.patch_size ** len(config.grid)
+        self.embed_patches = nn.Linear(patch_channels, size)
+        self.embed_time = TimeEmbedding(size)
+        self.embed_class = ClassEmbedding(config.num_classes, size)
+        self.modulate = nn.Linear(size, 6 * size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_norm = nn.RMSNorm(size, elementwise_affine=False, eps=1e-6)
+        self.final_modulate = nn.Linear(size, 2 * size)
+        self.to_velocity = nn.Linear(size, patch_channels)
+        token_grid = tuple(side // config.patch_size for side in config.grid)
+        cosines, sines = axial_rope(token_grid, config.head_size)
+        self.register_buffer("cosines", cosines, persistent=False)
+        self.register_buffer("sines", sines, persistent=False)
+        self._initialise()
+
+    @property
+    def null_label(self) -> int:
+        """The class label that stands for "any"."""
+        return self.config.num_classes
+
+    def forward(self, latents: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
+        """Return the velocity (B, C, *grid) at latents (B, C, *grid) and t (B,): 0 is noise, 1 is data."""
+        config = self.config
+        dtype = self.embed_patches.weight.dtype
+        x = self.embed_patches(patchify(latents.to(dtype), config.patch_size))  # (B, N, hidden)
+        condition = F.silu(self.embed_time(t) + self.embed_class(class_labels))  # (B, hidden)
+        modulation = self.modulate(condition).view(-1, 6, config.hidden_size)  # (B, 6, hidden)
+        for block in self.blocks:
+            x = block(x, modulation, self.cosines, self.sines)  # (B, N, hidden)
+        shift, scale = self.final_modulate(condition)[:, None].chunk(2, dim=-1)  # (B, 1, hidden)
+        x = self.to_velocity(self.final_norm(x) * (1 + scale) + shift)  # (B, N, C·p^axes)
+        return unpatchify(x, config.patch_size, config.latent_channels, config.grid)  # (B, C, *grid)
+
+    def _initialise(self) -> None:
+        """Set every initial value; blocks start as the identity, the output as zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.embed_class.embedding.weight, std=0.02)
+        for layer in (self.modulate, self.final_modulate, self.to_velocity):
+            nn.init.zeros_(layer.weight)

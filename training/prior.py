@@ -1,0 +1,196 @@
+"""Train a prior: ``smalti train prior --config training/configs/fashion-mnist-prior.toml``."""
+
+import copy
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from models.conditioning import drop_labels
+from models.config import Count, PriorConfig, SamplingDefaults, UnitTime
+from models.flow import draw_noise, draw_times, interpolate, velocity
+from models.pipeline import load_tokenizer, save_pipeline
+from models.prior import DiT
+from models.samplers import sample
+from models.tokenizer import Tokenizer
+from training.data.dataset import ImageDataset, load_dataset
+from training.ema import WeightAverage
+from training.plots import save_grid
+from training.run import Processes, Run, batch_rows, generator_for, learning_rate_factor
+from training.tokenizer import to_unit_range
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class PriorTrainingConfig:
+    """What ``smalti train prior`` reads from its TOML file.
+
+    ``tokenizer`` is a ``tokenizer.safetensors``; ``folder`` keeps checkpoints and logs; ``output`` is
+    the finished pipeline's folder, named as it. Matrices inside the blocks are trained with Muon at
+    ``muon_learning_rate``, everything else with AdamW at ``learning_rate``.
+    """
+
+    prior: PriorConfig
+    tokenizer: Path
+    folder: Path
+    output: Path
+    defaults: SamplingDefaults
+    data: str = "fashion-mnist"
+    batch_size: Count = 256
+    num_steps: Count = 4000
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    muon_learning_rate: Annotated[float, Field(gt=0)] = 2e-2
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    warmup_steps: Annotated[int, Field(ge=0)] = 200
+    decay_fraction: UnitTime = 0.4
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    ema_decay: UnitTime = 0.999
+    label_dropout: UnitTime = 0.1
+    time_mean: float = 0.0
+    time_std: Annotated[float, Field(gt=0)] = 1.0
+    horizontal_flips: bool = True
+    seed: int = 0
+    num_threads: Count | None = None
+    is_compiled: bool = True
+    checkpoint_every_s: Annotated[float, Field(ge=0)] = 120.0
+    log_every: Count = 50
+    samples_every: Count = 1000
+
+
+def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
+    """Train to the end, write the pipeline and return its folder.
+
+    Raises: TrainingError when the run can't start or go on.
+    """
+    processes = Processes.join(config.num_threads)
+    run = Run(config.folder, config, processes, num_steps=config.num_steps, resume=resume)
+    tokenizer = load_tokenizer(config.tokenizer).to(processes.device)
+    shape = {"image_size_px": tokenizer.config.image_size_px, "channels": tokenizer.config.image_channels}
+    data = load_dataset(config.data, "train", **shape)
+    latents, labels = encode_dataset(tokenizer, data, with_flips=config.horizontal_flips)
+
+    torch.manual_seed(config.seed)
+    prior = DiT(config.prior).to(processes.device)
+    optimizers = make_optimizers(prior, config)
+    average = WeightAverage(prior, config.ema_decay)
+    first_step = 0
+    if state := run.load():
+        prior.load_state_dict(state["prior"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        average.tensors = {name: t.to(processes.device) for name, t in state["average"].items()}
+        first_step = state["step"]
+
+    predict: Any = processes.wrap(prior)
+    if config.is_compiled:
+        predict = torch.compile(predict)
+    sampled = copy.deepcopy(prior)
+    loss_sum, num_summed = 0.0, 0
+    for step in run.steps(first_step):
+        factor = learning_rate_factor(step, config.num_steps, config.warmup_steps, config.decay_fraction)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        rows = batch_rows(len(latents), config.batch_size, step, config.seed, processes)
+        generator = generator_for(config.seed, step, processes.rank)
+        x, y = latents[rows].to(processes.device).float(), labels[rows].to(processes.device)
+        loss = flow_loss(predict, x, y, prior.null_label, config, generator)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(prior.parameters(), config.gradient_clip)
+        for optimizer in optimizers:
+            optimizer.step()
+        average.update(prior, step)
+
+        loss_sum, num_summed = loss_sum + float(loss.detach()), num_summed + 1
+        is_last = step == config.num_steps - 1
+        if step % config.log_every == 0 or is_last:
+            run.log(step, loss=loss_sum / num_summed)
+            loss_sum, num_summed = 0.0, 0
+        if processes.is_main and (step + 1) % config.samples_every == 0:
+            average.copy_to(sampled)
+            _save_samples(config, tokenizer, sampled, data.class_names, processes.device, step + 1)
+        state = {
+            "prior": prior.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "average": average.tensors,
+        }
+        run.save(step + 1, state, every_s=0.0 if is_last else config.checkpoint_every_s)
+
+    if processes.is_main:
+        average.copy_to(prior)
+        save_pipeline(config.output, config.output.name, data.class_names, tokenizer, prior, config.defaults)
+    return config.output
+
+
+def flow_loss(
+    predict: nn.Module,
+    latents: Tensor,
+    class_labels: Tensor,
+    null_label: int,
+    config: PriorTrainingConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return the mean squared error of the predicted velocity at random times (t: 0 noise, 1 data)."""
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    t = draw_times(len(latents), generator, mean=config.time_mean, std=config.time_std).to(latents.device)
+    y = drop_labels(class_labels, null_label, config.label_dropout, generator)
+    with torch.autocast(latents.device.type, dtype=torch.bfloat16):
+        predicted = predict(interpolate(latents, noise, t), t, y)
+    return F.mse_loss(predicted.float(), velocity(latents, noise))
+
+
+@torch.inference_mode()
+def encode_dataset(tokenizer: Tokenizer, data: ImageDataset, *, with_flips: bool) -> tuple[Tensor, Tensor]:
+    """Return all latents (N, d, h, w) bfloat16 and labels (N,); with flips, every image twice."""
+    device = tokenizer.latent_mean.device
+    latents = []
+    for images in (data.images, data.images.flip(-1)) if with_flips else (data.images,):
+        for batch in images.split(500):
+            latents.append(tokenizer.encode(to_unit_range(batch).to(device)).to("cpu", torch.bfloat16))
+    return torch.cat(latents), data.labels.repeat(2 if with_flips else 1)
+
+
+def make_optimizers(prior: DiT, config: PriorTrainingConfig) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the blocks and AdamW for the rest (Jordan et al. 2024)."""
+    matrices = [p for p in prior.blocks.parameters() if p.ndim == 2 and min(p.shape) > 6]
+    known = {id(p) for p in matrices}
+    others = [p for p in prior.parameters() if id(p) not in known]
+    muon = torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+    adamw = torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    for optimizer in (muon, adamw):
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return [muon, adamw]
+
+
+@torch.inference_mode()
+def _save_samples(
+    config: PriorTrainingConfig,
+    tokenizer: Tokenizer,
+    prior: DiT,
+    class_names: tuple[str, ...],
+    device: torch.device,
+    step: int,
+) -> None:
+    """Save a picture of eight samples a class, from the same noise every time."""
+    labels = torch.arange(len(class_names), device=device).repeat_interleave(8)
+    shape = (config.prior.latent_channels, *config.prior.grid)
+    noise = torch.stack([draw_noise(shape, config.seed, i) for i in range(len(labels))])
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        latents = sample(
+            prior,
+            noise.to(device),
+            labels,
+            prior.null_label,
+            sampler=config.defaults.sampler,
+            num_steps=config.defaults.num_steps,
+            guidance_scale=config.defaults.guidance_scale,
+            guidance_interval=config.defaults.guidance_interval,
+        )
+    images = tokenizer.decode_codes(tokenizer.quantize(latents).codes)
+    save_grid(config.folder / "samples" / f"{step:07d}.png", images.cpu(), num_columns=8)

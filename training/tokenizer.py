@@ -1,0 +1,172 @@
+"""Train a tokenizer: ``smalti train tokenizer --config training/configs/fashion-mnist-tokenizer.toml``."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from models.checkpoint import save_checkpoint
+from models.config import Count, TokenizerConfig, UnitTime
+from models.quantizers import VectorQuantizer
+from models.tokenizer import Tokenizer, channels_last
+from training.data.dataset import ImageDataset, load_dataset
+from training.losses import reconstruction_loss
+from training.metrics import measure_squared_errors, psnr_db
+from training.run import Processes, Run, batch_rows, generator_for, learning_rate_factor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class TokenizerTrainingConfig:
+    """What ``smalti train tokenizer`` reads from its TOML file.
+
+    ``data`` is "fashion-mnist" or a folder of images; ``folder`` keeps checkpoints, logs and, at the
+    end, ``tokenizer.safetensors``. ``continuous_steps`` train without quantising first, so that the
+    codebook starts from latents worth a k-means.
+    """
+
+    tokenizer: TokenizerConfig
+    folder: Path
+    data: str = "fashion-mnist"
+    batch_size: Count = 128
+    num_steps: Count = 3000
+    continuous_steps: Annotated[int, Field(ge=0)] = 200
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    decay_fraction: UnitTime = 0.5
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    l1_weight: Annotated[float, Field(ge=0)] = 0.1
+    l2_weight: Annotated[float, Field(ge=0)] = 1.0
+    edge_weight: Annotated[float, Field(ge=0)] = 0.0
+    horizontal_flips: bool = True
+    seed: int = 0
+    num_threads: Count | None = None
+    is_compiled: bool = True
+    checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
+    log_every: Count = 50
+
+
+def train_tokenizer(config: TokenizerTrainingConfig, *, resume: bool = False) -> Path:
+    """Train to the end and return the path of ``tokenizer.safetensors``.
+
+    Raises: TrainingError when the run can't start or go on.
+    """
+    processes = Processes.join(config.num_threads)
+    run = Run(config.folder, config, processes, num_steps=config.num_steps, resume=resume)
+    shape = {"image_size_px": config.tokenizer.image_size_px, "channels": config.tokenizer.image_channels}
+    data = load_dataset(config.data, "train", **shape)
+    torch.manual_seed(config.seed)
+    tokenizer = channels_last(Tokenizer(config.tokenizer).to(processes.device))
+    optimizer = torch.optim.AdamW(
+        tokenizer.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    )
+    first_step = 0
+    if state := run.load():
+        tokenizer.load_state_dict(state["tokenizer"])
+        optimizer.load_state_dict(state["optimizer"])
+        first_step = state["step"]
+
+    encode: Any = processes.wrap(tokenizer.encoder)
+    decode: Any = processes.wrap(tokenizer.decoder)
+    if config.is_compiled:
+        encode, decode = torch.compile(encode), torch.compile(decode)
+    for step in run.steps(first_step):
+        tokenizer.train()
+        factor = learning_rate_factor(step, config.num_steps, config.warmup_steps, config.decay_fraction)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+        images = _batch(data, config, step, processes)
+        loss, error = _train_step(tokenizer, encode, decode, optimizer, images, config, step)
+        if step % config.log_every == 0 or step == config.num_steps - 1:
+            run.log(step, loss=float(loss), psnr=float(psnr_db(error)))
+        state = {"tokenizer": tokenizer.state_dict(), "optimizer": optimizer.state_dict()}
+        is_last = step == config.num_steps - 1
+        run.save(step + 1, state, every_s=0.0 if is_last else config.checkpoint_every_s)
+
+    tokenizer.eval()
+    _measure_scale(tokenizer, data)
+    path = config.folder / "tokenizer.safetensors"
+    if processes.is_main:
+        save_checkpoint(path, tokenizer.exported(), config.tokenizer)
+        test = load_dataset(config.data, "test", **shape)
+        logger.info("%s: PSNR %.2f dB on the test split", path, reconstruction_psnr(tokenizer, test.images))
+    return path
+
+
+def _batch(data: ImageDataset, config: TokenizerTrainingConfig, step: int, processes: Processes) -> Tensor:
+    rows = batch_rows(len(data.images), config.batch_size, step, config.seed, processes)
+    images = data.images[rows]
+    if config.horizontal_flips:
+        generator = generator_for(config.seed, step, processes.rank)
+        flipped = torch.rand(len(rows), generator=generator) < 0.5
+        images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+    return to_unit_range(images).to(processes.device, memory_format=torch.channels_last)
+
+
+def _train_step(
+    tokenizer: Tokenizer,
+    encode: nn.Module,
+    decode: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    config: TokenizerTrainingConfig,
+    step: int,
+) -> tuple[Tensor, Tensor]:
+    """Take one step; return the loss and the mean squared error, both detached."""
+    quantizer = tokenizer.quantizer
+    generator = generator_for(config.seed, step, -2)
+    with torch.autocast(images.device.type, dtype=torch.bfloat16):
+        latents = quantizer.bound(encode(images))
+        is_continuous = step < config.continuous_steps
+        if isinstance(quantizer, VectorQuantizer) and not (is_continuous or quantizer.is_initialised):
+            quantizer.initialise(latents, generator)
+        quantized = None if is_continuous else quantizer.quantize(latents)
+        reconstructed = decode(latents if quantized is None else quantized.latents)
+    loss = reconstruction_loss(
+        reconstructed,
+        images,
+        l1_weight=config.l1_weight,
+        l2_weight=config.l2_weight,
+        edge_weight=config.edge_weight,
+    )
+    total = loss if quantized is None else loss + quantized.loss
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    nn.utils.clip_grad_norm_(tokenizer.parameters(), config.gradient_clip)
+    optimizer.step()
+    if quantized is not None and isinstance(quantizer, VectorQuantizer):
+        quantizer.update(latents.detach(), quantized.codes, generator)
+    error = (reconstructed.detach().float() - images).square().mean()
+    return total.detach(), error
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """Return uint8 images as float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+@torch.inference_mode()
+def _measure_scale(tokenizer: Tokenizer, data: ImageDataset, num_images: int = 10_000) -> None:
+    """Set the mean and standard deviation per channel that latents are scaled by."""
+    device = tokenizer.latent_mean.device
+    batches = to_unit_range(data.images[:num_images]).split(500)
+    latents = torch.cat([tokenizer.encode(batch.to(device)) for batch in batches])
+    tokenizer.latent_mean.copy_(latents.mean((0, 2, 3)).view_as(tokenizer.latent_mean))
+    tokenizer.latent_std.copy_(latents.std((0, 2, 3)).view_as(tokenizer.latent_std))
+
+
+@torch.inference_mode()
+def reconstruction_psnr(tokenizer: Tokenizer, images: Tensor) -> float:
+    """Return the mean over uint8 ``images`` (N, C, H, W) of each reconstruction's PSNR in dB."""
+    device = tokenizer.latent_mean.device
+    errors = []
+    for batch in to_unit_range(images).split(500):
+        codes = tokenizer.quantize(tokenizer.encode(batch.to(device))).codes
+        errors.append(measure_squared_errors(tokenizer.decode_codes(codes).cpu(), batch))
+    return psnr_db(torch.cat(errors)).mean().item()

@@ -56,18 +56,18 @@ class ClassifierTraining:
 
     architecture: Architecture
     seed: int
-    width: int = 48
-    num_epochs: int = 12
+    width: int = 32
+    num_epochs: int = 15
     batch_size: int = 256
     max_learning_rate: float = 0.2
-    weight_decay: float = 2e-4
+    weight_decay: float = 5e-4
     crop_padding_px: int = 2
     is_flipped: bool = True
 
 
 DEFAULT_TRAININGS = (
     ClassifierTraining(architecture="residual", seed=1),
-    ClassifierTraining(architecture="plain", seed=2),
+    ClassifierTraining(architecture="plain", seed=2, width=48, num_epochs=12, weight_decay=2e-4),
 )
 
 

@@ -17,8 +17,8 @@ from app.supervisor import end_with_stdin, say
 if TYPE_CHECKING:
     from app.settings import Settings
     from workers.catalog import AnyRequest
-    from workers.engine import Finished
     from workers.messages import ImageFormat
+    from workers.work import Finished
 
 cli = typer.Typer(
     help="Generate, encode and decode images with two-stage latent models.",
@@ -109,19 +109,9 @@ def serve(
     _log(settings.log_level)
     import socket
 
-    import uvicorn
+    from app.server import serve as serve_until_signal
 
-    from app.main import create_app
-
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=20,
-    )
-    uvicorn.Server(config).run(sockets=None if fd is None else [socket.socket(fileno=fd)])
+    serve_until_signal(settings, None if fd is None else socket.socket(fileno=fd))
 
 
 @cli.command()

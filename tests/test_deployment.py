@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from app.settings import AppSettings
 from workers.settings import ENV_PREFIX, WorkerSettings
@@ -89,18 +90,19 @@ def test_the_api_needs_no_more_than_its_group():
     )
     assert result.returncode == 0, result.stderr
     owners = packages_distributions()
-    used = {name.lower() for module in result.stdout.split() for name in owners.get(module, ())}
+    used = {canonicalize_name(name) for module in result.stdout.split() for name in owners.get(module, ())}
     assert used - _closure(PROJECT["dependency-groups"]["api"]) - {"smalti"} == set()
 
 
 def _closure(requirements: list[str]) -> set[str]:
+    """Return the names of all packages that these requirements bring."""
     names: set[str] = set()
     waiting = [Requirement(each) for each in requirements]
     while waiting:
         requirement = waiting.pop()
-        if requirement.name.lower() not in names and (
-            not requirement.marker or requirement.marker.evaluate({"extra": ""})
-        ):
-            names.add(requirement.name.lower())
-            waiting += [Requirement(each) for each in requires(requirement.name) or []]
+        name = canonicalize_name(requirement.name)
+        is_wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if is_wanted and name not in names:
+            names.add(name)
+            waiting += [Requirement(each) for each in requires(name) or []]
     return names

@@ -45,6 +45,10 @@ class UnknownPipeline(InvalidRequest):
 class QueueFull(ServiceError):
     code = "queue_full"
 
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
 
 class QueueUnavailable(ServiceError):
     code = "queue_unavailable"

@@ -1,0 +1,61 @@
+"""Workers as real processes."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from workers.protocol import WORKERS
+
+TOY_WORKER = Path(__file__).with_name("toy_worker.py")
+
+
+class WorkerProcesses:
+    """Starts workers of one queue and ends those that are left."""
+
+    def __init__(self, redis_url: str, folder: Path) -> None:
+        self.redis_url = redis_url
+        self.artifacts = folder / "artifacts"
+        self.log_path = folder / "workers.log"
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(
+        self, *, lease_s: float = 1.0, step_s: float = 0.002, grace_s: float = 5.0, wait: bool = True
+    ) -> "subprocess.Popen[bytes]":
+        arguments = [str(value) for value in (self.redis_url, self.artifacts, lease_s, step_s, grace_s)]
+        with self.log_path.open("ab") as log:
+            process = subprocess.Popen([sys.executable, TOY_WORKER, *arguments], stdout=log, stderr=log)
+        self._started.append(process)
+        if wait:
+            with redis.Redis.from_url(self.redis_url, decode_responses=True) as client:
+                wait_until(lambda: str(process.pid) in _pids(client))
+        return process
+
+    def end(self) -> None:
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def worker_processes(redis_url: str, tmp_path: Path) -> Iterator[WorkerProcesses]:
+    processes = WorkerProcesses(redis_url, tmp_path)
+    yield processes
+    processes.end()
+
+
+def wait_until(is_so: Callable[[], object], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def _pids(client: "redis.Redis") -> set[str]:
+    ready = [client.hmget(key, "pid", "phase") for key in client.smembers(WORKERS)]
+    return {pid for pid, phase in ready if phase == "ready"}

@@ -1,0 +1,207 @@
+"""What follows the computing of a job, off the compute thread: encode, store, complete, tell."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import zip_longest
+from queue import Empty, SimpleQueue
+from typing import Literal, Protocol, TypeVar
+
+import redis
+
+from workers.errors import InternalError, ServiceError
+from workers.images import Pixels, encode_image
+from workers.messages import (
+    CodesInfo,
+    DecodeRequest,
+    DecodeResult,
+    EncodeResult,
+    GenerateRequest,
+    GenerateResult,
+    ImageFormat,
+    ImageReference,
+    Progress,
+    Result,
+)
+from workers.rq_worker import Claim, Outcome, RQWorker
+
+logger = logging.getLogger(__name__)
+
+NUM_ENCODERS = 2
+MAX_BACKOFF_S = 1.0
+MAX_REFUSALS = 20  # errors that the server answers, such as that its memory is full
+Answer = TypeVar("Answer")
+
+
+class Store(Protocol):
+    """Where images are kept."""
+
+    def put(self, job_id: str, index: int, data: bytes, format: ImageFormat) -> ImageReference: ...
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What the engine made of a job."""
+
+    claim: Claim
+    pipeline: str
+    images: tuple[Pixels, ...]
+    codes: CodesInfo | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    claim: Claim
+    error: ServiceError
+
+
+@dataclass(frozen=True)
+class HandBack:
+    """A job that someone else shall compute: at once, or alone."""
+
+    claim: Claim
+    how: Literal["back", "alone"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """How far the running jobs are."""
+
+    progress: tuple[tuple[Claim, Progress], ...]
+
+
+Item = Computed | Failed | HandBack | Report
+
+
+class Outbox:
+    """A thread that sends what the compute thread puts in, in batches, one pipeline each.
+
+    While the queue server is away, what was computed is kept and sent when it is back.
+    """
+
+    def __init__(self, link: RQWorker, store: Store, on_ended: Callable[[Claim], None]) -> None:
+        self._link = link
+        self._store = store
+        self._on_ended = on_ended
+        self._items: SimpleQueue[Item | None] = SimpleQueue()
+        self._pool = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix="encoder")
+        self._gives_up_at: float | None = None
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, item: Item) -> None:
+        """Send something, soon."""
+        self._items.put(item)
+
+    def close(self, timeout_s: float) -> None:
+        """Send all that is left, for at most this long."""
+        self._gives_up_at = time.monotonic() + timeout_s
+        self._items.put(None)
+        self._thread.join(timeout_s + MAX_BACKOFF_S)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            batch: list[Item] = []
+            while True:
+                try:
+                    item = self._items.get(block=not batch)
+                except Empty:
+                    break
+                if item is None:
+                    is_open = False
+                    break
+                batch.append(item)
+            try:
+                self._send(batch)
+            except Exception:  # the thread must live; the jobs' leases go on, so log loudly
+                logger.critical("could not send %d items", len(batch), exc_info=True)
+
+    def _send(self, batch: Sequence[Item]) -> None:
+        ended = [item for item in batch if isinstance(item, Computed | Failed)]
+        if ended:
+            outcomes = list(self._pool.map(self._outcome, ended))
+            were_ours = self._persist(lambda: self._link.finish(outcomes))
+            for outcome, was_ours in zip_longest(outcomes, were_ours or ()):
+                self._on_ended(outcome.claim)
+                _log(outcome, was_ours)
+        for how in ("back", "alone"):
+            claims = [item.claim for item in batch if isinstance(item, HandBack) and item.how == how]
+            if claims:
+                self._persist(lambda claims=claims, how=how: self._link.hand_back(claims, how))  # type: ignore[misc]
+                for claim in claims:
+                    self._on_ended(claim)
+                    logger.info("job_id=%s handed back: %s", claim.job_id, how)
+        reports = [item for item in batch if isinstance(item, Report)]
+        if reports:
+            try:
+                self._link.tell_progress(reports[-1].progress)
+            except redis.RedisError:
+                logger.warning("the queue server did not take a progress report")
+
+    def _outcome(self, item: Computed | Failed) -> Outcome:
+        if isinstance(item, Failed):
+            return Outcome(item.claim, item.error)
+        try:
+            return Outcome(item.claim, self._result(item))
+        except ServiceError as error:
+            return Outcome(item.claim, error)
+        except Exception:  # the job boundary
+            logger.exception("job_id=%s could not be encoded or stored", item.claim.job_id)
+            return Outcome(item.claim, InternalError("The result could not be stored."))
+
+    def _result(self, item: Computed) -> Result:
+        request, job_id = item.claim.request, item.claim.job_id
+        if isinstance(request, GenerateRequest):
+            assert request.seed is not None
+            images = self._store_images(job_id, item.images, request.format)
+            return GenerateResult(pipeline=item.pipeline, seed=request.seed, images=images, codes=item.codes)
+        if isinstance(request, DecodeRequest):
+            images = self._store_images(job_id, item.images, request.format)
+            return DecodeResult(pipeline=item.pipeline, images=images)
+        assert item.codes is not None
+        return EncodeResult(pipeline=item.pipeline, **dict(item.codes))
+
+    def _store_images(
+        self, job_id: str, images: Sequence[Pixels], format: ImageFormat
+    ) -> list[ImageReference]:
+        return [
+            self._store.put(job_id, index, encode_image(pixels, format), format)
+            for index, pixels in enumerate(images)
+        ]
+
+    def _persist(self, send: Callable[[], Answer]) -> Answer | None:
+        """Send until the server takes it; None when it refuses for long, or the time to do so is over.
+
+        What is not sent is computed again: its lease runs out.
+        """
+        wait_s = 0.02
+        num_refusals = 0
+        while True:
+            try:
+                return send()
+            except redis.RedisError as error:
+                num_refusals += isinstance(error, redis.ResponseError)
+                is_late = self._gives_up_at is not None and time.monotonic() > self._gives_up_at
+                if is_late or num_refusals > MAX_REFUSALS:
+                    logger.error("could not be sent: %s", error)
+                    return None
+                logger.warning("the queue server is away (%s); results are kept", type(error).__name__)
+                time.sleep(wait_s)
+                wait_s = min(2 * wait_s, MAX_BACKOFF_S)
+
+
+def _log(outcome: Outcome, was_ours: bool | None) -> None:
+    claim, end = outcome.claim, outcome.end
+    what = end.code if isinstance(end, ServiceError) else "succeeded"
+    if was_ours is None:
+        what = f"{what}, but that was not sent"
+    elif not was_ours:
+        what = f"{what}, but it was no longer ours"
+    logger.info("job_id=%s try=%d %s", claim.job_id, claim.num_tries, what)

@@ -1,0 +1,121 @@
+"""`smalti up` with a tiny pipeline: the whole service, from the command to its last process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from models.config import PriorConfig, SamplingDefaults, TokenizerConfig
+from models.pipeline import save_pipeline
+from models.prior import DiT
+from models.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def weights_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(
+        TokenizerConfig(image_size_px=8, hidden_channels=8, num_blocks=1, codebook_size=16)
+    ).eval()
+    prior = DiT(PriorConfig(grid=(4, 4), hidden_size=16, depth=1, num_heads=2, num_classes=2))
+    save_pipeline(
+        folder / "tiny", "tiny", ("bag", "it's a shirt"), tokenizer, prior, SamplingDefaults(num_steps=2)
+    )
+    return folder
+
+
+@contextmanager
+def service(tmp_path: Path, weights_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """A running `smalti up`, its address, and the command that it says to try."""
+    environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "app.cli", "up", "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**environment, "SMALTI_WEIGHTS_DIR": str(weights_dir), "SMALTI_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().removeprefix("READY at ").strip()
+        command = process.stdout.readline().removeprefix("Try: ").strip()
+        yield process, address, command
+    finally:
+        process.terminate()
+        process.wait(60)
+        process.stdout.close()
+
+
+def processes_of(tmp_path: Path) -> dict[int, str]:
+    """The command lines of what runs in this folder, or in its data folder."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "cwd").readlink().is_relative_to(tmp_path):
+                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return {pid: command for pid, command in found.items() if command}
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    ends_at = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < ends_at, "nothing happened in time"
+        time.sleep(0.05)
+
+
+def generate(address: str) -> httpx.Response:
+    body = {"class_label": 0, "seed": 7}
+    return httpx.post(f"{address}/generate", json=body, headers={"Accept": "image/png"}, timeout=60)
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="reads /proc")
+
+
+@needs_proc
+def test_what_it_says_to_try_works_and_a_signal_leaves_nothing(tmp_path, weights_dir):
+    with service(tmp_path, weights_dir) as (process, address, command):
+        subprocess.run(command, shell=True, cwd=tmp_path, check=True, timeout=60)
+        assert (tmp_path / "image.png").read_bytes().startswith(b"\x89PNG")
+        assert httpx.get(f"{address}/health/ready").json()["num_ready_workers"] == 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert processes_of(tmp_path) == {}
+
+
+@needs_proc
+def test_a_killed_worker_and_a_killed_queue_server_come_back(tmp_path, weights_dir):
+    with service(tmp_path, weights_dir) as (_, address, _):
+        before = generate(address).content
+        for part in ("--supervised worker", "valkey-server", "redis-server", "--supervised serve"):
+            for pid, command in processes_of(tmp_path).items():
+                if part in command:
+                    os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: "--supervised worker" in " ".join(processes_of(tmp_path).values()))
+
+        def answers() -> bool:
+            try:
+                return generate(address).content == before
+            except httpx.HTTPError:
+                return False
+
+        wait_until(answers)
+
+
+@needs_proc
+def test_nothing_is_left_when_it_is_killed(tmp_path, weights_dir):
+    with service(tmp_path, weights_dir) as (process, address, _):
+        assert generate(address).status_code == 200
+        assert len(processes_of(tmp_path)) >= 4
+        process.kill()
+        wait_until(lambda: processes_of(tmp_path) == {})

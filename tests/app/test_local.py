@@ -4,36 +4,16 @@ import json
 import sys
 
 import pytest
-import torch
 from PIL import Image
 
 from app.cli import main
-from models.config import PriorConfig, SamplingDefaults, TokenizerConfig
-from models.pipeline import save_pipeline
-from models.prior import DiT
-from models.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="module")
-def weights_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    # Random all over: where a network starts with zeros, every image would be the same.
-    tokenizer = Tokenizer(
-        TokenizerConfig(image_size_px=8, hidden_channels=8, num_blocks=1, codebook_size=16)
-    ).eval()
-    for tensor in [*tokenizer.parameters(), tokenizer.quantizer.codebook]:
-        tensor.data.normal_(std=0.5)
-    prior = DiT(PriorConfig(grid=(4, 4), hidden_size=16, depth=1, num_heads=2, num_classes=2))
-    save_pipeline(folder / "tiny", "tiny", ("bag", "shirt"), tokenizer, prior, SamplingDefaults(num_steps=2))
-    return folder
 
 
 @pytest.fixture
-def smalti(weights_dir, tmp_path, monkeypatch, capfdbinary):
+def smalti(tiny_weights, tmp_path, monkeypatch, capfdbinary):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("REDIS_URL", raising=False)
-    monkeypatch.setenv("SMALTI_WEIGHTS_DIR", str(weights_dir))
+    monkeypatch.setenv("SMALTI_WEIGHTS_DIR", str(tiny_weights))
     monkeypatch.setenv("SMALTI_DEVICE", "cpu")
 
     def run(*arguments: str, status: int = 0) -> tuple[bytes, bytes]:
@@ -50,7 +30,7 @@ def smalti(weights_dir, tmp_path, monkeypatch, capfdbinary):
 
 def test_a_seed_gives_the_same_bytes_and_the_path_is_the_result(smalti, tmp_path):
     out, told = smalti(
-        "generate", "--class-label", "bag", "--seed", "7", "--num-images", "2", "--out", "a.png"
+        "generate", "--class-label", "cat", "--seed", "7", "--num-images", "2", "--out", "a.png"
     )
     assert out == b"a-0.png\na-1.png\n"
     assert b"seed 7" in told
@@ -63,22 +43,22 @@ def test_codes_come_back_as_they_went(smalti, tmp_path):
     smalti("generate", "--seed", "1", "--out", "a.webp")
     (tmp_path / "a.json").write_bytes(smalti("encode", "a.webp")[0])
     codes = json.loads((tmp_path / "a.json").read_text())
-    assert codes["grid"] == [4, 4]
-    assert codes["codebook_size"] == 16
+    assert codes["grid"] == [6, 6]
+    assert codes["codebook_size"] == 32
     smalti("decode", "a.json", "--out", "b.png")
     with Image.open(tmp_path / "b.png") as image:
-        assert image.size == (8, 8)
+        assert image.size == (12, 12)
 
 
 def test_what_the_service_would_refuse_is_refused_in_its_words(smalti, tmp_path):
     _, told = smalti("generate", "--class-label", "sneaker", "--out", "a.png", status=1)
-    assert told == b"smalti: class_label: tiny has no class 'sneaker'; known are bag, shirt\n"
-    (tmp_path / "foreign.json").write_text(json.dumps({"codes": [[[0] * 4] * 4], "tokenizer": "f" * 16}))
+    assert told == b"smalti: class_label: tiny has no class 'sneaker'; known are cat, dog, bird\n"
+    (tmp_path / "foreign.json").write_text(json.dumps({"codes": [[[0] * 6] * 6], "tokenizer": "f" * 16}))
     assert b"no pipeline here has that" in smalti("decode", "foreign.json", "--out", "a.png", status=1)[1]
 
 
-def test_damaged_weights_are_named(smalti, weights_dir):
-    path = weights_dir / "tiny" / "prior.safetensors"
+def test_damaged_weights_are_named(smalti, tiny_weights):
+    path = tiny_weights / "tiny" / "prior.safetensors"
     intact = path.read_bytes()
     try:
         path.write_bytes(intact[:100])

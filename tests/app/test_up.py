@@ -11,30 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
-
-from models.config import PriorConfig, SamplingDefaults, TokenizerConfig
-from models.pipeline import save_pipeline
-from models.prior import DiT
-from models.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="module")
-def weights_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    tokenizer = Tokenizer(
-        TokenizerConfig(image_size_px=8, hidden_channels=8, num_blocks=1, codebook_size=16)
-    ).eval()
-    prior = DiT(PriorConfig(grid=(4, 4), hidden_size=16, depth=1, num_heads=2, num_classes=2))
-    save_pipeline(
-        folder / "tiny", "tiny", ("bag", "it's a shirt"), tokenizer, prior, SamplingDefaults(num_steps=2)
-    )
-    return folder
 
 
 @contextmanager
-def service(tmp_path: Path, weights_dir: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def service(tmp_path: Path, tiny_weights: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """A running `smalti up`, its address, and the command that it says to try."""
     environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
     process = subprocess.Popen(
@@ -42,7 +22,7 @@ def service(tmp_path: Path, weights_dir: Path) -> Iterator[tuple[subprocess.Pope
         stdout=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        env={**environment, "SMALTI_WEIGHTS_DIR": str(weights_dir), "SMALTI_NUM_THREADS": "1"},
+        env={**environment, "SMALTI_WEIGHTS_DIR": str(tiny_weights), "SMALTI_NUM_THREADS": "1"},
     )
     assert process.stdout is not None
     try:
@@ -83,8 +63,8 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="rea
 
 
 @needs_proc
-def test_what_it_says_to_try_works_and_a_signal_leaves_nothing(tmp_path, weights_dir):
-    with service(tmp_path, weights_dir) as (process, address, command):
+def test_what_it_says_to_try_works_and_a_signal_leaves_nothing(tmp_path, tiny_weights):
+    with service(tmp_path, tiny_weights) as (process, address, command):
         subprocess.run(command, shell=True, cwd=tmp_path, check=True, timeout=60)
         assert (tmp_path / "image.png").read_bytes().startswith(b"\x89PNG")
         assert httpx.get(f"{address}/health/ready").json()["num_ready_workers"] == 1
@@ -94,8 +74,8 @@ def test_what_it_says_to_try_works_and_a_signal_leaves_nothing(tmp_path, weights
 
 
 @needs_proc
-def test_a_killed_worker_and_a_killed_queue_server_come_back(tmp_path, weights_dir):
-    with service(tmp_path, weights_dir) as (_, address, _):
+def test_a_killed_worker_and_a_killed_queue_server_come_back(tmp_path, tiny_weights):
+    with service(tmp_path, tiny_weights) as (_, address, _):
         before = generate(address).content
         for part in ("--supervised worker", "valkey-server", "redis-server", "--supervised serve"):
             for pid, command in processes_of(tmp_path).items():
@@ -113,8 +93,8 @@ def test_a_killed_worker_and_a_killed_queue_server_come_back(tmp_path, weights_d
 
 
 @needs_proc
-def test_nothing_is_left_when_it_is_killed(tmp_path, weights_dir):
-    with service(tmp_path, weights_dir) as (process, address, _):
+def test_nothing_is_left_when_it_is_killed(tmp_path, tiny_weights):
+    with service(tmp_path, tiny_weights) as (process, address, _):
         assert generate(address).status_code == 200
         assert len(processes_of(tmp_path)) >= 4
         process.kill()

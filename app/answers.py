@@ -105,17 +105,23 @@ def _wait_s(preferences: Preferences, wanted: _Wanted, services: Services) -> fl
 async def wait_for(
     http: HttpRequest, job: JobView, wait_s: float, preferences: Preferences, services: Services
 ) -> JobView:
-    """Wait for a job as long as its client does; cancel it if the client goes away and asked for that."""
+    """Wait for a job as long as its client and this process are there.
+
+    A client that goes away cancels its job if it asked for that.
+    """
     finished = asyncio.ensure_future(services.queue.wait(job.id, wait_s))
     gone = asyncio.ensure_future(_disconnected(http))
+    ending = asyncio.ensure_future(services.is_ending.wait())
     try:
-        await asyncio.wait((finished, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((finished, gone, ending), return_when=asyncio.FIRST_COMPLETED)
         if finished.done():
             return finished.result()
-        return await services.queue.cancel(job.id) if preferences.cancels_on_disconnect else job
+        if gone.done() and preferences.cancels_on_disconnect:
+            return await services.queue.cancel(job.id)
+        return await services.queue.get(job.id)
     finally:
-        finished.cancel()
-        gone.cancel()
+        for task in (finished, gone, ending):
+            task.cancel()
 
 
 async def _disconnected(http: HttpRequest) -> None:

@@ -12,7 +12,7 @@ from fastapi.responses import RedirectResponse
 from app.errors import add_error_handlers
 from app.openapi import DESCRIPTION, use_openapi
 from app.queue import JobQueue
-from app.routes import decode, encode, generate, health, jobs, pipelines
+from app.routes import decode, encode, events, generate, health, jobs, pipelines
 from app.services import Services
 from app.settings import AppSettings
 from workers.artifacts import ArtifactStore
@@ -64,7 +64,7 @@ def create_app(settings: AppSettings) -> FastAPI:
         lifespan=lifespan,
     )
     add_error_handlers(app)
-    for routes in (generate, encode, decode, jobs, pipelines, health):
+    for routes in (generate, encode, decode, jobs, events, pipelines, health):
         app.include_router(routes.router)
     app.add_api_route("/", _home, include_in_schema=False)
     use_openapi(app)

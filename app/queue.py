@@ -249,6 +249,10 @@ class JobQueue:
         except (redis.RedisError, TimeoutError, OSError) as error:
             logger.warning("the queue server does not answer: %s", type(error).__name__)
             raise QueueUnavailable("the queue does not answer; try again soon") from error
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # redis-py's asyncio.wait_for may have swallowed it: python/cpython#86296, until Python 3.12.
+            raise asyncio.CancelledError
 
     @contextmanager
     def _watch(self, job_id: str, *, only_end: bool) -> Iterator[_Watcher]:

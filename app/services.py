@@ -21,6 +21,7 @@ class Services:
     catalog: Catalog
     queue: JobQueue
     artifacts: ArtifactStore
+    is_ending: asyncio.Event = field(default_factory=asyncio.Event)
     image_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_IMAGES_AT_ONCE))
 
 

@@ -1,5 +1,6 @@
 """A service for tests of the API: a real server and a real queue, with an engine that draws flat squares."""
 
+import base64
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -10,17 +11,19 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import uvicorn
+from fastapi import FastAPI
 
 from app.main import create_app
+from app.server import Server
 from app.settings import AppSettings
 from models.config import PipelineConfig, PriorConfig, SamplingDefaults, TokenizerConfig
 from workers import redis_server
 from workers.artifacts import ArtifactStore
-from workers.errors import NotFinite, OutOfMemory, ServiceError
+from workers.errors import NotFinite, OutOfMemory
 from workers.images import load_image
 from workers.messages import CodesInfo, DecodeRequest, EncodeRequest, GenerateRequest, Progress
-from workers.worker import Work, Worker, WorkerConfig
+from workers.work import Finished, Work
+from workers.worker import Worker, WorkerConfig
 
 CONFIG = PipelineConfig(
     name="tiny",
@@ -32,17 +35,6 @@ CONFIG = PipelineConfig(
 )
 SEED_OF_FAILURE = 666
 SEED_OF_MEMORY = 777
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What the engine makes of a job."""
-
-    job_id: str
-    pipeline: str = CONFIG.name
-    images: tuple[np.ndarray, ...] = ()
-    codes: CodesInfo | None = None
-    error: ServiceError | None = None
 
 
 @dataclass
@@ -70,7 +62,7 @@ class Sketcher:
     def progress(self) -> dict[str, Progress]:
         return {job_id: Progress(step=2, total=5) for job_id in self.works}
 
-    def step(self) -> list[Drawing]:
+    def step(self) -> list[Finished]:
         if self.is_held.is_set():
             time.sleep(0.005)
             return []
@@ -78,24 +70,24 @@ class Sketcher:
         self.works.clear()
         return drawings
 
-    def _draw(self, work: Work) -> Drawing:
+    def _draw(self, work: Work) -> Finished:
         match work.request:
             case GenerateRequest(seed=seed) if seed == SEED_OF_FAILURE:
-                return Drawing(work.job_id, error=NotFinite("the model made NaN for image 0"))
+                return Finished(work.job_id, CONFIG.name, error=NotFinite("the model made NaN for image 0"))
             case GenerateRequest(seed=seed) if seed == SEED_OF_MEMORY:
-                return Drawing(work.job_id, error=OutOfMemory("too large, even alone"))
+                return Finished(work.job_id, CONFIG.name, error=OutOfMemory("too large, even alone"))
             case GenerateRequest() as request:
                 greys = [(request.seed + index) % 256 for index in range(request.num_images)]
                 return Drawing(
                     work.job_id, images=_flat(greys), codes=_codes(greys) if request.return_codes else None
                 )
             case EncodeRequest() as request:
-                import base64
-
                 pixels = load_image(base64.b64decode(request.image), 8, 1)
-                return Drawing(work.job_id, codes=_codes([int(pixels[0, 0, 0])]))
+                return Finished(work.job_id, CONFIG.name, codes=_codes([int(pixels[0, 0, 0])]))
             case DecodeRequest() as request:
-                return Drawing(work.job_id, images=_flat([grid[0][0] for grid in request.codes]))
+                return Finished(
+                    work.job_id, CONFIG.name, images=_flat([grid[0][0] for grid in request.codes])
+                )
 
 
 def _flat(greys: list[int]) -> tuple[np.ndarray, ...]:
@@ -112,12 +104,9 @@ def _codes(greys: list[int]) -> CodesInfo:
 
 
 @contextmanager
-def serving(settings: AppSettings) -> Iterator[httpx.Client]:
+def serving(app: FastAPI) -> Iterator[httpx.Client]:
     """Run the API on a free port."""
-    config = uvicorn.Config(
-        create_app(settings), host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
+    server = Server(app, host="127.0.0.1", port=0)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -160,7 +149,7 @@ def settings_for(folder: Path, redis_url: str, **changes) -> AppSettings:
 class Service:
     client: httpx.Client
     engine: Sketcher
-    settings: AppSettings
+    app: FastAPI
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +159,10 @@ def module_service(tmp_path_factory) -> Iterator[Service]:
     settings = settings_for(folder, server.url, default_wait_s=10, max_wait_s=15)
     engine = Sketcher()
     try:
-        with serving(settings) as client, working(settings, engine):
+        app = create_app(settings)
+        with serving(app) as client, working(settings, engine):
             until(lambda: client.get("/health/ready").status_code == 200)
-            yield Service(client, engine, settings)
+            yield Service(client, engine, app)
     finally:
         server.stop()
 

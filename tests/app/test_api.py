@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from app.errors import PROBLEM_MEDIA_TYPE, Problem
+from app.main import create_app
 from tests.app.conftest import (
     CONFIG,
     SEED_OF_FAILURE,
@@ -480,7 +481,7 @@ def test_unknown_addresses_methods_and_jobs_are_told(service):
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_again(redis_url, tmp_path):
-    with serving(settings_for(tmp_path, redis_url, max_queue_length=2)) as client:
+    with serving(create_app(settings_for(tmp_path, redis_url, max_queue_length=2))) as client:
         assert [client.post("/generate", json={}).status_code for _ in range(2)] == [202, 202]
         response = client.post("/generate", json={})
 
@@ -490,7 +491,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(redis_url, tmp_path):
 
 def test_readiness_follows_the_workers(redis_url, tmp_path):
     settings = settings_for(tmp_path, redis_url)
-    with serving(settings) as client:
+    with serving(create_app(settings)) as client:
         response = client.get("/health/ready")
         assert "no worker is ready" in problem_of(response, 503, "not_ready").detail
         assert int(response.headers["retry-after"]) >= 1
@@ -517,7 +518,7 @@ def test_readiness_follows_the_workers(redis_url, tmp_path):
 
 def test_without_a_queue_server_only_what_needs_it_is_refused(own_redis, tmp_path):
     settings = settings_for(tmp_path, own_redis.url)
-    with serving(settings) as client:
+    with serving(create_app(settings)) as client:
         job = job_of(client.post("/generate", json={}))
         own_redis.stop()
         for method, path in (

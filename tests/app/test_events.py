@@ -1,0 +1,129 @@
+"""Following a job over server-sent events."""
+
+import json
+import threading
+import time
+from dataclasses import dataclass
+
+import httpx
+
+from app.main import create_app
+from app.routes.events import JobUpdate
+from tests.app.conftest import serving, settings_for, until
+from workers.messages import JobView
+
+
+@dataclass(frozen=True)
+class Event:
+    id: str
+    kind: str
+    update: JobUpdate
+
+
+def follow(client, job_id, last_event_id=None) -> list[Event]:
+    """Return the events up to the end of the stream."""
+    headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
+    found = []
+    with client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert response.headers["cache-control"] == "no-store"
+        for block in "".join(response.iter_text()).split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+            if "data" in fields:
+                found.append(
+                    Event(fields["id"], fields["event"], JobUpdate.model_validate_json(fields["data"]))
+                )
+    return found
+
+
+def submit(client, **body) -> str:
+    return JobView.model_validate_json(client.post("/generate", json=body).content).id
+
+
+def test_a_running_job_is_followed_to_its_end(service):
+    service.engine.is_held.set()
+    job_id = submit(service.client, seed=4)
+    release = threading.Timer(0.6, service.engine.is_held.clear)
+    release.start()
+
+    events = follow(service.client, job_id)
+
+    assert [event.update.status for event in events if event.kind == "status"] == [
+        "queued",
+        "running",
+        "succeeded",
+    ]
+    assert any(event.update.progress and event.update.progress.step == 2 for event in events)
+    assert events[-1].update.job == JobView.model_validate_json(service.client.get(f"/jobs/{job_id}").content)
+    assert all(event.update.job is None for event in events[:-1])
+
+
+def test_a_client_that_connects_again_goes_on_where_it_was(service):
+    job_id = submit(service.client)
+    events = follow(service.client, job_id)
+
+    for number, event in enumerate(events[:-1]):
+        assert follow(service.client, job_id, event.id) == events[number + 1 :]
+    heard_all = service.client.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": events[-1].id})
+    assert (heard_all.status_code, heard_all.content) == (204, b"")
+
+
+def test_an_event_id_that_is_none_of_ours_starts_at_the_beginning(service):
+    job_id = submit(service.client)
+    assert follow(service.client, job_id, "not-ours") == follow(service.client, job_id)
+
+
+def test_an_unknown_job_can_not_be_followed(service):
+    response = service.client.get(f"/jobs/{'0' * 32}/events")
+    assert (response.status_code, response.json()["code"]) == (404, "job_not_found")
+
+
+def test_silence_is_broken_by_comments(service, monkeypatch):
+    monkeypatch.setattr("app.routes.events.KEEP_ALIVE_S", 0.05)
+    service.engine.is_held.set()
+    job_id = submit(service.client)
+    threading.Timer(0.5, service.engine.is_held.clear).start()
+    with service.client.stream("GET", f"/jobs/{job_id}/events") as response:
+        assert "\n\n: \n\n" in "".join(response.iter_text())
+
+
+def test_the_end_of_the_api_ends_all_waiting_at_once(redis_url, tmp_path):
+    answers = []
+
+    def ask(url):
+        with httpx.Client(base_url=url, timeout=20) as client:
+            answers.append(client.post("/generate", json={}, headers={"Prefer": "wait=60"}))
+
+    def listen(url, job_id):
+        with httpx.Client(base_url=url, timeout=20) as client:
+            answers.append(follow(client, job_id))
+
+    with serving(create_app(settings_for(tmp_path, redis_url))) as client:
+        job_id = submit(client)
+        threads = [
+            threading.Thread(target=ask, args=[client.base_url]),
+            threading.Thread(target=listen, args=[client.base_url, job_id]),
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        ends_at = time.monotonic() + 5
+    for thread in threads:
+        thread.join()
+
+    assert time.monotonic() < ends_at
+    waited = next(answer for answer in answers if not isinstance(answer, list))
+    assert (waited.status_code, json.loads(waited.content)["status"]) == (202, "queued")
+    assert [event.update.status for event in next(each for each in answers if isinstance(each, list))] == [
+        "queued"
+    ]
+
+
+def test_a_follower_that_goes_away_leaves_nothing_behind(service):
+    service.engine.is_held.set()
+    job_id = submit(service.client)
+    with service.client.stream("GET", f"/jobs/{job_id}/events") as response:
+        assert next(response.iter_text())
+    services = service.app.state.services
+    until(lambda: not services.queue._watchers)

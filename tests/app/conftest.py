@@ -78,9 +78,8 @@ class Sketcher:
                 return Finished(work.job_id, CONFIG.name, error=OutOfMemory("too large, even alone"))
             case GenerateRequest() as request:
                 greys = [(request.seed + index) % 256 for index in range(request.num_images)]
-                return Drawing(
-                    work.job_id, images=_flat(greys), codes=_codes(greys) if request.return_codes else None
-                )
+                codes = _codes(greys) if request.return_codes else None
+                return Finished(work.job_id, CONFIG.name, images=_flat(greys), codes=codes)
             case EncodeRequest() as request:
                 pixels = load_image(base64.b64decode(request.image), 8, 1)
                 return Finished(work.job_id, CONFIG.name, codes=_codes([int(pixels[0, 0, 0])]))

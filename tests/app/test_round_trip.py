@@ -1,0 +1,82 @@
+"""The whole service: API, queue, worker, engine and a small pipeline."""
+
+import base64
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from app.local import compute
+from app.main import create_app
+from app.settings import AppSettings
+from models.pipeline import Pipeline
+from tests.app.conftest import serving, until, working
+from workers.engine import Engine
+from workers.images import encode_image
+from workers.messages import GenerateRequest, JobView
+from workers.settings import WorkerSettings
+
+WAIT = {"Prefer": "wait=60"}
+IMAGE = {"Accept": "image/png"}
+
+
+@pytest.fixture
+def client(redis_url, tiny_weights, tmp_path):
+    settings = AppSettings(redis_url=redis_url, weights_dir=tiny_weights, data_dir=tmp_path)
+    engine = Engine({"tiny": Pipeline.load(tiny_weights / "tiny")}, max_batch_size=8)
+    with serving(create_app(settings)) as client, working(settings, engine):
+        until(lambda: client.get("/health/ready").status_code == 200)
+        yield client
+
+
+def result_of(response: httpx.Response):
+    assert response.status_code == 200, response.text
+    return JobView.model_validate_json(response.content).result
+
+
+def test_the_same_request_gives_the_same_bytes_with_and_without_a_service(client, tiny_weights):
+    requests = [
+        GenerateRequest(class_label=label, seed=seed, num_steps=steps, guidance_scale=scale)
+        for seed, (label, steps, scale) in enumerate(
+            [("cat", 2, 1.0), ("dog", 5, 3.0), (2, 3, 1.5), (None, 4, 2.0), ("bird", 7, 0.0), ("cat", 6, 2.0)]
+            * 2
+        )
+    ]
+
+    def ask(request):
+        return client.post("/generate", json=request.model_dump(exclude_unset=True), headers=IMAGE)
+
+    with ThreadPoolExecutor(len(requests)) as pool:
+        answers = list(pool.map(ask, requests))
+
+    for request, answer in zip(requests, answers, strict=True):
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["smalti-seed"] == str(request.seed)
+        _, finished = compute(request, WorkerSettings(weights_dir=tiny_weights))
+        assert encode_image(finished.images[0], "png") == answer.content
+
+
+def test_codes_of_a_generated_image_decode_to_its_bytes(client):
+    body = {"class_label": "dog", "seed": 5, "num_images": 2, "return_codes": True}
+    generated = result_of(client.post("/generate", json=body, headers=WAIT))
+    codes = generated.codes
+    decoded = result_of(
+        client.post("/decode", json={"codes": codes.codes, "tokenizer": codes.tokenizer}, headers=WAIT)
+    )
+
+    assert [image.sha256 for image in decoded.images] == [image.sha256 for image in generated.images]
+    assert (codes.grid, len(codes.codes)) == ((6, 6), 2)
+
+
+def test_an_image_becomes_codes_and_codes_an_image(client):
+    image = client.post("/generate", json={"class_label": 1, "seed": 1}, headers=IMAGE).content
+    as_file = result_of(client.post("/encode", files={"file": image}, headers=WAIT))
+    as_json = result_of(
+        client.post("/encode", json={"image": base64.b64encode(image).decode()}, headers=WAIT)
+    )
+    body = {"codes": as_file.codes, "tokenizer": as_file.tokenizer}
+    decoded = client.post("/decode", json=body, headers=IMAGE)
+
+    assert as_file == as_json
+    assert all(0 <= code < as_file.codebook_size for grid in as_file.codes for row in grid for code in row)
+    assert decoded.headers["content-type"] == "image/png"

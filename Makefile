@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format bench clean
+.PHONY: help install serve test faults check format bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' Makefile | expand -t 12
@@ -25,6 +25,9 @@ serve: $(VENV)/.smalti  ## start the queue, the API and a worker; Ctrl-C stops t
 
 test: $(VENV)/.dev  ## prove that it works: run the test suite
 	$(BIN)/pytest $(ARGS)
+
+faults: $(VENV)/.dev  ## 1,000 jobs under 60 random kills and pauses of workers and the queue server
+	FAULTS=60 FAULT_JOBS=1000 $(BIN)/pytest tests/workers/test_faults.py -o log_cli=true --log-cli-level=INFO
 
 check: $(VENV)/.dev  ## lint, formatting, types, who imports whom
 	$(BIN)/ruff check .

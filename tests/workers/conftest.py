@@ -24,9 +24,16 @@ class WorkerProcesses:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(
-        self, *, lease_s: float = 1.0, step_s: float = 0.002, grace_s: float = 5.0, wait: bool = True
+        self,
+        *,
+        lease_s: float = 1.0,
+        step_s: float = 0.002,
+        grace_s: float = 5.0,
+        max_tries: int = 3,
+        wait: bool = True,
     ) -> "subprocess.Popen[bytes]":
-        arguments = [str(value) for value in (self.redis_url, self.artifacts, lease_s, step_s, grace_s)]
+        values = (self.redis_url, self.artifacts, lease_s, step_s, grace_s, max_tries)
+        arguments = [str(value) for value in values]
         with self.log_path.open("ab") as log:
             process = subprocess.Popen([sys.executable, TOY_WORKER, *arguments], stdout=log, stderr=log)
         self._started.append(process)

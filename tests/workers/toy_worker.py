@@ -85,8 +85,8 @@ class ToyEngine:
         }
 
 
-def main(redis_url: str, artifacts: str, lease_s: str, step_s: str, grace_s: str) -> None:
-    config = WorkerConfig(lease_s=float(lease_s), grace_s=float(grace_s))
+def main(redis_url: str, artifacts: str, lease_s: str, step_s: str, grace_s: str, max_tries: str) -> None:
+    config = WorkerConfig(lease_s=float(lease_s), grace_s=float(grace_s), max_tries=int(max_tries))
     logging.basicConfig(level="INFO", format="%(asctime)s %(process)d %(threadName)s %(message)s")
     worker = Worker(redis_url, ToyEngine(step_s=float(step_s)), ArtifactStore(Path(artifacts)), config)
     stop_on_signals(worker)

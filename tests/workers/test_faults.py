@@ -1,0 +1,190 @@
+"""Jobs under random kills and pauses of the workers and the queue server: nothing lost, nothing twice.
+
+By default a short run; ``FAULTS=60 FAULT_JOBS=1000`` for the long one (``make faults``).
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import random
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import redis
+
+from app.queue import JobQueue
+from tests.workers.conftest import WorkerProcesses
+from tests.workers.toy_worker import toy_images
+from workers import redis_server
+from workers.artifacts import ArtifactStore
+from workers.errors import QueueUnavailable
+from workers.images import encode_image
+from workers.messages import GenerateRequest, JobView
+from workers.protocol import events_key, result_key
+
+logger = logging.getLogger(__name__)
+
+NUM_JOBS = int(os.environ.get("FAULT_JOBS", "150"))
+NUM_FAULTS = int(os.environ.get("FAULTS", "15"))
+NUM_WORKERS = 3
+NUM_CLIENTS = 24
+LEASE_S = 1.0
+ENDS = {"succeeded", "failed", "cancelled"}
+
+
+@dataclass
+class Chaos:
+    """Kills and pauses at random; whatever died is started again, as a supervisor would."""
+
+    server: redis_server.EmbeddedServer
+    processes: WorkerProcesses
+    dice: random.Random
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.servers = [self.server]
+        self.workers = [self._new_worker() for _ in range(NUM_WORKERS)]
+
+    async def run(self) -> None:
+        while self.counts.total() < NUM_FAULTS:
+            await asyncio.sleep(self.dice.uniform(0.2, 0.7))
+            fault = self.dice.choice(
+                (self.kill_worker, self.kill_worker, self.pause_worker, self.kill_server)
+            )
+            self.counts[fault.__name__] += 1
+            await fault()
+
+    async def kill_worker(self) -> None:
+        victim = self.dice.randrange(NUM_WORKERS)
+        self.workers[victim].kill()
+        self.workers[victim] = self._new_worker()
+
+    async def pause_worker(self) -> None:
+        victim = self.dice.choice(self.workers)
+        victim.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(self.dice.uniform(0.5, 2.5) * LEASE_S)
+        victim.send_signal(signal.SIGCONT)
+
+    async def kill_server(self) -> None:
+        os.kill(self.servers[-1].pid, signal.SIGKILL)
+        await asyncio.sleep(self.dice.uniform(0, 1))
+        self.servers.append(await asyncio.to_thread(redis_server.start, self.server.data_dir))
+
+    def end(self) -> None:
+        self.processes.end()
+        for server in self.servers:
+            server.stop()
+
+    def _new_worker(self) -> "redis_server.subprocess.Popen[bytes]":
+        return self.processes.start(lease_s=LEASE_S, step_s=0.005, max_tries=20, wait=False)
+
+
+@dataclass
+class Clients:
+    """Submit jobs and wait for each, through the front end's queue, which also goes away at times."""
+
+    redis_url: str
+    dice: random.Random
+    ended: dict[str, tuple[GenerateRequest, JobView]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.queues = [self._new_queue()]
+        self._seeds = iter(range(NUM_JOBS))
+
+    @property
+    def queue(self) -> JobQueue:
+        return self.queues[-1]
+
+    async def run(self) -> None:
+        replacing = asyncio.create_task(self._replace())
+        await asyncio.gather(*(self._client() for _ in range(NUM_CLIENTS)))
+        replacing.cancel()
+
+    async def close(self) -> None:
+        for queue in self.queues:
+            await queue.close()
+
+    async def _client(self) -> None:
+        for seed in self._seeds:
+            await asyncio.sleep(self.dice.uniform(0, NUM_FAULTS * NUM_CLIENTS / NUM_JOBS))
+            request = GenerateRequest(
+                pipeline="toy",
+                class_label=0,
+                seed=seed,
+                num_steps=self.dice.randint(1, 200),
+                num_images=self.dice.randint(1, 3),
+                priority=self.dice.choice(("interactive", "batch")),
+            )
+            job_id = ""
+            while not job_id:
+                try:
+                    job_id = (await self.queue.submit(request)).id
+                except QueueUnavailable:
+                    await asyncio.sleep(0.05)
+            while True:
+                try:
+                    view = await self.queue.wait(job_id, self.dice.uniform(0.1, 5))
+                except QueueUnavailable:
+                    await asyncio.sleep(0.05)
+                    continue
+                if view.status.is_terminal:
+                    break
+            self.ended[job_id] = request, view
+
+    async def _replace(self) -> None:
+        """Another front end takes over; the clients of the one before see its end."""
+        while True:
+            await asyncio.sleep(2)
+            self.queues.append(self._new_queue())
+
+    def _new_queue(self) -> JobQueue:
+        return JobQueue(self.redis_url, max_length=100, result_ttl_s=3600)
+
+
+@pytest.mark.timeout(600)
+def test_nothing_is_lost_and_nothing_done_twice(own_redis, tmp_path: Path) -> None:
+    seed = int(os.environ.get("FAULT_SEED", random.randrange(1000)))
+    logger.info("FAULT_SEED=%d", seed)
+    chaos = Chaos(own_redis, WorkerProcesses(own_redis.url, tmp_path), random.Random(seed))
+    clients = Clients(own_redis.url, random.Random(seed))
+    store = ArtifactStore(chaos.processes.artifacts)
+
+    async def run() -> None:
+        start = time.monotonic()
+        faults = asyncio.create_task(chaos.run())
+        try:
+            await clients.run()
+            await faults
+            await check()
+        finally:
+            await clients.close()
+        tries = Counter(view.num_tries for _, view in clients.ended.values())
+        took_s = time.monotonic() - start
+        logger.info("%d jobs, %s, tries %s, %.0f s", NUM_JOBS, dict(chaos.counts), dict(tries), took_s)
+
+    async def check() -> None:
+        for job_id, (request, view) in clients.ended.items():
+            assert view.status == "succeeded", (job_id, view)
+            assert await clients.queue.get(job_id) == view, "an end is final"
+            for index, pixels in enumerate(toy_images(request)):
+                expected = encode_image(pixels, request.format)
+                assert store.read(job_id, index).data == expected, "the bytes of the undisturbed run"
+                assert view.result.images[index].sha256 == hashlib.sha256(expected).hexdigest()
+        assert (await clients.queue.check()).queue_length == 0
+
+    try:
+        asyncio.run(run())
+        assert len(clients.ended) == NUM_JOBS
+        with redis.Redis.from_url(own_redis.url, decode_responses=True) as client:
+            for job_id in clients.ended:
+                events = [fields["event"] for _, fields in client.xrange(events_key(job_id))]
+                assert sum(event in ENDS for event in events) == 1, events
+                assert client.xlen(result_key(job_id)) == 1
+            assert client.zcard("smalti:leases") == 0
+    finally:
+        chaos.end()

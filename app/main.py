@@ -10,9 +10,10 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
 from app.errors import add_error_handlers
+from app.metrics import CountRequests, HttpMetrics
 from app.openapi import DESCRIPTION, use_openapi
 from app.queue import JobQueue
-from app.routes import decode, encode, events, generate, health, jobs, pipelines
+from app.routes import decode, encode, events, generate, health, jobs, metrics, pipelines
 from app.services import Services
 from app.settings import AppSettings
 from workers.artifacts import ArtifactStore
@@ -63,8 +64,10 @@ def create_app(settings: AppSettings) -> FastAPI:
         openapi_tags=_TAGS,
         lifespan=lifespan,
     )
+    app.state.http_metrics = HttpMetrics()
     add_error_handlers(app)
-    for routes in (generate, encode, decode, jobs, events, pipelines, health):
+    app.add_middleware(CountRequests, metrics=app.state.http_metrics)
+    for routes in (generate, encode, decode, jobs, events, pipelines, health, metrics):
         app.include_router(routes.router)
     app.add_api_route("/", _home, include_in_schema=False)
     use_openapi(app)

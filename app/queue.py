@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from workers.protocol import (
     PACE,
     QUEUES,
     STATUSES,
+    TOTALS,
     VIEW_FIELDS,
     WORKERS,
     events_key,
@@ -50,6 +51,25 @@ class QueueHealth:
     num_ready_workers: int
     num_draining_workers: int
     queue_length: int
+
+
+@dataclass(frozen=True)
+class WorkerGauges:
+    """A worker as it was at its last sign of life."""
+
+    name: str
+    phase: str
+    num_running_images: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class QueueMetrics:
+    """What is to be told of the queue and its workers; ``totals`` are the sums of ``workers.metrics``."""
+
+    totals: Mapping[str, float]
+    lengths: Mapping[str, int]
+    workers: Sequence[WorkerGauges]
 
 
 @dataclass(frozen=True)
@@ -204,6 +224,32 @@ class JobQueue:
                 pipeline.hget(worker, "phase")
             phases = await pipeline.execute() if workers else []
         return QueueHealth(phases.count("ready"), phases.count("draining"), sum(lengths))
+
+    async def metrics(self) -> QueueMetrics:
+        """Return what the queue and its workers have counted."""
+        queues = (*QUEUES, ALONE)
+        async with (
+            self._available(),
+            asyncio.timeout(CHECK_TIMEOUT_S),
+            self._redis.pipeline(transaction=False) as pipeline,
+        ):
+            pipeline.smembers(WORKERS)
+            pipeline.hgetall(TOTALS)
+            for queue in queues:
+                pipeline.llen(queue_key(queue))
+            keys, totals, *lengths = await pipeline.execute()
+            for key in keys:
+                pipeline.hmget(key, "phase", "running_images", "memory_bytes")
+            workers = await pipeline.execute() if keys else []
+        return QueueMetrics(
+            {name: float(value) for name, value in totals.items()},
+            dict(zip(queues, lengths, strict=True)),
+            [
+                WorkerGauges(key.rpartition(":")[2], phase, int(running or 0), int(memory or 0))
+                for key, (phase, running, memory) in zip(keys, workers, strict=True)
+                if phase  # others are dead
+            ],
+        )
 
     async def close(self) -> None:
         """Stop listening and close the connections."""

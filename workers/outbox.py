@@ -15,6 +15,7 @@ import redis
 from workers.errors import InternalError, ServiceError
 from workers.images import Pixels, encode_image
 from workers.messages import (
+    Codes,
     CodesInfo,
     DecodeRequest,
     DecodeResult,
@@ -26,6 +27,7 @@ from workers.messages import (
     Progress,
     Result,
 )
+from workers.metrics import CODES, IMAGES, STEPS
 from workers.rq_worker import Claim, Outcome, RQWorker
 
 logger = logging.getLogger(__name__)
@@ -126,11 +128,14 @@ class Outbox:
     def _send(self, batch: Sequence[Item]) -> None:
         ended = [item for item in batch if isinstance(item, Computed | Failed)]
         if ended:
-            outcomes = list(self._pool.map(self._outcome, ended))
+            run = map if len(ended) == 1 else self._pool.map  # a lone job needs no other thread
+            outcomes = list(run(self._outcome, ended))
             were_ours = self._persist(lambda: self._link.finish(outcomes))
             for outcome, was_ours in zip_longest(outcomes, were_ours or ()):
                 self._on_ended(outcome.claim)
                 _log(outcome, was_ours)
+                if was_ours:
+                    self._count(outcome)
         for how in ("back", "alone"):
             claims = [item.claim for item in batch if isinstance(item, HandBack) and item.how == how]
             if claims:
@@ -144,6 +149,20 @@ class Outbox:
                 self._link.tell_progress(reports[-1].progress)
             except redis.RedisError:
                 logger.warning("the queue server did not take a progress report")
+
+    def _count(self, outcome: Outcome) -> None:
+        meter, request = self._link.meter, outcome.claim.request
+        match outcome.end:
+            case GenerateResult(images=images):
+                assert isinstance(request, GenerateRequest)
+                meter.count(IMAGES, len(images), "generate")
+                meter.count(STEPS, len(images) * (request.num_steps or 0))
+            case DecodeResult(images=images):
+                assert isinstance(request, DecodeRequest)
+                meter.count(IMAGES, len(images), "decode")
+                meter.count(CODES, _num_codes(request.codes), "decode")
+            case EncodeResult(codes=codes):
+                meter.count(CODES, _num_codes(codes), "encode")
 
     def _outcome(self, item: Computed | Failed) -> Outcome:
         if isinstance(item, Failed):
@@ -195,6 +214,10 @@ class Outbox:
                 logger.warning("the queue server is away (%s); results are kept", type(error).__name__)
                 time.sleep(wait_s)
                 wait_s = min(2 * wait_s, MAX_BACKOFF_S)
+
+
+def _num_codes(codes: Sequence[Codes]) -> int:
+    return sum(len(row) for grid in codes for row in grid)
 
 
 def _log(outcome: Outcome, was_ours: bool | None) -> None:

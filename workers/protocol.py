@@ -70,6 +70,9 @@ def worker_key(worker: str) -> str:
 WORKERS = f"{RQ_KEY_PREFIX}:workers"
 
 
+TOTALS = f"{PREFIX}:totals"  # what all workers have counted, by the fields of workers/metrics.py
+
+
 def control_key(worker: str) -> str:
     """The list of what a worker should let go: "<job id>:<execution>"."""
     return f"{PREFIX}:control:{worker}"

@@ -17,7 +17,8 @@ from rq.worker import SimpleWorker
 from workers import transitions
 from workers.errors import InvalidRequest, ServiceError
 from workers.messages import Progress, Request, Result
-from workers.protocol import BELL, QUEUES, control_key, now_text, read_request, return_value
+from workers.metrics import Meter, memory_bytes
+from workers.protocol import BELL, QUEUES, TOTALS, control_key, now_text, read_request, return_value
 from workers.protocol import num_slots as num_slots_of
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class RQWorker(SimpleWorker):
         )
         super().__init__(list(QUEUES), connection=connection, serializer=JSONSerializer)
         self.phase: Phase = "starting"
+        self.meter = Meter()
         self.birth_date = self.last_heartbeat = now()
         self._lease_s = lease_s
         self._max_tries = max_tries
@@ -175,11 +177,21 @@ class RQWorker(SimpleWorker):
         with self.connection.pipeline(transaction=False) as pipeline:
             worker_registration.register(self, pipeline)
             state = "busy" if claims else "idle"
-            pipeline.hset(self.key, mapping={**self.serialize(), "state": state, "phase": self.phase})
+            pipeline.hset(
+                self.key,
+                mapping={
+                    **self.serialize(),
+                    "state": state,
+                    "phase": self.phase,
+                    "running_images": sum(claim.num_slots for claim in claims),
+                    "memory_bytes": memory_bytes(),
+                },
+            )
             pipeline.expire(self.key, int(2 * self._lease_s) + 1)
             held = [value for claim in claims for value in (claim.job_id, claim.execution)]
             self._beat(args=[self._lease_s, *held], client=pipeline)
             lost = {job_id.decode() for job_id in pipeline.execute()[-1]}
+        self._send_counts()
         return [claim for claim in claims if claim.job_id in lost]
 
     def reap(self) -> None:
@@ -195,10 +207,22 @@ class RQWorker(SimpleWorker):
     def close(self) -> None:
         """Say that this worker has ended, if the server hears it, and close the connections."""
         try:
+            self._send_counts()
             self.register_death()  # type: ignore[no-untyped-call]
         except redis.RedisError:
             logger.warning("the queue server does not hear that this worker ends")
         self.connection.close()
+
+    def _send_counts(self) -> None:
+        sums = self.meter.take()
+        try:
+            with self.connection.pipeline(transaction=False) as pipeline:
+                for name, amount in sums.items():
+                    pipeline.hincrbyfloat(TOTALS, name, amount)
+                pipeline.execute()
+        except redis.RedisError:
+            self.meter.add(sums)  # some of it may be counted twice: better than a lost worker's silence
+            raise
 
 
 def _decoded(fields: Sequence[bytes]) -> dict[str, Any]:

@@ -10,6 +10,7 @@
 
 from rq.defaults import RQ_KEY_PREFIX
 
+from workers.metrics import WAIT_SECONDS
 from workers.protocol import PREFIX
 
 _PRELUDE = """
@@ -25,6 +26,22 @@ end
 local function ring()
   redis.call('RPUSH', 'OUR:bell', 1)
   redis.call('LTRIM', 'OUR:bell', -16, -1)
+end
+
+local function count(...)
+  redis.call('HINCRBY', 'OUR:totals', table.concat({...}, '|'), 1)
+end
+
+local function observe_wait(priority, seconds)
+  local bucket = 'inf'
+  for _, bound in ipairs({WAIT_BOUNDS}) do
+    if seconds <= tonumber(bound) then
+      bucket = bound
+      break
+    end
+  end
+  count('queue_wait_seconds', priority, bucket)
+  redis.call('HINCRBYFLOAT', 'OUR:totals', 'queue_wait_seconds|' .. priority .. '|sum', seconds)
 end
 
 -- nobody runs the job any more
@@ -45,6 +62,7 @@ local function finish(id, status, event, ended_at, registry, ...)
   redis.call('EXPIRE', key, ttl_s)
   redis.call('ZADD', 'RQ:' .. registry .. ':' .. job[1], now + ttl_s, id)
   redis.call('ZREM', 'OUR:deadlines', id)
+  count('jobs_ended', job[2] or '', event == 'failed' and select(2, ...) or event)
   tell(id, event)
   redis.call('EXPIRE', 'OUR:events:' .. id, ttl_s)
 end
@@ -73,7 +91,9 @@ end
 
 
 def _script(body: str) -> str:
-    return (_PRELUDE + body).replace("RQ:", f"{RQ_KEY_PREFIX}:").replace("OUR:", f"{PREFIX}:")
+    bounds = ",".join(f"'{bound}'" for bound in WAIT_SECONDS.buckets)
+    script = (_PRELUDE + body).replace("WAIT_BOUNDS", bounds)
+    return script.replace("RQ:", f"{RQ_KEY_PREFIX}:").replace("OUR:", f"{PREFIX}:")
 
 
 # id, queue, max_length, deadline_s or '', then fields and values → {accepted, jobs waiting before it}
@@ -90,6 +110,7 @@ if deadline_s ~= '' then
 end
 redis.call('SADD', 'RQ:queues', queue)
 redis.call('RPUSH', queue, id)
+count('jobs_submitted', redis.call('HGET', key, 'operation') or '', ARGV[2])
 tell(id, 'queued')
 ring()
 return {1, waiting}
@@ -109,13 +130,17 @@ local function claim(queue)
     local id = redis.call('LPOP', queue)
     if not id then return nil end
     local key = 'RQ:job:' .. id
-    local job = redis.call('HMGET', key, 'status', 'deadline_at', 'origin', 'slots')
+    local job = redis.call('HMGET', key, 'status', 'deadline_at', 'origin', 'slots', 'operation',
+                           'submitted_at')
     if job[1] == 'queued' then
       if job[2] and tonumber(job[2]) <= now then
         overdue(id, started_at)
       else
         local execution = redis.call('INCR', 'OUR:executions')
-        redis.call('HINCRBY', key, 'tries', 1)
+        count('tries', job[5] or '')
+        if redis.call('HINCRBY', key, 'tries', 1) == 1 and job[6] then
+          observe_wait(job[3], now - job[6])
+        end
         redis.call('HDEL', key, 'step', 'total')
         redis.call('HSET', key, 'status', 'started', 'started_at', started_at, 'worker_name', worker,
                    'execution', execution, 'claimed_at', now)

@@ -24,6 +24,7 @@ from workers.artifacts import ArtifactStore
 from workers.catalog import Catalog
 from workers.errors import DeadlineExceeded, InternalError
 from workers.holdings import Holdings
+from workers.metrics import BATCH_SIZE, STEP_SECONDS
 from workers.outbox import Computed, Failed, HandBack, Outbox, Report, Store
 from workers.rq_worker import Claim, Claims, RQWorker
 from workers.settings import WorkerSettings
@@ -144,8 +145,13 @@ class Worker:
         self._holdings.arrived(claims.jobs, self._engine.free_slots)
 
     def _step(self) -> None:
+        meter = self._link.meter
+        meter.observe(BATCH_SIZE, sum(claim.num_slots for claim in self._running.values()))
+        began_s = time.perf_counter()
         with self._isolated():
-            for finished in self._engine.step():
+            ended = self._engine.step()
+            meter.observe(STEP_SECONDS, time.perf_counter() - began_s)
+            for finished in ended:
                 claim = self._running.pop(finished.job_id)
                 if finished.error is not None:
                     self._outbox.put(Failed(claim, finished.error))

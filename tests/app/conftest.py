@@ -19,7 +19,7 @@ from app.settings import AppSettings
 from models.config import PipelineConfig, PriorConfig, SamplingDefaults, TokenizerConfig
 from workers import redis_server
 from workers.artifacts import ArtifactStore
-from workers.errors import NotFinite, OutOfMemory
+from workers.errors import InternalError, NotFinite, OutOfMemory, ServiceError, StorageFull
 from workers.images import load_image
 from workers.messages import CodesInfo, DecodeRequest, EncodeRequest, GenerateRequest, Progress
 from workers.work import Finished, Work
@@ -33,8 +33,12 @@ CONFIG = PipelineConfig(
     prior=PriorConfig(grid=(2, 2), hidden_size=16, num_heads=2, num_classes=2),
     defaults=SamplingDefaults(num_steps=5, sampler="heun", guidance_scale=1.5),
 )
-SEED_OF_FAILURE = 666
-SEED_OF_MEMORY = 777
+FAILURES: dict[int, ServiceError] = {  # by the seed that brings them about
+    666: NotFinite("the model made NaN for image 0"),
+    667: OutOfMemory("too large, even alone"),
+    668: StorageFull("the disk for results is full"),
+    669: InternalError("the job could not be computed"),
+}
 
 
 @dataclass
@@ -72,10 +76,8 @@ class Sketcher:
 
     def _draw(self, work: Work) -> Finished:
         match work.request:
-            case GenerateRequest(seed=seed) if seed == SEED_OF_FAILURE:
-                return Finished(work.job_id, CONFIG.name, error=NotFinite("the model made NaN for image 0"))
-            case GenerateRequest(seed=seed) if seed == SEED_OF_MEMORY:
-                return Finished(work.job_id, CONFIG.name, error=OutOfMemory("too large, even alone"))
+            case GenerateRequest(seed=seed) if seed in FAILURES:
+                return Finished(work.job_id, CONFIG.name, error=FAILURES[seed])
             case GenerateRequest() as request:
                 greys = [(request.seed + index) % 256 for index in range(request.num_images)]
                 codes = _codes(greys) if request.return_codes else None

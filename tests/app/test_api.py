@@ -16,19 +16,23 @@ import pytest
 from PIL import Image
 
 from app.errors import PROBLEM_MEDIA_TYPE, Problem
+from app.errors import problem_of as describe
 from app.main import create_app
+from app.settings import AppSettings
+from models.config import ConfigError
 from tests.app.conftest import (
     CONFIG,
-    SEED_OF_FAILURE,
-    SEED_OF_MEMORY,
+    FAILURES,
     Sketcher,
     serving,
     settings_for,
     until,
     working,
 )
+from workers.errors import ServiceError
 from workers.images import encode_image
 from workers.messages import JobView, PipelineInfo
+from workers.settings import SettingsError
 
 WAIT = {"Prefer": "wait=10"}
 NO_JOB = "0" * 32
@@ -183,10 +187,9 @@ def test_a_deadline_is_answered_as_such(service):
     problem_of(response, 504, "deadline_exceeded")
 
 
-@pytest.mark.parametrize(
-    ("seed", "status", "code"), [(SEED_OF_FAILURE, 500, "not_finite"), (SEED_OF_MEMORY, 422, "out_of_memory")]
-)
-def test_a_failed_job_is_answered_by_its_error_when_waited_for(service, seed, status, code):
+@pytest.mark.parametrize(("seed", "status"), [*zip(FAILURES, [500, 422, 507, 500], strict=True)])
+def test_a_failed_job_is_answered_by_its_error_when_waited_for(service, seed, status):
+    code = FAILURES[seed].code
     problem = problem_of(service.client.post("/generate", json={"seed": seed}, headers=WAIT), status, code)
     job = job_of(service.client.get(problem.instance))
 
@@ -475,6 +478,26 @@ def test_unknown_addresses_methods_and_jobs_are_told(service):
             assert send(f"/jobs/{job_id}").status_code == 404
     problem_of(service.client.get(f"/jobs/{NO_JOB}"), 404, "job_not_found")
     problem_of(service.client.delete(f"/jobs/{NO_JOB}"), 404, "job_not_found")
+
+
+def test_every_error_has_a_status_and_a_title_of_its_own():
+    def codes(kind):
+        return {kind.code}.union(*map(codes, kind.__subclasses__()))
+
+    for code in codes(ServiceError) - {"internal_error"}:
+        assert describe(code, "").title != describe("internal_error", "").title, code
+
+
+def test_an_error_of_a_newer_worker_is_an_internal_error_that_keeps_its_code():
+    problem = describe("cosmic_ray", "a bit flipped", job_id=NO_JOB)
+    assert (problem.status, problem.code) == (500, "cosmic_ray")
+
+
+def test_an_application_needs_a_queue_and_a_pipeline(tmp_path):
+    with pytest.raises(SettingsError, match="REDIS_URL is not set"):
+        create_app(AppSettings(weights_dir=tmp_path))
+    with pytest.raises(ConfigError, match="holds no pipeline"):
+        create_app(AppSettings(redis_url="redis://127.0.0.1", weights_dir=tmp_path))
 
 
 # --- the queue -----------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 × (B, heads, N, d)
         q = rotate(self.query_norm(q), cosines, sines)
         k = rotate(self.key_norm(k), cosines, sines)
-        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
+        mixed = attend(q, k, v)  # (B, heads, N, d)
         return self.out(mixed.transpose(1, 2).reshape(batch, num_tokens, hidden))  # (B, N, hidden)
 
 
@@ -58,11 +58,23 @@ class TimeEmbedding(nn.Module):
         return self.net(waves.to(next(self.net.parameters()).dtype))
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return the attention's output (B, heads, N, d) of q, k, v (B, heads, N, d).
+
+    Training on a CPU takes plain matrix products: on grids as short as these the fused kernel's
+    backward pass makes a step a fifth slower.
+    """
+    if q.device.type != "cpu" or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, heads, N, N)
+    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+
+
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Turn pairs of channels of x (B, heads, N, d) by the angles of ``axial_rope`` (N, d/2)."""
-    first, second = x.float().chunk(2, dim=-1)
-    turned = torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
-    return turned.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    cosines, sines = cosines.to(x.dtype), sines.to(x.dtype)
+    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
 
 
 def axial_rope(grid: tuple[int, ...], head_size: int, base: float = 100.0) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import fingerprint, load_checkpoint, load_into, save_checkpoint
-from models.config import PipelineConfig, PriorConfig, SamplerName, SamplingDefaults, TokenizerConfig
+from models.config import (
+    ConfigError,
+    PipelineConfig,
+    PriorConfig,
+    SamplerName,
+    SamplingDefaults,
+    TokenizerConfig,
+)
 from models.flow import draw_noise
 from models.prior import DiT
 from models.samplers import sample
@@ -43,6 +50,12 @@ class Pipeline:
         config = PipelineConfig.load(folder / "pipeline.json")
         tokenizer = load_tokenizer(folder / "tokenizer.safetensors")
         prior = load_prior(folder / "prior.safetensors")
+        found = fingerprint(tokenizer.config, tokenizer.exported())
+        if found != config.tokenizer_fingerprint:
+            raise ConfigError(
+                f"{folder}: pipeline.json tells of a tokenizer with the fingerprint"
+                f" {config.tokenizer_fingerprint}, but tokenizer.safetensors has {found}"
+            )
         return cls(config, tokenizer, prior, torch.device(device), dtype)
 
     @torch.inference_mode()

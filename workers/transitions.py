@@ -155,25 +155,43 @@ local function claim(queue)
   end
 end
 
--- A job whose worker died may be what killed it: one worker lets its batch end and runs it alone.
+-- A job whose worker died may be what killed it: one worker lets its batch end and runs it alone. Others have
+-- their turn in between.
+local num_waiting = redis.call('LLEN', INTERACTIVE) + redis.call('LLEN', BATCH)
 if redis.call('LLEN', ALONE) > 0 then
-  if is_idle then
-    if claim(ALONE) then
-      redis.call('DEL', 'OUR:alone')
-      answer[2] = 1
+  if not is_idle then
+    local drains = redis.call('GET', 'OUR:drains')
+    if not drains or redis.call('EXISTS', 'RQ:worker:' .. drains) == 0 then drains = worker end
+    redis.call('SET', 'OUR:drains', drains, 'EX', 60)
+    if drains == worker then
+      answer[2] = 2
       return answer
     end
-  else
-    redis.call('SET', 'OUR:alone', worker, 'NX', 'EX', 60)
-    if redis.call('GET', 'OUR:alone') == worker then
-      answer[2] = 2
+  elseif num_waiting == 0 or redis.call('INCR', 'OUR:alone_turn') % 2 == 1 then
+    if claim(ALONE) then
+      redis.call('DEL', 'OUR:drains')
+      answer[2] = 1
       return answer
     end
   end
 end
 
+-- Workers that have nothing to do share what waits, and a busy one leaves it to them.
+redis.call('ZREM', 'OUR:idle', worker)
+redis.call('ZREMRANGEBYSCORE', 'OUR:idle', '-inf', now - 2)
+local num_idle = redis.call('ZCARD', 'OUR:idle')
+local share = num_waiting
+if num_idle > 0 and num_waiting > 0 then
+  if not is_idle then
+    redis.call('ZPOPMIN', 'OUR:idle') -- asked once: it may be dead
+    ring()
+    return answer
+  end
+  share = math.ceil(num_waiting / (num_idle + 1))
+end
+
 -- Interactive jobs first; but once a batch job has waited for ageing_s, every fourth claim is a batch job.
-while slots > 0 do
+while slots > 0 and share > 0 do
   local oldest = redis.call('LINDEX', BATCH, 0)
   local since = oldest and tonumber(redis.call('HGET', 'RQ:job:' .. oldest, 'submitted_at'))
   local taken
@@ -183,8 +201,9 @@ while slots > 0 do
     taken = claim(INTERACTIVE) or claim(BATCH)
   end
   if not taken then break end
-  slots = slots - taken
+  slots, share = slots - taken, share - 1
 end
+if is_idle and #answer == 2 then redis.call('ZADD', 'OUR:idle', now, worker) end
 return answer
 """)
 

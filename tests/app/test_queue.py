@@ -154,6 +154,42 @@ def test_claims_fill_the_slots(redis_url, link):
     assert [claim.num_slots for claim in link.claim(4, is_idle=True).jobs] == [2, 1, 4]
 
 
+def test_idle_workers_share_what_waits_and_a_busy_one_leaves_it_to_them(redis_url):
+    links = [RQWorker(redis_url, lease_s=1, max_tries=3, ageing_s=9) for _ in range(3)]
+
+    async def submit(queue: JobQueue) -> None:
+        for seed in range(9):
+            await queue.submit(REQUEST.model_copy(update={"seed": seed}))
+
+    for link in links:
+        assert link.claim(8, is_idle=True).jobs == ()
+    run(redis_url, submit)
+    assert len(links[0].claim(8, is_idle=True).jobs) == 3
+    assert len(links[0].claim(8, is_idle=False).jobs) == 0
+    assert len(links[1].claim(8, is_idle=True).jobs) == 3
+    assert len(links[0].claim(8, is_idle=False).jobs) == 0
+    assert len(links[0].claim(8, is_idle=False).jobs) == 3, "each is asked once: the third may be dead"
+    for link in links:
+        link.close()
+
+
+def test_jobs_to_be_tried_alone_take_turns_with_the_others(redis_url, link):
+    async def submit(queue: JobQueue) -> None:
+        for seed in range(4):
+            await queue.submit(REQUEST.model_copy(update={"seed": seed}))
+
+    run(redis_url, submit)
+    link.hand_back(link.claim(4, is_idle=True).jobs, "alone")
+    run(redis_url, submit)
+    got = []
+    for _ in range(6):
+        claims = link.claim(2, is_idle=True)
+        got.append((len(claims.jobs), claims.must_drain))
+        link.finish([Outcome(claim, RESULT) for claim in claims.jobs])
+    alone, together = (1, True), (2, False)
+    assert got == [alone, together, alone, together, alone, alone]
+
+
 def test_unknown_jobs_are_not_found(redis_url):
     async def use(queue: JobQueue) -> None:
         for call in (queue.get("no"), queue.cancel("no"), queue.wait("no", 1), anext(queue.events("no"))):

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class ToyEngine:
         self._num_slots = num_slots
         self._step_s = step_s
         self._jobs: dict[str, tuple[GenerateRequest, int]] = {}
-        self.company: list[set[str]] = []
+        self.company: deque[set[str]] = deque(maxlen=1000)
 
     @property
     def free_slots(self) -> int:

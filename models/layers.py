@@ -20,6 +20,14 @@ class SwiGLU(nn.Module):
         return self.out(F.silu(gate) * value)
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm whose weight follows the input's dtype, as autocast leaves the two apart."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Self-attention with normalised queries and keys (Dehghani et al. 2023, arXiv:2302.05442) and RoPE."""
 
@@ -27,8 +35,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
-        self.query_norm = nn.RMSNorm(hidden_size // num_heads)
-        self.key_norm = nn.RMSNorm(hidden_size // num_heads)
+        self.query_norm = HeadNorm(hidden_size // num_heads, eps=1e-6)
+        self.key_norm = HeadNorm(hidden_size // num_heads, eps=1e-6)
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

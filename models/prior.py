@@ -87,6 +87,6 @@ class DiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.embed_class.embedding.weight, std=0.02)
+        nn.init.normal_(self.embed_class.embedding.weight, std=1.0)
         for layer in (self.modulate, self.final_modulate, self.to_velocity):
             nn.init.zeros_(layer.weight)

@@ -88,7 +88,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, latents: Tensor, generator: torch.Generator, num_iterations: int = 10) -> None:
-        """Set the codebook by k-means over ``latents`` (B, C, *grid)."""
+        """Set the codebook by k-means over ``latents`` (B, C, *grid); under DDP the first device's."""
         vectors = latents.movedim(1, -1).float().flatten(0, -2)
         self.codebook.copy_(_draw_rows(vectors, self.codebook_size, generator))
         for _ in range(num_iterations):
@@ -98,6 +98,8 @@ class VectorQuantizer(nn.Module):
             empty = counts == 0
             means[empty] = _draw_rows(vectors, int(empty.sum()), generator)
             self.codebook.copy_(means)
+        if dist.is_initialized():
+            dist.broadcast(self.codebook, src=0)
         self.num_assigned.fill_(len(vectors) / self.codebook_size)
         self.sum_assigned.copy_(self.codebook * self.num_assigned[:, None])
         self.is_initialised.fill_(True)

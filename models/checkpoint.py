@@ -12,10 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from models.config import ConfigError
+
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's archive; a bare pickle
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ConfigError):
     """A file that can't be loaded; the message says which, why, and what to do."""
 
 

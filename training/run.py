@@ -15,10 +15,12 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from models.config import ConfigError
+
 Config = TypeVar("Config")
 
 
-class TrainingError(ValueError):
+class TrainingError(ConfigError):
     """A run that can't start; the message says what to change."""
 
 

@@ -19,7 +19,6 @@ from typing import Literal
 
 import redis
 
-from models.config import ConfigError
 from workers.artifacts import ArtifactStore
 from workers.catalog import Catalog
 from workers.errors import DeadlineExceeded, InternalError
@@ -284,26 +283,11 @@ def run_worker(settings: WorkerSettings) -> None:
 
     Raises: ConfigError when there is no pipeline to serve, or one can't be used.
     """
-    import torch
-
-    from models.checkpoint import CheckpointError
-    from models.pipeline import Pipeline
-    from workers.engine import Engine
+    from workers.loading import load_engine
 
     assert settings.redis_url is not None
-    if settings.num_threads is not None:
-        torch.set_num_threads(settings.num_threads)
-    device = settings.device
-    if device == "auto":
-        device = (
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
-    try:
-        pipelines = {name: Pipeline.load(catalog[name].folder, device) for name in catalog.names}
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from error
-    engine = Engine(pipelines, settings.max_batch_size)
+    engine = load_engine(settings, catalog)
     engine.warm_up()
     config = WorkerConfig(settings.lease_s, settings.max_tries, settings.drain_grace_s)
     worker = Worker(settings.redis_url, engine, ArtifactStore(settings.artifacts_dir), config)

@@ -27,6 +27,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], config: Any) -> None
     partial = path.with_suffix(".partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, partial, metadata={"config": json.dumps(asdict(config))})
+    partial.chmod(0o644)  # safetensors makes files that nobody else may read
     partial.replace(path)
 
 

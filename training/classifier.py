@@ -65,10 +65,7 @@ class ClassifierTraining:
     is_flipped: bool = True
 
 
-DEFAULT_TRAININGS = (
-    ClassifierTraining(architecture="residual", seed=1),
-    ClassifierTraining(architecture="plain", seed=2, width=48, num_epochs=12, weight_decay=2e-4),
-)
+DEFAULT_TRAININGS = (ClassifierTraining(architecture="residual", seed=1),)
 
 
 @dataclass(frozen=True)

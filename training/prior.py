@@ -17,11 +17,10 @@ from models.pipeline import load_tokenizer, save_pipeline
 from models.prior import DiT
 from models.samplers import sample
 from models.tokenizer import Tokenizer
-from training.data.dataset import ImageDataset, load_dataset
+from training.data.dataset import ImageDataset, load_dataset, scale_to_unit
 from training.ema import WeightAverage
 from training.plots import save_grid
 from training.run import Processes, Run, batch_rows, generator_for, learning_rate_factor
-from training.tokenizer import to_unit_range
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -151,7 +150,7 @@ def encode_dataset(tokenizer: Tokenizer, data: ImageDataset, *, with_flips: bool
     latents = []
     for images in (data.images, data.images.flip(-1)) if with_flips else (data.images,):
         for batch in images.split(500):
-            latents.append(tokenizer.encode(to_unit_range(batch).to(device)).to("cpu", torch.bfloat16))
+            latents.append(tokenizer.encode(scale_to_unit(batch).to(device)).to("cpu", torch.bfloat16))
     return torch.cat(latents), data.labels.repeat(2 if with_flips else 1)
 
 

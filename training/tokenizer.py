@@ -13,7 +13,7 @@ from models.checkpoint import save_checkpoint
 from models.config import Count, TokenizerConfig, UnitTime
 from models.quantizers import VectorQuantizer
 from models.tokenizer import Tokenizer, channels_last
-from training.data.dataset import ImageDataset, load_dataset
+from training.data.dataset import ImageDataset, load_dataset, scale_to_unit
 from training.losses import reconstruction_loss
 from training.metrics import measure_squared_errors, psnr_db
 from training.run import Processes, Run, batch_rows, generator_for, learning_rate_factor
@@ -106,7 +106,7 @@ def _batch(data: ImageDataset, config: TokenizerTrainingConfig, step: int, proce
         generator = generator_for(config.seed, step, processes.rank)
         flipped = torch.rand(len(rows), generator=generator) < 0.5
         images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-    return to_unit_range(images).to(processes.device, memory_format=torch.channels_last)
+    return scale_to_unit(images).to(processes.device, memory_format=torch.channels_last)
 
 
 def _train_step(
@@ -146,16 +146,11 @@ def _train_step(
     return total.detach(), error
 
 
-def to_unit_range(images: Tensor) -> Tensor:
-    """Return uint8 images as float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
 @torch.inference_mode()
 def _measure_scale(tokenizer: Tokenizer, data: ImageDataset, num_images: int = 10_000) -> None:
     """Set the mean and standard deviation per channel that latents are scaled by."""
     device = tokenizer.latent_mean.device
-    batches = to_unit_range(data.images[:num_images]).split(500)
+    batches = scale_to_unit(data.images[:num_images]).split(500)
     latents = torch.cat([tokenizer.encode(batch.to(device)) for batch in batches])
     tokenizer.latent_mean.copy_(latents.mean((0, 2, 3)).view_as(tokenizer.latent_mean))
     tokenizer.latent_std.copy_(latents.std((0, 2, 3)).view_as(tokenizer.latent_std))
@@ -166,7 +161,7 @@ def reconstruction_psnr(tokenizer: Tokenizer, images: Tensor) -> float:
     """Return the mean over uint8 ``images`` (N, C, H, W) of each reconstruction's PSNR in dB."""
     device = tokenizer.latent_mean.device
     errors = []
-    for batch in to_unit_range(images).split(500):
+    for batch in scale_to_unit(images).split(500):
         codes = tokenizer.quantize(tokenizer.encode(batch.to(device))).codes
         errors.append(measure_squared_errors(tokenizer.decode_codes(codes).cpu(), batch))
     return psnr_db(torch.cat(errors)).mean().item()

@@ -11,10 +11,9 @@ padded. ``tests/workers/test_engine.py`` proves it over random mixes.
 """
 
 import base64
-import logging
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -23,67 +22,22 @@ from torch import Tensor
 
 from models.flow import draw_noise
 from models.pipeline import Pipeline
-from models.samplers import Call, guide, is_guided, make_calls, take_step
-from workers.errors import InternalError, NotFinite, OutOfMemory, ServiceError
+from models.samplers import make_calls
+from workers.denoising import Job, Sample, advance
+from workers.errors import ServiceError
 from workers.images import Pixels, load_image
-from workers.messages import (
-    CodesInfo,
-    DecodeRequest,
-    EncodeRequest,
-    GenerateRequest,
-    Progress,
-)
+from workers.messages import CodesInfo, DecodeRequest, EncodeRequest, GenerateRequest, Progress
+from workers.row_batches import RowBatches
 from workers.work import Finished, Work
 
-logger = logging.getLogger(__name__)
-
 TOKENIZER_ROWS = 4
-
-
-@dataclass
-class _Job:
-    """A generate or decode request on its way; ``images`` and ``codes`` fill up by index."""
-
-    id: str
-    request: GenerateRequest | DecodeRequest
-    pipeline: Pipeline
-    calls: list[Call]
-    num_images: int
-    num_started: int = 0
-    calls_done: int = 0
-    images: dict[int, Pixels] = field(default_factory=dict)
-    codes: dict[int, Tensor] = field(default_factory=dict)
-    error: ServiceError | None = None
-
-    @property
-    def has_ended(self) -> bool:
-        return self.error is not None or len(self.images) == self.num_images
-
-
-@dataclass
-class _Sample:
-    """One image of a generate job between noise and data; x and m as ``samplers.take_step`` has them."""
-
-    job: _Job
-    index: int
-    x: Tensor
-    m: Tensor
-    position: int = 0
-
-    @property
-    def call(self) -> Call:
-        return self.job.calls[self.position]
-
-    @property
-    def has_ended(self) -> bool:
-        return self.position == len(self.job.calls)
 
 
 @dataclass(frozen=True)
 class _Grid:
     """One grid of codes that waits for its decoding."""
 
-    job: _Job
+    job: Job
     index: int
     codes: Tensor
 
@@ -106,10 +60,10 @@ class Engine:
         self._pipelines = pipelines
         self._max_batch_size = max_batch_size
         self._prior_rows = 2 * max_batch_size if is_batch_padded else None
-        self._max_rows = 2 * max_batch_size  # guided samples have two; halved when memory runs out
-        self._jobs: dict[str, _Job] = {}
-        self._starting: deque[_Job] = deque()
-        self._running: list[_Sample] = []
+        self._batches = RowBatches(2 * max_batch_size)  # guided samples have two rows
+        self._jobs: dict[str, Job] = {}
+        self._starting: deque[Job] = deque()
+        self._running: list[Sample] = []
         self._decoding: deque[_Grid] = deque()
         self._encoding: deque[tuple[str, EncodeRequest]] = deque()
 
@@ -153,14 +107,14 @@ class Engine:
                 continue
             pipeline = self._pipelines[request.pipeline or ""]
             if isinstance(request, DecodeRequest):
-                job = _Job(item.job_id, request, pipeline, [], len(request.codes))
+                job = Job(item.job_id, request, pipeline, [], len(request.codes))
                 for index, codes in enumerate(request.codes):
                     self._decoding.append(_Grid(job, index, torch.tensor(codes)))
             else:
                 assert request.sampler is not None
                 assert request.num_steps is not None
                 calls = make_calls(request.sampler, request.num_steps)
-                job = _Job(item.job_id, request, pipeline, calls, request.num_images)
+                job = Job(item.job_id, request, pipeline, calls, request.num_images)
                 self._starting.append(job)
             self._jobs[job.id] = job
 
@@ -186,7 +140,9 @@ class Engine:
         """Do a little of everything that runs, and return the jobs that have ended."""
         self._start_samples()
         for pipeline in self._pipelines.values():
-            self._advance([sample for sample in self._running if sample.job.pipeline is pipeline])
+            samples = [sample for sample in self._running if sample.job.pipeline is pipeline]
+            if samples:
+                advance(pipeline, samples, self._batches, self._prior_rows)
         self._finish_samples()
         for pipeline in self._pipelines.values():
             self._decode([grid for grid in self._decoding if grid.job.pipeline is pipeline], pipeline)
@@ -204,53 +160,15 @@ class Engine:
             prior = job.pipeline.config.prior
             x = draw_noise((prior.latent_channels, *prior.grid), job.request.seed, job.num_started)
             x = x.to(job.pipeline.device)
-            self._running.append(_Sample(job, job.num_started, x, torch.zeros_like(x)))
+            self._running.append(Sample(job, job.request, job.num_started, x, torch.zeros_like(x)))
             job.num_started += 1
             if job.num_started < job.num_images:
                 self._starting.append(job)
 
-    def _advance(self, samples: list[_Sample]) -> None:
-        """Make one call of the prior for every sample, and the update that follows it."""
-        if not samples:
-            return
-        pipeline = samples[0].job.pipeline
-        null_label = pipeline.prior.null_label
-        interval = pipeline.config.defaults.guidance_interval
-        labels = [_class_label(sample, null_label) for sample in samples]
-        guided = [
-            i
-            for i, sample in enumerate(samples)
-            if labels[i] != null_label and is_guided(sample.call.t, _guidance_scale(sample), interval)
-        ]
-        order = [*range(len(samples)), *guided]
-        x = torch.stack([samples[i].x for i in order])
-        t = x.new_tensor([samples[i].call.t for i in order])
-        y = torch.tensor(labels + [null_label] * len(guided), device=x.device)
-        velocities, failures = self._in_batches(
-            lambda rows: pipeline.prior(x[rows], t[rows], y[rows]), len(order), self._prior_rows
-        )
-        velocities = velocities.float()
-        v = velocities[: len(samples)]
-        if guided:
-            scales = v.new_tensor([_guidance_scale(samples[i]) for i in guided])
-            v[guided] = guide(v[guided], velocities[len(samples) :], scales)
-        m = torch.stack([sample.m for sample in samples])
-        coefficients = x.new_tensor([sample.call.coefficients for sample in samples])
-        next_x, next_m = take_step(x[: len(samples)], v, m, coefficients)
-        is_finite = next_x.flatten(1).isfinite().all(1).tolist()
-        for i, sample in enumerate(samples):
-            sample.x, sample.m = next_x[i], next_m[i]
-            sample.position += 1
-            sample.job.calls_done += 1
-            if not is_finite[i]:
-                self._fail(sample.job, NotFinite(f"image {sample.index} became infinite or not a number"))
-        for row, error in failures.items():
-            self._fail(samples[order[row]].job, error)
-
     def _finish_samples(self) -> None:
         """Snap the samples that have ended to codes, for decoding."""
-        ended = [sample for sample in self._running if sample.has_ended or sample.job.error]
-        self._running = [sample for sample in self._running if not (sample.has_ended or sample.job.error)]
+        ended = [sample for sample in self._running if sample.has_ended]
+        self._running = [sample for sample in self._running if not sample.has_ended]
         for sample in ended:
             if sample.job.error is None:
                 codes = sample.job.pipeline.tokenizer.quantize(sample.x[None]).codes[0]
@@ -262,15 +180,15 @@ class Engine:
         if not grids:
             return
         codes = torch.stack([grid.codes for grid in grids]).to(pipeline.device)
-        decoded, failures = self._in_batches(
+        decoded, failures = self._batches.compute(
             lambda rows: pipeline.tokenizer.decode_codes(codes[rows]), len(grids), TOKENIZER_ROWS
         )
-        pixels = to_pixels(decoded)
+        pixels = [] if decoded is None else to_pixels(decoded)
         done = set(map(id, grids))
         self._decoding = deque(grid for grid in self._decoding if id(grid) not in done)
         for row, grid in enumerate(grids):
             if row in failures:
-                self._fail(grid.job, failures[row])
+                grid.job.fail(failures[row])
             else:
                 grid.job.images[grid.index] = pixels[row]
                 grid.job.codes[grid.index] = grid.codes
@@ -297,7 +215,7 @@ class Engine:
             return finished
         pixels = torch.from_numpy(np.stack(images)).to(pipeline.device).movedim(-1, 1)
         batch = pixels.float() / 127.5 - 1
-        codes, failures = self._in_batches(
+        codes, failures = self._batches.compute(
             lambda rows: pipeline.tokenizer.quantize(pipeline.tokenizer.encode(batch[rows])).codes,
             len(images),
             TOKENIZER_ROWS,
@@ -305,54 +223,9 @@ class Engine:
         for row, job_id in enumerate(job_ids):
             if row in failures:
                 finished.append(Finished(job_id, name, error=failures[row]))
-            else:
+            elif codes is not None:
                 finished.append(Finished(job_id, name, codes=_codes_info(pipeline, [codes[row].long()])))
         return finished
-
-    def _in_batches(
-        self, compute: Callable[[list[int]], Tensor], num_rows: int, fixed_rows: int | None
-    ) -> tuple[Tensor, dict[int, ServiceError]]:
-        """Return ``compute``'s results for rows 0, 1, …, and the errors of rows that failed alone.
-
-        ``compute`` gets row numbers: ``fixed_rows`` at once, the last batch padded by repeating a row;
-        or, without, as many as memory takes. When it fails, halves are tried, down to one row: so
-        memory that runs out costs speed, and one bad row costs nobody else. Failed rows hold zeros.
-        """
-        results: dict[int, Tensor] = {}
-        failures: dict[int, ServiceError] = {}
-        pending = deque([list(range(num_rows))])
-        while pending:
-            part = pending.popleft()
-            limit = fixed_rows or self._max_rows
-            if len(part) > limit:
-                pending.extendleft([part[limit:], part[:limit]])
-                continue
-            padding = [part[-1]] * (fixed_rows - len(part)) if fixed_rows else []
-            try:
-                results.update(zip(part, compute(part + padding), strict=False))
-            except Exception as error:  # the job boundary: whatever it is, it ends no more than a job
-                is_memory = _is_out_of_memory(error)
-                if len(part) == 1:
-                    logger.exception("a row failed alone")
-                    failures[part[0]] = (
-                        OutOfMemory("this worker has not enough memory for the request, even alone")
-                        if is_memory
-                        else InternalError("the model failed on this request")
-                    )
-                    continue
-                half = -(-len(part) // 2)
-                if is_memory:
-                    self._max_rows = max(1, min(self._max_rows, half))
-                    logger.warning("out of memory: batches have at most %d rows from now on", self._max_rows)
-                    if torch.cuda.is_available():
-                        torch.cuda.empty_cache()
-                pending.extendleft([part[half:], part[:half]])
-        blank = torch.zeros_like(next(iter(results.values()))) if results else torch.zeros(())
-        return torch.stack([results.get(row, blank) for row in range(num_rows)]), failures
-
-    def _fail(self, job: _Job, error: ServiceError) -> None:
-        if job.error is None:
-            job.error = error
 
 
 def to_pixels(images: Tensor) -> list[Pixels]:
@@ -361,7 +234,7 @@ def to_pixels(images: Tensor) -> list[Pixels]:
     return list(bytes_.movedim(1, -1).cpu().contiguous().numpy())
 
 
-def _finish(job: _Job) -> Finished:
+def _finish(job: Job) -> Finished:
     name = job.pipeline.config.name
     if job.error is not None:
         return Finished(job.id, name, error=job.error)
@@ -380,17 +253,3 @@ def _codes_info(pipeline: Pipeline, codes: list[Tensor]) -> CodesInfo:
         codebook_size=config.tokenizer.codebook_size,
         tokenizer=config.tokenizer_fingerprint,
     )
-
-
-def _class_label(sample: _Sample, null_label: int) -> int:
-    label = getattr(sample.job.request, "class_label", None)
-    return label if isinstance(label, int) else null_label
-
-
-def _guidance_scale(sample: _Sample) -> float:
-    scale = getattr(sample.job.request, "guidance_scale", None)
-    return 1.0 if scale is None else scale
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)

@@ -227,3 +227,19 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_weights, resolve) -> No
     pipeline.prior = Small()
     assert digest(run(Engine({"tiny": pipeline}), [Work("x", request)])["x"]) == expected
     assert max(sizes[len(sizes) // 2 :]) <= 5, "once it has failed, large batches are not tried again"
+
+
+@pytest.mark.parametrize("part", ["prior", "tokenizer"])
+def test_when_every_row_fails_each_job_hears_why(tiny_weights, resolve, part) -> None:
+    pipeline = Pipeline.load(tiny_weights / "tiny")
+
+    def fail(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    if part == "prior":
+        pipeline.prior.forward = fail
+    else:
+        pipeline.tokenizer.decode_codes = fail
+    work = [Work(str(i), resolve(GenerateRequest(seed=i, num_images=2))) for i in range(3)]
+    ended = run(Engine({"tiny": pipeline}), work)
+    assert [finished.error.code for finished in ended.values()] == ["out_of_memory"] * 3

@@ -1,0 +1,110 @@
+"""Images on their way from noise to data, and the call of the prior that takes them a step further."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from models.pipeline import Pipeline
+from models.samplers import Call, guide, is_guided, take_step
+from workers.errors import NotFinite, ServiceError
+from workers.images import Pixels
+from workers.messages import DecodeRequest, GenerateRequest
+from workers.row_batches import RowBatches
+
+
+@dataclass
+class Job:
+    """A generate or decode request on its way; ``images`` and ``codes`` fill up by index."""
+
+    id: str
+    request: GenerateRequest | DecodeRequest
+    pipeline: Pipeline
+    calls: list[Call]
+    num_images: int
+    num_started: int = 0
+    calls_done: int = 0
+    images: dict[int, Pixels] = field(default_factory=dict)
+    codes: dict[int, Tensor] = field(default_factory=dict)
+    error: ServiceError | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.error is not None or len(self.images) == self.num_images
+
+    def fail(self, error: ServiceError) -> None:
+        """Note the first error."""
+        if self.error is None:
+            self.error = error
+
+
+@dataclass(eq=False)
+class Sample:
+    """One image of a generate job between noise and data; x and m as ``samplers.take_step`` has them."""
+
+    job: Job
+    request: GenerateRequest
+    index: int
+    x: Tensor
+    m: Tensor
+    position: int = 0
+
+    @property
+    def call(self) -> Call:
+        return self.job.calls[self.position]
+
+    @property
+    def has_ended(self) -> bool:
+        return self.position == len(self.job.calls) or self.job.error is not None
+
+    @property
+    def class_label(self) -> int:
+        label = self.request.class_label
+        return label if isinstance(label, int) else self.job.pipeline.prior.null_label
+
+    @property
+    def guidance_scale(self) -> float:
+        return 1.0 if self.request.guidance_scale is None else self.request.guidance_scale
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the next call needs the unconditional row, too."""
+        pipeline = self.job.pipeline
+        interval = pipeline.config.defaults.guidance_interval
+        has_label = self.class_label != pipeline.prior.null_label
+        return has_label and is_guided(self.call.t, self.guidance_scale, interval)
+
+
+def advance(
+    pipeline: Pipeline, samples: list[Sample], batches: RowBatches, fixed_rows: int | None = None
+) -> None:
+    """Make one call of ``pipeline``'s prior for each of its samples, and the update that follows it."""
+    guided = [i for i, sample in enumerate(samples) if sample.is_guided]
+    null_label = pipeline.prior.null_label
+    order = [*range(len(samples)), *guided]
+    x = torch.stack([samples[i].x for i in order])
+    t = x.new_tensor([samples[i].call.t for i in order])
+    labels = [sample.class_label for sample in samples] + [null_label] * len(guided)
+    y = torch.tensor(labels, device=x.device)
+    velocities, failures = batches.compute(
+        lambda rows: pipeline.prior(x[rows], t[rows], y[rows]), len(order), fixed_rows
+    )
+    for row, error in failures.items():
+        samples[order[row]].job.fail(error)
+    if velocities is None:
+        return
+    velocities = velocities.float()
+    v = velocities[: len(samples)]
+    if guided:
+        scales = v.new_tensor([samples[i].guidance_scale for i in guided])
+        v[guided] = guide(v[guided], velocities[len(samples) :], scales)
+    m = torch.stack([sample.m for sample in samples])
+    coefficients = x.new_tensor([sample.call.coefficients for sample in samples])
+    next_x, next_m = take_step(x[: len(samples)], v, m, coefficients)
+    is_finite = next_x.flatten(1).isfinite().all(1).tolist()
+    for i, sample in enumerate(samples):
+        sample.x, sample.m = next_x[i], next_m[i]
+        sample.position += 1
+        sample.job.calls_done += 1
+        if not is_finite[i]:
+            sample.job.fail(NotFinite(f"image {sample.index} became infinite or not a number"))

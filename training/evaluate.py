@@ -17,7 +17,8 @@ from training.classifier import (
     ClassifierTraining,
     load_or_train_classifiers,
 )
-from training.data.dataset import FASHION_MNIST, ImageDataset, load_dataset, scale_to_unit
+from training.data.dataset import ImageDataset, scale_to_unit
+from training.data.sources import FASHION_MNIST, load_dataset
 from training.model_card import save_samples, write_card_section
 from training.scores import (
     ClassifierMetrics,

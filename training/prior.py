@@ -17,7 +17,8 @@ from models.pipeline import load_tokenizer, save_pipeline
 from models.prior import DiT
 from models.samplers import sample
 from models.tokenizer import Tokenizer
-from training.data.dataset import ImageDataset, load_dataset, scale_to_unit
+from training.data.dataset import ImageDataset, scale_to_unit
+from training.data.sources import load_dataset
 from training.ema import WeightAverage
 from training.plots import save_grid
 from training.run import Processes, Run, batch_rows, generator_for, learning_rate_factor
@@ -120,6 +121,7 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
         }
         run.save(step + 1, state, every_s=0.0 if is_last else config.checkpoint_every_s)
 
+    run.draw_losses()
     if processes.is_main:
         average.copy_to(prior)
         save_pipeline(config.output, config.output.name, data.class_names, tokenizer, prior, config.defaults)

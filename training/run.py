@@ -1,6 +1,7 @@
 """A training run: its folder, log, checkpoints and processes, the same for tokenizers and priors."""
 
 import json
+import logging
 import math
 import os
 import time
@@ -16,8 +17,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.config import ConfigError
+from training.plots import Curve, save_curves
 
 Config = TypeVar("Config")
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingError(ConfigError):
@@ -165,6 +169,20 @@ class Run:
                 self._writer.add_scalar(name, value, step)
         if self._bar is not None:
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in scalars.items()})
+
+    def draw_losses(self) -> None:
+        """Draw what was logged as pictures, one for each name; needs matplotlib, of the extra "training"."""
+        if not self.processes.is_main:
+            return
+        entries = [json.loads(line) for line in (self.folder / "losses.jsonl").read_text().splitlines()]
+        names = [name for name in entries[-1] if name not in ("step", "time")]
+        steps = [entry["step"] for entry in entries]
+        try:
+            for name in names:
+                curve = Curve(steps, [entry[name] for entry in entries])
+                save_curves(self.folder / f"{name}.png", {name: curve}, is_log=name == "loss")
+        except ImportError:
+            logger.warning("no curves drawn: pip install 'smalti[training]' brings what that needs")
 
     def steps(self, start: int) -> "tqdm[int]":
         """Return the steps that are left, behind a progress bar."""

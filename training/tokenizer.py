@@ -13,9 +13,11 @@ from models.checkpoint import save_checkpoint
 from models.config import Count, TokenizerConfig, UnitTime
 from models.quantizers import VectorQuantizer
 from models.tokenizer import Tokenizer, channels_last
-from training.data.dataset import ImageDataset, load_dataset, scale_to_unit
+from training.data.dataset import ImageDataset, scale_to_unit
+from training.data.sources import load_dataset
 from training.losses import reconstruction_loss
 from training.metrics import measure_squared_errors, psnr_db
+from training.plots import save_grid
 from training.run import Processes, Run, batch_rows, generator_for, learning_rate_factor
 
 logger = logging.getLogger(__name__)
@@ -91,10 +93,12 @@ def train_tokenizer(config: TokenizerTrainingConfig, *, resume: bool = False) ->
 
     tokenizer.eval()
     _measure_scale(tokenizer, data)
+    run.draw_losses()
     path = config.folder / "tokenizer.safetensors"
     if processes.is_main:
         save_checkpoint(path, tokenizer.exported(), config.tokenizer)
         test = load_dataset(config.data, "test", **shape)
+        _save_reconstructions(config.folder / "reconstructions.png", tokenizer, test.images[:32])
         logger.info("%s: PSNR %.2f dB on the test split", path, reconstruction_psnr(tokenizer, test.images))
     return path
 
@@ -165,3 +169,13 @@ def reconstruction_psnr(tokenizer: Tokenizer, images: Tensor) -> float:
         codes = tokenizer.quantize(tokenizer.encode(batch.to(device))).codes
         errors.append(measure_squared_errors(tokenizer.decode_codes(codes).cpu(), batch))
     return psnr_db(torch.cat(errors)).mean().item()
+
+
+@torch.inference_mode()
+def _save_reconstructions(path: Path, tokenizer: Tokenizer, images: Tensor) -> None:
+    """Save rows of eight of ``images``, each over its row of reconstructions."""
+    real = scale_to_unit(images)
+    latents = tokenizer.encode(real.to(tokenizer.latent_mean.device))
+    made = tokenizer.decode_codes(tokenizer.quantize(latents).codes).cpu()
+    rows = [row for pair in zip(real.split(8), made.split(8), strict=True) for row in pair]
+    save_grid(path, torch.cat(rows), num_columns=8)

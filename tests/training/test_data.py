@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from training.data import image_folder
-from training.data.dataset import ImageDataset, load_dataset
+from training.data.dataset import ImageDataset
 from training.data.fashion_mnist import CLASS_NAMES
 from training.data.image_folder import is_test_file
+from training.data.sources import load_dataset
 
 
 def write_idx(path: Path, values: torch.Tensor) -> None:

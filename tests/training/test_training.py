@@ -126,9 +126,9 @@ def test_pipeline_trained_on_a_folder_generates_its_classes(tmp_path: Path, pict
     assert pipeline.config.class_names == ("left", "right")
     images = pipeline.generate(torch.tensor([0] * 8 + [1] * 8), seed=0)
     left_is_brighter = images[..., :6].mean((1, 2, 3)) > images[..., 6:].mean((1, 2, 3))
-    print(images[..., :6].mean((1, 2, 3)), images[..., 6:].mean((1, 2, 3)), losses(tmp_path / "prior")[-1])
     assert left_is_brighter.tolist() == [True] * 8 + [False] * 8
-    assert (tmp_path / "prior" / "samples" / "0000300.png").exists()
+    for picture in ("prior/samples/0000300.png", "prior/loss.png", "tokenizer/reconstructions.png"):
+        assert (tmp_path / picture).exists()
 
 
 def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(tmp_path: Path, pictures: Path) -> None:

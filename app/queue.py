@@ -15,7 +15,7 @@ from redis.retry import Retry
 
 from workers import transitions
 from workers.errors import JobNotFound, QueueFull, QueueUnavailable
-from workers.messages import JobStatus, JobView, Progress, Request
+from workers.messages import JobStatus, JobView, PreviewImage, Progress, Request
 from workers.protocol import (
     ALONE,
     NEWS,
@@ -77,9 +77,10 @@ class JobEvent:
     """Something that happened to a job. ``id`` tells ``events`` where to go on."""
 
     id: str
-    kind: Literal["status", "progress"]
+    kind: Literal["status", "progress", "preview"]
     status: JobStatus
     progress: Progress | None = None
+    preview: PreviewImage | None = None
 
 
 @dataclass(eq=False)
@@ -344,6 +345,9 @@ class JobQueue:
 
 
 def _event(event_id: str, entry: Mapping[str, str]) -> JobEvent:
+    if entry["event"] == "preview":
+        preview = PreviewImage.model_validate_json(entry["data"])
+        return JobEvent(event_id, "preview", JobStatus.RUNNING, preview=preview)
     if entry["event"] != "progress":
         return JobEvent(event_id, "status", JobStatus(entry["event"]))
     step, total = entry["data"].split()

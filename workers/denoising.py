@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from models.flow import denoised
 from models.pipeline import Pipeline
 from models.samplers import Call, guide, is_guided, take_step
 from workers.errors import NotFinite, ServiceError
@@ -24,6 +25,7 @@ class Job:
     num_images: int
     num_started: int = 0
     calls_done: int = 0
+    preview_due_s: float = 0.0  # on time.monotonic
     images: dict[int, Pixels] = field(default_factory=dict)
     codes: dict[int, Tensor] = field(default_factory=dict)
     error: ServiceError | None = None
@@ -40,7 +42,10 @@ class Job:
 
 @dataclass(eq=False)
 class Sample:
-    """One image of a generate job between noise and data; x and m as ``samplers.take_step`` has them."""
+    """One image of a generate job between noise and data; x and m as ``samplers.take_step`` has them.
+
+    When ``wants_prediction``, the next call leaves there what data it points to.
+    """
 
     job: Job
     request: GenerateRequest
@@ -48,6 +53,9 @@ class Sample:
     x: Tensor
     m: Tensor
     position: int = 0
+    wants_prediction: bool = False
+    prediction: Tensor | None = None
+    num_previews: int = 0
 
     @property
     def call(self) -> Call:
@@ -98,6 +106,10 @@ def advance(
     if guided:
         scales = v.new_tensor([samples[i].guidance_scale for i in guided])
         v[guided] = guide(v[guided], velocities[len(samples) :], scales)
+    for i, sample in enumerate(samples):
+        if sample.wants_prediction:
+            sample.prediction = denoised(x[i : i + 1], v[i : i + 1], t[i : i + 1])
+            sample.wants_prediction = False
     m = torch.stack([sample.m for sample in samples])
     coefficients = x.new_tensor([sample.call.coefficients for sample in samples])
     next_x, next_m = take_step(x[: len(samples)], v, m, coefficients)

@@ -11,9 +11,12 @@ padded. ``tests/workers/test_engine.py`` proves it over random mixes.
 """
 
 import base64
+import logging
+import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -28,9 +31,13 @@ from workers.errors import ServiceError
 from workers.images import Pixels, load_image
 from workers.messages import CodesInfo, DecodeRequest, EncodeRequest, GenerateRequest, Progress
 from workers.row_batches import RowBatches
-from workers.work import Finished, Work
+from workers.work import Finished, Preview, Work
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_ROWS = 4
+PREVIEW_EVERY_S = 0.5
+PREVIEW_SHARE = 0.1  # of the engine's time, at most
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class Engine:
         self._running: list[Sample] = []
         self._decoding: deque[_Grid] = deque()
         self._encoding: deque[tuple[str, EncodeRequest]] = deque()
+        self._previews: dict[str, Preview] = {}
+        self._previews_due_s = 0.0
 
     @property
     def free_slots(self) -> int:
@@ -122,6 +131,7 @@ class Engine:
         """Forget jobs; of these nothing comes."""
         for job_id in job_ids:
             self._jobs.pop(job_id, None)
+            self._previews.pop(job_id, None)
         self._starting = deque(job for job in self._starting if job.id not in job_ids)
         self._running = [sample for sample in self._running if sample.job.id not in job_ids]
         self._decoding = deque(grid for grid in self._decoding if grid.job.id not in job_ids)
@@ -135,14 +145,21 @@ class Engine:
             if job.calls
         }
 
+    def previews(self) -> Mapping[str, Preview]:
+        """Return the pictures made since the last call, of running jobs that asked for them."""
+        previews, self._previews = self._previews, {}
+        return previews
+
     @torch.inference_mode()
     def step(self) -> list[Finished]:
         """Do a little of everything that runs, and return the jobs that have ended."""
         self._start_samples()
+        previewed = self._choose_previews()
         for pipeline in self._pipelines.values():
             samples = [sample for sample in self._running if sample.job.pipeline is pipeline]
             if samples:
                 advance(pipeline, samples, self._batches, self._prior_rows)
+        self._make_previews(previewed)
         self._finish_samples()
         for pipeline in self._pipelines.values():
             self._decode([grid for grid in self._decoding if grid.job.pipeline is pipeline], pipeline)
@@ -164,6 +181,44 @@ class Engine:
             job.num_started += 1
             if job.num_started < job.num_images:
                 self._starting.append(job)
+
+    def _choose_previews(self) -> list[Sample]:
+        """Choose samples to be shown after this step: of jobs in need of it, the image shown least."""
+        now = time.monotonic()
+        if now < self._previews_due_s:
+            return []
+        chosen: dict[str, Sample] = {}
+        for sample in self._running:
+            job = sample.job
+            is_due = sample.request.preview and job.preview_due_s <= now
+            if is_due and sample.position + 1 < len(job.calls):
+                other = chosen.get(job.id)
+                if other is None or sample.num_previews < other.num_previews:
+                    chosen[job.id] = sample
+        samples = sorted(chosen.values(), key=lambda sample: sample.job.preview_due_s)[:TOKENIZER_ROWS]
+        for sample in samples:
+            sample.wants_prediction = True
+            sample.num_previews += 1
+            sample.job.preview_due_s = now + PREVIEW_EVERY_S
+        return samples
+
+    def _make_previews(self, samples: list[Sample]) -> None:
+        """Decode what the samples are on the way to. Nothing here changes or fails a job."""
+        began_s = time.monotonic()
+        for name, pipeline in self._pipelines.items():
+            shown = [sample for sample in samples if sample.job.pipeline is pipeline and not sample.job.error]
+            if shown:
+                latents = torch.cat([sample.prediction for sample in shown if sample.prediction is not None])
+                decode = partial(_decode_nearest, pipeline, latents)
+                images, failures = self._batches.compute(decode, len(shown), TOKENIZER_ROWS)
+                if images is None or failures:
+                    logger.warning("pipeline=%s no previews this time", name)
+                    continue
+                for sample, pixels in zip(shown, to_pixels(images), strict=True):
+                    self._previews[sample.job.id] = Preview(sample.index, sample.position, pixels)
+        if samples:
+            now = time.monotonic()
+            self._previews_due_s = now + (now - began_s) * (1 / PREVIEW_SHARE - 1)
 
     def _finish_samples(self) -> None:
         """Snap the samples that have ended to codes, for decoding."""
@@ -226,6 +281,11 @@ class Engine:
             elif codes is not None:
                 finished.append(Finished(job_id, name, codes=_codes_info(pipeline, [codes[row].long()])))
         return finished
+
+
+def _decode_nearest(pipeline: Pipeline, latents: Tensor, rows: list[int]) -> Tensor:
+    """Return images of latents that are snapped to the codebook."""
+    return pipeline.tokenizer.decode(pipeline.tokenizer.quantize(latents[rows]).latents)
 
 
 def to_pixels(images: Tensor) -> list[Pixels]:

@@ -17,6 +17,7 @@ Pixels = npt.NDArray[np.uint8]
 
 MAX_IMAGE_BYTES = 10 * 2**20
 MAX_IMAGE_PIXELS = 32 * 2**20
+PREVIEW_SIDE_PX = 128
 MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 
 _FORMATS: dict[str, ImageFormat] = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}
@@ -88,6 +89,15 @@ def encode_image(pixels: Pixels, format: ImageFormat) -> bytes:
             image.save(buffer, "WEBP", lossless=True, quality=50, method=3)
         case "jpeg":
             image.save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def encode_preview(pixels: Pixels) -> bytes:
+    """Encode (H, W, C) pixels as a WebP whose sides are at most PREVIEW_SIDE_PX."""
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    image.thumbnail((PREVIEW_SIDE_PX, PREVIEW_SIDE_PX))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=80, method=2)
     return buffer.getvalue()
 
 

@@ -66,6 +66,10 @@ class GenerateRequest(_Request):
     )
     sampler: SamplerName | None = None
     format: ImageFormat = "png"
+    preview: bool = Field(
+        default=False,
+        description="Send small pictures of what is on its way, at most two a second, in the job's events.",
+    )
     return_codes: bool = Field(default=False, description="Also return the codes of every image.")
 
 
@@ -171,6 +175,15 @@ class Progress(Message):
 
     step: int
     total: int
+
+
+class PreviewImage(Message):
+    """What an image would be if it ended now: the latest guess while it is denoised."""
+
+    index: int = Field(description="Which of the job's images.")
+    step: int = Field(description="Calls of the model that this image has had.")
+    media_type: str
+    image: str = Field(description="A small picture in base64.")
 
 
 class JobView(Message):

@@ -1,5 +1,6 @@
 """What follows the computing of a job, off the compute thread: encode, store, complete, tell."""
 
+import base64
 import logging
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Literal, Protocol, TypeVar
 import redis
 
 from workers.errors import InternalError, ServiceError
-from workers.images import Pixels, encode_image
+from workers.images import MEDIA_TYPES, Pixels, encode_image, encode_preview
 from workers.messages import (
     Codes,
     CodesInfo,
@@ -24,11 +25,13 @@ from workers.messages import (
     GenerateResult,
     ImageFormat,
     ImageReference,
+    PreviewImage,
     Progress,
     Result,
 )
 from workers.metrics import CODES, IMAGES, STEPS
 from workers.rq_worker import Claim, Outcome, RQWorker
+from workers.work import Preview
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +78,15 @@ class Report:
     progress: tuple[tuple[Claim, Progress], ...]
 
 
-Item = Computed | Failed | HandBack | Report
+@dataclass(frozen=True)
+class Shown:
+    """A picture of a job on its way."""
+
+    claim: Claim
+    preview: Preview
+
+
+Item = Computed | Failed | HandBack | Report | Shown
 
 
 class Outbox:
@@ -149,6 +160,14 @@ class Outbox:
                 self._link.tell_progress(reports[-1].progress)
             except redis.RedisError:
                 logger.warning("the queue server did not take a progress report")
+        latest = {item.claim.job_id: item for item in batch if isinstance(item, Shown)}
+        for each in ended:
+            latest.pop(each.claim.job_id, None)
+        if latest:
+            try:
+                self._link.tell_previews([(item.claim, _encoded(item.preview)) for item in latest.values()])
+            except redis.RedisError:
+                logger.warning("the queue server did not take a preview")
 
     def _count(self, outcome: Outcome) -> None:
         meter, request = self._link.meter, outcome.claim.request
@@ -214,6 +233,15 @@ class Outbox:
                 logger.warning("the queue server is away (%s); results are kept", type(error).__name__)
                 time.sleep(wait_s)
                 wait_s = min(2 * wait_s, MAX_BACKOFF_S)
+
+
+def _encoded(preview: Preview) -> PreviewImage:
+    return PreviewImage(
+        index=preview.index,
+        step=preview.step,
+        media_type=MEDIA_TYPES["webp"],
+        image=base64.b64encode(encode_preview(preview.pixels)).decode(),
+    )
 
 
 def _num_codes(codes: Sequence[Codes]) -> int:

@@ -16,7 +16,7 @@ from rq.worker import SimpleWorker
 
 from workers import transitions
 from workers.errors import InvalidRequest, ServiceError
-from workers.messages import Progress, Request, Result
+from workers.messages import PreviewImage, Progress, Request, Result
 from workers.metrics import Meter, memory_bytes
 from workers.protocol import BELL, QUEUES, TOTALS, control_key, now_text, read_request, return_value
 from workers.protocol import num_slots as num_slots_of
@@ -84,6 +84,7 @@ class RQWorker(SimpleWorker):
         self._end_overdue = connection.register_script(transitions.END_OVERDUE)
         self._reap = connection.register_script(transitions.REAP)
         self._progress = connection.register_script(transitions.PROGRESS)
+        self._preview = connection.register_script(transitions.PREVIEW)
 
     @property
     def connection_timeout(self) -> int:
@@ -170,6 +171,15 @@ class RQWorker(SimpleWorker):
                 for value in (claim.job_id, claim.execution, progress.step, progress.total)
             ]
         )
+
+    def tell_previews(self, previews: Iterable[tuple[Claim, PreviewImage]]) -> None:
+        """Show what running jobs are on the way to."""
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for claim, preview in previews:
+                self._preview(
+                    args=[claim.job_id, claim.execution, preview.model_dump_json()], client=pipeline
+                )
+            pipeline.execute()
 
     def beat(self, claims: Sequence[Claim]) -> list[Claim]:
         """Say that this worker lives and has these jobs; return those that are no longer its own."""

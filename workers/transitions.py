@@ -19,8 +19,19 @@ local now = clock[1] + clock[2] / 1000000
 local INTERACTIVE, BATCH, ALONE = 'RQ:queue:interactive', 'RQ:queue:batch', 'RQ:queue:alone'
 
 local function tell(id, event, data)
-  redis.call('XADD', 'OUR:events:' .. id, 'MAXLEN', '~', 256, '*', 'event', event, 'data', data or '')
+  local at = redis.call('XADD', 'OUR:events:' .. id, 'MAXLEN', '~', 256, '*', 'event', event,
+                        'data', data or '')
   redis.call('PUBLISH', 'OUR:news', id .. ' ' .. event)
+  return at
+end
+
+-- previews are large, and of no use once there is a newer one or the job has ended
+local function forget_preview(id)
+  local at = redis.call('HGET', 'RQ:job:' .. id, 'preview_at')
+  if at then
+    redis.call('XDEL', 'OUR:events:' .. id, at)
+    redis.call('HDEL', 'RQ:job:' .. id, 'preview_at')
+  end
 end
 
 local function ring()
@@ -49,6 +60,7 @@ local function let_go(id)
   local job = redis.call('HMGET', 'RQ:job:' .. id, 'origin', 'execution')
   redis.call('ZREM', 'OUR:leases', id)
   redis.call('ZREM', 'RQ:wip:' .. job[1], id .. ':' .. (job[2] or ''))
+  forget_preview(id)
 end
 
 -- the one way in which a job ends
@@ -350,5 +362,16 @@ for i = 1, #ARGV, 4 do
     redis.call('HSET', key, 'step', ARGV[i + 2], 'total', ARGV[i + 3])
     tell(ARGV[i], 'progress', ARGV[i + 2] .. ' ' .. ARGV[i + 3])
   end
+end
+""")
+
+# id, execution, preview: told only for a job that is still the caller's
+PREVIEW = _script("""
+local id, execution = ARGV[1], ARGV[2]
+local key = 'RQ:job:' .. id
+local job = redis.call('HMGET', key, 'status', 'execution')
+if job[1] == 'started' and job[2] == execution then
+  forget_preview(id)
+  redis.call('HSET', key, 'preview_at', tell(id, 'preview', ARGV[3]))
 end
 """)

@@ -28,6 +28,15 @@ class Finished:
     error: ServiceError | None = None
 
 
+@dataclass(frozen=True)
+class Preview:
+    """What image ``index`` would be if it ended now, after ``step`` calls of the prior."""
+
+    index: int
+    step: int
+    pixels: Pixels
+
+
 class Engine(Protocol):
     """The running batch."""
 
@@ -50,3 +59,6 @@ class Engine(Protocol):
 
     def progress(self) -> Mapping[str, Progress]:
         """How far the jobs are that have steps."""
+
+    def previews(self) -> Mapping[str, Preview]:
+        """Pictures of running jobs that asked for them, made since the last call."""

@@ -24,7 +24,7 @@ from workers.catalog import Catalog
 from workers.errors import DeadlineExceeded, InternalError
 from workers.holdings import Holdings
 from workers.metrics import BATCH_SIZE, STEP_SECONDS
-from workers.outbox import Computed, Failed, HandBack, Outbox, Report, Store
+from workers.outbox import Computed, Failed, HandBack, Outbox, Report, Shown, Store
 from workers.rq_worker import Claim, Claims, RQWorker
 from workers.settings import WorkerSettings
 from workers.work import Engine, Work
@@ -156,6 +156,8 @@ class Worker:
                     self._outbox.put(Failed(claim, finished.error))
                 else:
                     self._outbox.put(Computed(claim, finished.pipeline, finished.images, finished.codes))
+            for job_id, preview in self._engine.previews().items():
+                self._outbox.put(Shown(self._running[job_id], preview))
 
     @contextmanager
     def _isolated(self) -> Iterator[None]:

@@ -13,13 +13,14 @@ from app.openapi import GENERATED_JOB, Responses, problems
 from app.queue import JobEvent
 from app.routes.jobs import JobId
 from app.services import Services, ServicesNeeded
-from workers.errors import QueueUnavailable
-from workers.messages import JobStatus, JobView, Progress
+from workers.errors import QueueUnavailable, ServiceError
+from workers.messages import JobStatus, JobView, PreviewImage, Progress
 
 router = APIRouter(tags=["jobs"])
 
 KEEP_ALIVE_S = 15.0  # proxies close a silent connection, often after 30 or 60 seconds
 RETRY_MS = 1000
+MAX_UNSENT = 16  # events; a client that reads slower misses previews
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -30,6 +31,7 @@ class JobUpdate(BaseModel):
 
     status: JobStatus
     progress: Progress | None = None
+    preview: PreviewImage | None = None
     job: JobView | None = Field(default=None, description="The whole job, once it has ended.")
 
 
@@ -44,7 +46,10 @@ _EXAMPLE = "".join(
 
 _RESPONSES: Responses = {
     200: {
-        "description": "Events of kind `status` and `progress`; the one that ends the job is the last.",
+        "description": (
+            "Events of kind `status`, `progress` and, if the request has `preview`, `preview`; the one that"
+            " ends the job is the last. Of previews only the latest is kept, and none when the job has ended."
+        ),
         "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}},
     },
     204: {"description": "The job has ended, and the client has heard of it."},
@@ -91,7 +96,7 @@ async def _stream(events: AsyncGenerator[JobEvent], job_id: str, services: Servi
     after the last event that it has.
     """
     yield f"retry: {RETRY_MS}\n\n"
-    news: asyncio.Queue[JobEvent | None] = asyncio.Queue()
+    news: asyncio.Queue[JobEvent | None] = asyncio.Queue(MAX_UNSENT)
     tasks = [asyncio.create_task(_follow(events, news)), asyncio.create_task(_wait_for_end(services, news))]
     try:
         while True:
@@ -116,19 +121,18 @@ async def _follow(events: AsyncGenerator[JobEvent], news: asyncio.Queue[JobEvent
     try:
         async with aclosing(events):
             async for event in events:
-                news.put_nowait(event)
-    except QueueUnavailable:
-        pass
-    finally:
-        news.put_nowait(None)
+                await news.put(event)
+    except ServiceError:
+        pass  # the client connects again, and hears of it
+    await news.put(None)
 
 
 async def _wait_for_end(services: Services, news: asyncio.Queue[JobEvent | None]) -> None:
     await services.is_ending.wait()
-    news.put_nowait(None)
+    await news.put(None)
 
 
 async def _text(event: JobEvent, job_id: str, services: Services) -> str:
     job = await services.queue.get(job_id) if event.status.is_terminal else None
-    update = JobUpdate(status=event.status, progress=event.progress, job=job)
+    update = JobUpdate(status=event.status, progress=event.progress, preview=event.preview, job=job)
     return f"id: {event.id}\nevent: {event.kind}\ndata: {update.model_dump_json(exclude_none=True)}\n\n"

@@ -22,7 +22,7 @@ from workers.artifacts import ArtifactStore
 from workers.errors import InternalError, NotFinite, OutOfMemory, ServiceError, StorageFull
 from workers.images import load_image
 from workers.messages import CodesInfo, DecodeRequest, EncodeRequest, GenerateRequest, Progress
-from workers.work import Finished, Work
+from workers.work import Finished, Preview, Work
 from workers.worker import Worker, WorkerConfig
 
 CONFIG = PipelineConfig(
@@ -65,6 +65,10 @@ class Sketcher:
 
     def progress(self) -> dict[str, Progress]:
         return {job_id: Progress(step=2, total=5) for job_id in self.works}
+
+    def previews(self) -> dict[str, Preview]:
+        asked = [work.job_id for work in self.works.values() if getattr(work.request, "preview", False)]
+        return {job_id: Preview(0, 2, np.full((300, 200, 1), 7, np.uint8)) for job_id in asked}
 
     def step(self) -> list[Finished]:
         if self.is_held.is_set():

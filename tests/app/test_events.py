@@ -1,16 +1,21 @@
 """Following a job over server-sent events."""
 
+import base64
+import io
 import json
 import threading
 import time
 from dataclasses import dataclass
 
 import httpx
+import redis
+from PIL import Image
 
 from app.main import create_app
 from app.routes.events import JobUpdate
-from tests.app.conftest import serving, settings_for, until
+from tests.app.conftest import Sketcher, serving, settings_for, until, working
 from workers.messages import JobView
+from workers.protocol import events_key
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,42 @@ def test_a_running_job_is_followed_to_its_end(service):
     assert any(event.update.progress and event.update.progress.step == 2 for event in events)
     assert events[-1].update.job == JobView.model_validate_json(service.client.get(f"/jobs/{job_id}").content)
     assert all(event.update.job is None for event in events[:-1])
+
+
+def test_previews_are_told_while_the_job_runs_and_not_kept(service):
+    service.engine.is_held.set()
+    job_id = submit(service.client, preview=True)
+    release = threading.Timer(0.6, service.engine.is_held.clear)
+    release.start()
+
+    shown = [event.update.preview for event in follow(service.client, job_id) if event.kind == "preview"]
+
+    assert shown
+    assert (shown[0].index, shown[0].step, shown[0].media_type) == (0, 2, "image/webp")
+    picture = Image.open(io.BytesIO(base64.b64decode(shown[0].image)))
+    assert (picture.format, picture.size) == ("WEBP", (85, 128)), "small"
+    assert "preview" not in [event.kind for event in follow(service.client, job_id)]
+
+
+def test_of_previews_only_the_latest_is_kept(redis_url, tmp_path):
+    settings = settings_for(tmp_path, redis_url)
+    engine = Sketcher()
+    engine.is_held.set()
+    with (
+        serving(create_app(settings)) as client,
+        working(settings, engine),
+        redis.Redis.from_url(redis_url) as server,
+    ):
+        job_id = submit(client, preview=True)
+
+        def num_kept() -> int:
+            return sum(fields[b"event"] == b"preview" for _, fields in server.xrange(events_key(job_id)))
+
+        until(num_kept)
+        assert {num_kept() for _ in range(50)} == {1}
+        engine.is_held.clear()
+        until(lambda: client.get(f"/jobs/{job_id}").json()["status"] == "succeeded")
+        assert num_kept() == 0
 
 
 def test_a_client_that_connects_again_goes_on_where_it_was(service):

@@ -62,6 +62,7 @@ def random_requests(count: int, chance: random.Random, fingerprint: str) -> list
                     guidance_scale=chance.choice([1.0, 1.5, 4.0]),
                     sampler=chance.choice(["euler", "heun", "dpmpp_2m"]),
                     return_codes=chance.random() < 0.5,
+                    preview=chance.random() < 0.3,
                 )
             )
         elif kind < 0.85:
@@ -82,8 +83,10 @@ def random_requests(count: int, chance: random.Random, fingerprint: str) -> list
     return requests
 
 
-def test_same_request_same_bytes_in_200_random_mixes(pipelines, resolve) -> None:
+def test_same_request_same_bytes_in_200_random_mixes(pipelines, resolve, monkeypatch) -> None:
     """Alone, late, in any company and order, in batches of any size: bit for bit the same."""
+    monkeypatch.setattr("workers.engine.PREVIEW_EVERY_S", 0)
+    monkeypatch.setattr("workers.engine.PREVIEW_SHARE", 1)
     chance = random.Random(1)
     fingerprint = pipelines["tiny"].config.tokenizer_fingerprint
     requests = [resolve(request) for request in random_requests(40, chance, fingerprint)]
@@ -116,6 +119,39 @@ def test_engine_and_pipeline_generate_the_same_codes(pipelines, resolve) -> None
         expected = pipeline.tokenizer.quantize(latents).codes
         assert finished.codes is not None
         assert torch.equal(torch.tensor(finished.codes.codes), expected)
+
+
+def test_previews_come_near_the_image_and_change_nothing(pipelines, resolve, monkeypatch) -> None:
+    monkeypatch.setattr("workers.engine.PREVIEW_EVERY_S", 0)
+    monkeypatch.setattr("workers.engine.PREVIEW_SHARE", 1)
+    request = GenerateRequest(class_label=1, seed=3, num_images=2, num_steps=30, return_codes=True)
+    plain = run(Engine(pipelines), [Work("x", resolve(request))])["x"]
+    engine, shown, ended = Engine(pipelines), [], []
+    engine.admit([Work("x", resolve(request.model_copy(update={"preview": True})))])
+    while not ended:
+        ended = engine.step()
+        shown.extend(engine.previews().values())
+    assert digest(ended[0]) == digest(plain)
+    assert [(preview.index, preview.step) for preview in shown] == [(i % 2, i + 1) for i in range(29)]
+    last, image = shown[-1].pixels.astype(int), plain.images[shown[-1].index].astype(int)
+    first = shown[0].pixels.astype(int)
+    assert abs(last - image).mean() < abs(first - image).mean() / 2
+
+
+def test_a_job_is_previewed_at_most_twice_a_second(pipelines, resolve, monkeypatch) -> None:
+    clock = 0.0
+    monkeypatch.setattr("workers.engine.time.monotonic", lambda: clock)
+    engine, num_shown = Engine(pipelines), dict.fromkeys(("loud", "quiet"), 0)
+    engine.admit(
+        Work(name, resolve(GenerateRequest(seed=0, num_images=2, num_steps=100, preview=name == "loud")))
+        for name in num_shown
+    )
+    while not engine.is_idle:
+        engine.step()
+        clock += 0.125
+        for name in engine.previews():
+            num_shown[name] += 1
+    assert num_shown == {"loud": 25, "quiet": 0}
 
 
 def test_encoded_codes_decode_to_what_the_tokenizer_makes(pipelines, resolve) -> None:

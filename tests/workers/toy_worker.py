@@ -16,7 +16,7 @@ import numpy as np
 
 from workers.artifacts import ArtifactStore
 from workers.messages import CodesInfo, GenerateRequest, Progress
-from workers.work import Finished, Work
+from workers.work import Finished, Preview, Work
 from workers.worker import Worker, WorkerConfig, stop_on_signals
 
 POISON, RAISES, BAD_PIXELS = 600, 601, 602
@@ -78,6 +78,9 @@ class ToyEngine:
                 codes = CodesInfo(codes=[[[1]]], grid=(1, 1), codebook_size=2, tokenizer="0" * 16)
                 finished.append(Finished(job_id, "toy", images, codes if request.return_codes else None))
         return finished
+
+    def previews(self) -> Mapping[str, Preview]:
+        return {}
 
     def progress(self) -> Mapping[str, Progress]:
         return {

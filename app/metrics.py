@@ -102,12 +102,16 @@ def _families(queue: QueueMetrics | None) -> Iterator[Family]:
     memory = GaugeMetricFamily(
         f"{PREFIX}_worker_memory_bytes", "A worker's resident memory.", labels=["worker"]
     )
+    device_memory = GaugeMetricFamily(
+        f"{PREFIX}_worker_device_memory_bytes", "Memory of GPUs that a worker holds.", labels=["worker"]
+    )
     for phase in ("starting", "ready", "draining"):
         phases.add_metric([phase], sum(worker.phase == phase for worker in queue.workers))
     for worker in queue.workers:
         running.add_metric([worker.name], worker.num_running_images)
         memory.add_metric([worker.name], worker.memory_bytes)
-    yield from (phases, running, memory)
+        device_memory.add_metric([worker.name], worker.device_memory_bytes)
+    yield from (phases, running, memory, device_memory)
     for metric in METRICS:
         yield _family(metric, queue.totals)
 

@@ -61,6 +61,7 @@ class WorkerGauges:
     phase: str
     num_running_images: int
     memory_bytes: int
+    device_memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -240,14 +241,14 @@ class JobQueue:
                 pipeline.llen(queue_key(queue))
             keys, totals, *lengths = await pipeline.execute()
             for key in keys:
-                pipeline.hmget(key, "phase", "running_images", "memory_bytes")
+                pipeline.hmget(key, "phase", "running_images", "memory_bytes", "device_memory_bytes")
             workers = await pipeline.execute() if keys else []
         return QueueMetrics(
             {name: float(value) for name, value in totals.items()},
             dict(zip(queues, lengths, strict=True)),
             [
-                WorkerGauges(key.rpartition(":")[2], phase, int(running or 0), int(memory or 0))
-                for key, (phase, running, memory) in zip(keys, workers, strict=True)
+                WorkerGauges(key.rpartition(":")[2], phase, *(int(number or 0) for number in numbers))
+                for key, (phase, *numbers) in zip(keys, workers, strict=True)
                 if phase  # others are dead
             ],
         )

@@ -13,7 +13,7 @@ padded. ``tests/workers/test_engine.py`` proves it over random mixes.
 import base64
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from models.samplers import make_calls
 from workers.denoising import Job, Sample, advance
 from workers.errors import ServiceError
 from workers.images import Pixels, load_image
+from workers.memory import num_that_fit
 from workers.messages import CodesInfo, DecodeRequest, EncodeRequest, GenerateRequest, Progress
 from workers.row_batches import RowBatches
 from workers.work import Finished, Preview, Work
@@ -36,6 +37,7 @@ from workers.work import Finished, Preview, Work
 logger = logging.getLogger(__name__)
 
 TOKENIZER_ROWS = 4
+ROWS_PER_SAMPLE = 2  # of the prior, where guidance is applied
 PREVIEW_EVERY_S = 0.5
 PREVIEW_SHARE = 0.1  # of the engine's time, at most
 
@@ -66,8 +68,9 @@ class Engine:
     ) -> None:
         self._pipelines = pipelines
         self._max_batch_size = max_batch_size
-        self._prior_rows = 2 * max_batch_size if is_batch_padded else None
-        self._batches = RowBatches(2 * max_batch_size)  # guided samples have two rows
+        self._is_batch_padded = is_batch_padded
+        self._num_slots = dict.fromkeys(pipelines, max_batch_size)
+        self._batches = {name: RowBatches(ROWS_PER_SAMPLE * max_batch_size) for name in pipelines}
         self._jobs: dict[str, Job] = {}
         self._starting: deque[Job] = deque()
         self._running: list[Sample] = []
@@ -81,7 +84,7 @@ class Engine:
         """How many images could start now."""
         waiting = sum(job.num_images - job.num_started for job in self._starting)
         taken = len(self._running) + waiting + len(self._decoding) + len(self._encoding)
-        return max(0, self._max_batch_size - taken)
+        return max(0, min(self._max_batch_size, sum(self._num_slots.values())) - taken)
 
     @property
     def is_idle(self) -> bool:
@@ -89,8 +92,14 @@ class Engine:
         return not (self._jobs or self._encoding)
 
     def warm_up(self) -> None:
-        """Compute once what requests will ask for, so that the first one is as quick as the next."""
+        """Measure how many images of each pipeline fit in memory, and compute what requests will ask for.
+
+        So the first request is as quick as the next.
+        """
         for name, pipeline in self._pipelines.items():
+            num_slots = num_that_fit(partial(_call_prior, pipeline), pipeline.device, self._max_batch_size)
+            self._num_slots[name] = num_slots
+            logger.info("pipeline=%s up to %d images at once", name, num_slots)
             defaults = pipeline.config.defaults
             request = GenerateRequest(
                 pipeline=name,
@@ -155,14 +164,15 @@ class Engine:
         """Do a little of everything that runs, and return the jobs that have ended."""
         self._start_samples()
         previewed = self._choose_previews()
-        for pipeline in self._pipelines.values():
+        for name, pipeline in self._pipelines.items():
             samples = [sample for sample in self._running if sample.job.pipeline is pipeline]
             if samples:
-                advance(pipeline, samples, self._batches, self._prior_rows)
+                fixed_rows = ROWS_PER_SAMPLE * self._num_slots[name] if self._is_batch_padded else None
+                advance(pipeline, samples, self._batches[name], fixed_rows)
         self._make_previews(previewed)
         self._finish_samples()
-        for pipeline in self._pipelines.values():
-            self._decode([grid for grid in self._decoding if grid.job.pipeline is pipeline], pipeline)
+        for name in self._pipelines:
+            self._decode(name)
         finished = self._encode()
         ended = [job for job in self._jobs.values() if job.has_ended]
         self.drop({job.id for job in ended})
@@ -170,8 +180,15 @@ class Engine:
 
     def _start_samples(self) -> None:
         """Fill free slots, one image of each waiting job in turn, so that small jobs pass large ones."""
+        num_running = Counter(sample.request.pipeline for sample in self._running)
+        of_full_pipelines = []
         while self._starting and len(self._running) < self._max_batch_size:
             job = self._starting.popleft()
+            name = job.request.pipeline or ""
+            if num_running[name] >= self._num_slots[name]:
+                of_full_pipelines.append(job)
+                continue
+            num_running[name] += 1
             assert isinstance(job.request, GenerateRequest)
             assert job.request.seed is not None
             prior = job.pipeline.config.prior
@@ -181,6 +198,7 @@ class Engine:
             job.num_started += 1
             if job.num_started < job.num_images:
                 self._starting.append(job)
+        self._starting.extendleft(reversed(of_full_pipelines))
 
     def _choose_previews(self) -> list[Sample]:
         """Choose samples to be shown after this step: of jobs in need of it, the image shown least."""
@@ -210,7 +228,7 @@ class Engine:
             if shown:
                 latents = torch.cat([sample.prediction for sample in shown if sample.prediction is not None])
                 decode = partial(_decode_nearest, pipeline, latents)
-                images, failures = self._batches.compute(decode, len(shown), TOKENIZER_ROWS)
+                images, failures = self._batches[name].compute(decode, len(shown), TOKENIZER_ROWS)
                 if images is None or failures:
                     logger.warning("pipeline=%s no previews this time", name)
                     continue
@@ -229,13 +247,15 @@ class Engine:
                 codes = sample.job.pipeline.tokenizer.quantize(sample.x[None]).codes[0]
                 self._decoding.append(_Grid(sample.job, sample.index, codes))
 
-    def _decode(self, grids: list[_Grid], pipeline: Pipeline) -> None:
-        """Turn at most a batch of grids into pixels."""
-        grids = grids[: self._max_batch_size]
+    def _decode(self, name: str) -> None:
+        """Turn at most a batch of a pipeline's grids into pixels."""
+        pipeline = self._pipelines[name]
+        of_pipeline = (grid for grid in self._decoding if grid.job.pipeline is pipeline)
+        grids = list(islice(of_pipeline, self._max_batch_size))
         if not grids:
             return
         codes = torch.stack([grid.codes for grid in grids]).to(pipeline.device)
-        decoded, failures = self._batches.compute(
+        decoded, failures = self._batches[name].compute(
             lambda rows: pipeline.tokenizer.decode_codes(codes[rows]), len(grids), TOKENIZER_ROWS
         )
         pixels = [] if decoded is None else to_pixels(decoded)
@@ -270,7 +290,7 @@ class Engine:
             return finished
         pixels = torch.from_numpy(np.stack(images)).to(pipeline.device).movedim(-1, 1)
         batch = pixels.float() / 127.5 - 1
-        codes, failures = self._batches.compute(
+        codes, failures = self._batches[name].compute(
             lambda rows: pipeline.tokenizer.quantize(pipeline.tokenizer.encode(batch[rows])).codes,
             len(images),
             TOKENIZER_ROWS,
@@ -281,6 +301,15 @@ class Engine:
             elif codes is not None:
                 finished.append(Finished(job_id, name, codes=_codes_info(pipeline, [codes[row].long()])))
         return finished
+
+
+@torch.inference_mode()
+def _call_prior(pipeline: Pipeline, num_samples: int) -> None:
+    """Make the call of the prior that so many guided samples need."""
+    config = pipeline.config.prior
+    num_rows = ROWS_PER_SAMPLE * num_samples
+    x = torch.zeros(num_rows, config.latent_channels, *config.grid, device=pipeline.device)
+    pipeline.prior(x, x.new_zeros(num_rows), torch.zeros(num_rows, dtype=torch.long, device=pipeline.device))
 
 
 def _decode_nearest(pipeline: Pipeline, latents: Tensor, rows: list[int]) -> Tensor:

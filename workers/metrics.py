@@ -108,6 +108,14 @@ def memory_bytes() -> int:
     return pages * resource.getpagesize()
 
 
+def device_memory_bytes() -> int:
+    """Return the memory of GPUs that this process holds; 0 in one that has not loaded torch."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return sum(torch.cuda.memory_reserved(device) for device in range(torch.cuda.device_count()))
+
+
 def field(metric: Metric, *values: str) -> str:
     """Return the field of a sum: the metric, its label values, and what is summed."""
     return SEPARATOR.join((metric.name, *values))

@@ -17,7 +17,7 @@ from rq.worker import SimpleWorker
 from workers import transitions
 from workers.errors import InvalidRequest, ServiceError
 from workers.messages import PreviewImage, Progress, Request, Result
-from workers.metrics import Meter, memory_bytes
+from workers.metrics import Meter, device_memory_bytes, memory_bytes
 from workers.protocol import BELL, QUEUES, TOTALS, control_key, now_text, read_request, return_value
 from workers.protocol import num_slots as num_slots_of
 
@@ -195,6 +195,7 @@ class RQWorker(SimpleWorker):
                     "phase": self.phase,
                     "running_images": sum(claim.num_slots for claim in claims),
                     "memory_bytes": memory_bytes(),
+                    "device_memory_bytes": device_memory_bytes(),
                 },
             )
             pipeline.expire(self.key, int(2 * self._lease_s) + 1)

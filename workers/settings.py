@@ -64,7 +64,10 @@ class WorkerSettings(ServiceSettings):
 
     device: Device = Field(default="auto", description="auto, cpu, mps, cuda or cuda:N.")
     max_batch_size: int = Field(
-        default=32, ge=1, le=4096, description="The most images that are denoised at once."
+        default=32,
+        ge=1,
+        le=4096,
+        description="The most images that are denoised at once, if memory has room for them.",
     )
     num_threads: int | None = Field(
         default=None, ge=1, description="Compute threads; torch's own choice if left out."

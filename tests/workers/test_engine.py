@@ -188,6 +188,36 @@ def test_a_small_job_starts_beside_a_large_one_that_waits_for_slots(pipelines, r
     assert ended == ["small"]
 
 
+def test_slots_are_bounded_by_memory_for_each_pipeline(tiny_weights, monkeypatch) -> None:
+    """A pipeline that fits only three times holds up none of the other's images, and keeps its bytes."""
+    large, small = Pipeline.load(tiny_weights / "tiny"), Pipeline.load(tiny_weights / "tiny")
+    requests = {
+        name: [
+            GenerateRequest(
+                pipeline=name, seed=i, num_steps=3, guidance_scale=1.0, sampler="euler", num_images=5
+            )
+        ]
+        for i, name in enumerate(("large", "small"))
+    }
+    work = [Work(name, request) for name, (request,) in requests.items()]
+    unbounded = run(Engine({"large": large, "small": small}), work)
+    fits = {large.prior: 3, small.prior: 99}
+    monkeypatch.setattr(
+        "workers.engine.num_that_fit",
+        lambda compute, device, at_most: min(at_most, fits[compute.args[0].prior]),
+    )
+    engine = Engine({"large": large, "small": small}, max_batch_size=8)
+    engine.warm_up()
+    assert engine.free_slots == 8
+    batch_sizes: list[int] = []
+    large.prior.register_forward_pre_hook(lambda _, inputs: batch_sizes.append(len(inputs[0])))
+    ended = run(engine, work)
+    assert max(batch_sizes) == 3
+    assert {name: digest(each) for name, each in ended.items()} == {
+        name: digest(each) for name, each in unbounded.items()
+    }
+
+
 def test_dropped_jobs_end_at_once_and_leave_the_others_alone(pipelines, resolve) -> None:
     request = resolve(GenerateRequest(seed=4, num_steps=6))
     alone = digest(run(Engine(pipelines), [Work("stays", request)])["stays"])

@@ -28,10 +28,10 @@ def num_that_fit(compute: Callable[[int], object], device: torch.device, at_most
     free = _free_bytes(device)
     if at_most == 1 or free is None:
         return at_most
-    peak_of_one = _peak_bytes(device, lambda: compute(1))
+    peak_of_one = _peak_bytes(device, compute, 1)
     while few > 1:
         try:
-            growth = _peak_bytes(device, lambda: compute(few)) - peak_of_one
+            growth = _peak_bytes(device, compute, few) - peak_of_one
         except torch.OutOfMemoryError:
             few //= 2
         else:
@@ -39,13 +39,13 @@ def num_that_fit(compute: Callable[[int], object], device: torch.device, at_most
     return 1
 
 
-def _peak_bytes(device: torch.device, compute: Callable[[], object]) -> int:
+def _peak_bytes(device: torch.device, compute: Callable[[int], object], num_images: int) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        compute()
+        compute(num_images)
         return torch.cuda.max_memory_allocated(device)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
-    compute()
+    compute(num_images)
     return _kibibytes(Path("/proc/self/status"), "VmHWM")
 
 

@@ -17,7 +17,8 @@ def take(num_mib: int) -> None:
 def test_what_fits_is_what_is_free_by_what_each_image_takes(monkeypatch) -> None:
     monkeypatch.setattr(memory, "_free_bytes", lambda _: 2000 * MIB)
     fit = memory.num_that_fit(lambda num_images: take(20 * num_images), CPU, at_most=1000)
-    assert fit == pytest.approx(0.8 * 2000 / 20, rel=0.1)
+    # One in eight too few at most: malloc may keep the first image's memory, and not use it for eight.
+    assert 7 / 8 <= (fit - 1) / (0.8 * 2000 / 20) <= 1.01
 
 
 def test_what_takes_next_to_nothing_is_bounded_by_the_setting() -> None:

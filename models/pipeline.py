@@ -67,13 +67,19 @@ class Pipeline:
         num_steps: int | None = None,
         guidance_scale: float | None = None,
         sampler: SamplerName | None = None,
+        cache_interval: int | None = None,
     ) -> Tensor:
         """Return images (B, C, H, W) float32 in [-1, 1] of ``class_labels`` (B,), all in one batch.
 
         Image i starts from the noise of (seed, i). What is left out comes from the pipeline's defaults.
         """
         latents = self.sample_latents(
-            class_labels, seed, num_steps=num_steps, guidance_scale=guidance_scale, sampler=sampler
+            class_labels,
+            seed,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            cache_interval=cache_interval,
         )
         return self.tokenizer.decode_codes(self.tokenizer.quantize(latents).codes)
 
@@ -85,6 +91,7 @@ class Pipeline:
         num_steps: int | None = None,
         guidance_scale: float | None = None,
         sampler: SamplerName | None = None,
+        cache_interval: int | None = None,
     ) -> Tensor:
         """Return latents (B, d, h, w) as ``generate`` would snap and decode them."""
         defaults = self.config.defaults
@@ -99,6 +106,7 @@ class Pipeline:
             num_steps=num_steps or defaults.num_steps,
             guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
             guidance_interval=defaults.guidance_interval,
+            cache_interval=cache_interval or 1,
         )
 
 

@@ -1,5 +1,7 @@
 """The prior: a diffusion transformer that predicts the velocity of latents under a class label."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,13 +71,45 @@ class DiT(nn.Module):
 
     def forward(self, latents: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
         """Return the velocity (B, C, *grid) at latents (B, C, *grid) and t (B,): 0 is noise, 1 is data."""
+        x, condition, modulation = self._embed(latents, t, class_labels)
+        x = self._pass(self.blocks, x, modulation)  # (B, N, hidden)
+        return self._to_velocity(x, condition)  # (B, C, *grid)
+
+    def forward_cached(
+        self, latents: Tensor, t: Tensor, class_labels: Tensor, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the velocity, and the residual (B, N, hidden): what the middle blocks add to their input.
+
+        They are all but the first and the last. With the ``residual`` of a call at a near t, it is added in
+        their place. Without, the velocity is ``forward``'s.
+        """
+        x, condition, modulation = self._embed(latents, t, class_labels)
+        blocks = list(self.blocks)
+        x = self._pass(blocks[:1], x, modulation)  # (B, N, hidden)
+        if residual is None:
+            before, x = x, self._pass(blocks[1:-1], x, modulation)
+            residual = x - before
+        else:
+            x = x + residual
+        x = self._pass(blocks[1:][-1:], x, modulation)  # (B, N, hidden)
+        return self._to_velocity(x, condition), residual
+
+    def _embed(self, latents: Tensor, t: Tensor, class_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return tokens (B, N, hidden), the condition (B, hidden) and the modulation (B, 6, hidden)."""
         config = self.config
         dtype = self.embed_patches.weight.dtype
         x = self.embed_patches(patchify(latents.to(dtype), config.patch_size))  # (B, N, hidden)
         condition = F.silu(self.embed_time(t) + self.embed_class(class_labels))  # (B, hidden)
         modulation = self.modulate(condition).view(-1, 6, config.hidden_size)  # (B, 6, hidden)
-        for block in self.blocks:
+        return x, condition, modulation
+
+    def _pass(self, blocks: Iterable[nn.Module], x: Tensor, modulation: Tensor) -> Tensor:
+        for block in blocks:
             x = block(x, modulation, self.cosines, self.sines)  # (B, N, hidden)
+        return x
+
+    def _to_velocity(self, x: Tensor, condition: Tensor) -> Tensor:
+        config = self.config
         shift, scale = self.final_modulate(condition)[:, None].chunk(2, dim=-1)  # (B, 1, hidden)
         x = self.to_velocity(self.final_norm(x) * (1 + scale) + shift)  # (B, N, C·p^axes)
         return unpatchify(x, config.patch_size, config.latent_channels, config.grid)  # (B, C, *grid)

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from models.config import SamplerName
+from models.prior import DiT
+from models.step_cache import StepCache, call_cached
 
 
 @dataclass(frozen=True)
@@ -127,21 +129,32 @@ def sample(
     num_steps: int,
     guidance_scale: float,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
+    cache_interval: int = 1,
 ) -> Tensor:
     """Return latents (B, C, *grid) float32 from ``noise``, all of the batch in step.
 
-    ``prior(x, t, class_labels)`` gives the velocity. For training and evaluation; the service's engine
-    takes the same steps with a schedule per sample.
+    ``prior(x, t, class_labels)`` gives the velocity; with a ``cache_interval`` above 1 it must be a DiT, and
+    ``models/step_cache.py`` says what happens. For training and evaluation; the service's engine takes the
+    same steps with a schedule per sample.
     """
+    null_labels = torch.full_like(class_labels, null_label)
+    cache, null_cache = StepCache(cache_interval), StepCache(cache_interval)
     x, m = noise.float(), torch.zeros_like(noise, dtype=torch.float32)
-    for call in make_calls(sampler, num_steps):
-        if is_guided(call.t, guidance_scale, guidance_interval):
-            both = torch.cat([class_labels, torch.full_like(class_labels, null_label)])
-            t = x.new_full((2 * len(x),), call.t)
-            conditional, unconditional = prior(torch.cat([x, x]), t, both).float().chunk(2)
-            v = guide(conditional, unconditional, x.new_full((len(x),), guidance_scale))
+    for position, call in enumerate(make_calls(sampler, num_steps)):
+        needs_both = is_guided(call.t, guidance_scale, guidance_interval)
+        t = x.new_full((len(x),), call.t)
+        if cache_interval > 1:
+            assert isinstance(prior, DiT), "only the blocks of a DiT can be cached"
+            v = call_cached(prior, x, t, class_labels, cache, position).float()
+            if needs_both:
+                null_v = call_cached(prior, x, t, null_labels, null_cache, position).float()
+        elif needs_both:
+            both = torch.cat([class_labels, null_labels])
+            v, null_v = prior(torch.cat([x, x]), torch.cat([t, t]), both).float().chunk(2)
         else:
-            v = prior(x, x.new_full((len(x),), call.t), class_labels).float()
+            v = prior(x, t, class_labels).float()
+        if needs_both:
+            v = guide(v, null_v, x.new_full((len(x),), guidance_scale))
         x, m = take_step(x, v, m, x.new_tensor([call.coefficients]).expand(len(x), 6))
     return x
 

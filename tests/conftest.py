@@ -49,7 +49,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image_size_px=12, hidden_channels=8, num_blocks=1, latent_channels=4, codebook_size=32
         )
     )
-    prior = DiT(PriorConfig(grid=(6, 6), hidden_size=32, depth=2, num_heads=2, num_classes=3))
+    prior = DiT(PriorConfig(grid=(6, 6), hidden_size=32, depth=3, num_heads=2, num_classes=3))
     for module in (tokenizer, prior):
         for parameter in module.parameters():
             parameter.data.normal_(std=0.2, generator=generator)

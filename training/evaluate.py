@@ -50,6 +50,7 @@ class EvaluationOptions:
     num_steps: int | None = None
     guidance_scale: float | None = None
     sampler: SamplerName | None = None
+    cache_interval: int | None = None
     num_neighbours: int = 5
     trainings: tuple[ClassifierTraining, ...] = DEFAULT_TRAININGS
     classifier_folder: Path = Path("runs/classifiers")
@@ -111,6 +112,7 @@ def evaluate(folder: Path, options: EvaluationOptions | None = None) -> Evaluati
         num_steps=sampling.num_steps,
         guidance_scale=sampling.guidance_scale,
         sampler=sampling.sampler,
+        cache_interval=options.cache_interval or 1,
         seed=options.seed,
         device=options.device,
         num_threads=torch.get_num_threads(),
@@ -160,6 +162,7 @@ def generate(pipeline: Pipeline, labels: torch.Tensor, options: EvaluationOption
             num_steps=options.num_steps,
             guidance_scale=options.guidance_scale,
             sampler=options.sampler,
+            cache_interval=options.cache_interval,
         )
         images.append(batch.float().cpu())
     return torch.cat(images)

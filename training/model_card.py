@@ -53,7 +53,8 @@ def render_evaluation(evaluation: Evaluation) -> str:
         "",
         "### Generated images",
         "",
-        f"Sampler `{evaluation.sampler}`, {evaluation.num_steps} steps, guidance "
+        f"Sampler `{evaluation.sampler}`, {evaluation.num_steps} steps, "
+        f"{_caching(evaluation.cache_interval)}guidance "
         f"{evaluation.guidance_scale:g}, seed {evaluation.seed}; "
         f"{evaluation.seconds_per_image:.3f} s an image in batches of {evaluation.batch_size} "
         f"({evaluation.device}, {evaluation.num_threads} threads).",
@@ -121,3 +122,7 @@ def _filled(images: torch.Tensor, num_images: int, like: torch.Tensor) -> torch.
     """Return images, and white ones up to num_images."""
     white = torch.ones(num_images - len(images), *like.shape[1:])
     return torch.cat([images, white])
+
+
+def _caching(interval: int) -> str:
+    return f"middle blocks in one call of {interval}, " if interval > 1 else ""

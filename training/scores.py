@@ -77,6 +77,7 @@ class Evaluation:
     tokenizer_fingerprint: str
     data: str
     num_steps: int
+    cache_interval: int
     guidance_scale: float
     sampler: str
     seed: int

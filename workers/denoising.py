@@ -1,13 +1,17 @@
 """Images on their way from noise to data, and the call of the prior that takes them a step further."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from models.flow import denoised
 from models.pipeline import Pipeline
+from models.prior import DiT
 from models.samplers import Call, guide, is_guided, take_step
+from models.step_cache import StepCache
 from workers.errors import NotFinite, ServiceError
 from workers.images import Pixels
 from workers.messages import DecodeRequest, GenerateRequest
@@ -52,6 +56,8 @@ class Sample:
     index: int
     x: Tensor
     m: Tensor
+    cache: StepCache | None = None
+    null_cache: StepCache | None = None  # of the unconditional row
     position: int = 0
     wants_prediction: bool = False
     prediction: Tensor | None = None
@@ -94,9 +100,14 @@ def advance(
     t = x.new_tensor([samples[i].call.t for i in order])
     labels = [sample.class_label for sample in samples] + [null_label] * len(guided)
     y = torch.tensor(labels, device=x.device)
-    velocities, failures = batches.compute(
-        lambda rows: pipeline.prior(x[rows], t[rows], y[rows]), len(order), fixed_rows
-    )
+    caches = [sample.cache for sample in samples] + [samples[i].null_cache for i in guided]
+    if any(caches):
+        rows = _Rows(pipeline.prior, x, t, y, caches, [samples[i].position for i in order])
+        velocities, failures = rows.compute(batches, fixed_rows)
+    else:
+        velocities, failures = batches.compute(
+            lambda rows: pipeline.prior(x[rows], t[rows], y[rows]), len(order), fixed_rows
+        )
     for row, error in failures.items():
         samples[order[row]].job.fail(error)
     if velocities is None:
@@ -120,3 +131,51 @@ def advance(
         sample.job.calls_done += 1
         if not is_finite[i]:
             sample.job.fail(NotFinite(f"image {sample.index} became infinite or not a number"))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of one call of the prior, of which some reuse what an earlier call kept."""
+
+    prior: DiT
+    x: Tensor
+    t: Tensor
+    class_labels: Tensor
+    caches: list[StepCache | None]
+    positions: list[int]
+
+    def compute(
+        self, batches: RowBatches, fixed_rows: int | None
+    ) -> tuple[Tensor | None, dict[int, ServiceError]]:
+        """Return the velocities as ``RowBatches.compute`` does: computing and reusing rows are two calls."""
+        kept = {
+            row: residual
+            for row, cache in enumerate(self.caches)
+            if cache is not None and (residual := cache.at(self.positions[row])) is not None
+        }
+        fresh = [row for row in range(len(self.caches)) if row not in kept]
+        velocities = torch.zeros_like(self.x)
+        failures: dict[int, ServiceError] = {}
+        for part, call in ((fresh, self._call_fresh), (list(kept), partial(self._call_reusing, kept))):
+            if part:
+                results, failed = batches.compute(partial(_call_some, call, part), len(part), fixed_rows)
+                failures.update({part[row]: error for row, error in failed.items()})
+                if results is not None:
+                    velocities[part] = results.float()
+        return velocities, failures
+
+    def _call_fresh(self, rows: list[int]) -> Tensor:
+        velocities, residuals = self.prior.forward_cached(self.x[rows], self.t[rows], self.class_labels[rows])
+        for row, residual in zip(rows, residuals, strict=True):
+            cache = self.caches[row]
+            if cache is not None:
+                cache.keep(residual, self.positions[row])
+        return velocities
+
+    def _call_reusing(self, kept: dict[int, Tensor], rows: list[int]) -> Tensor:
+        residuals = torch.stack([kept[row] for row in rows])
+        return self.prior.forward_cached(self.x[rows], self.t[rows], self.class_labels[rows], residuals)[0]
+
+
+def _call_some(call: Callable[[list[int]], Tensor], part: list[int], chosen: list[int]) -> Tensor:
+    return call([part[i] for i in chosen])

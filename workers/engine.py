@@ -26,6 +26,7 @@ from torch import Tensor
 from models.flow import draw_noise
 from models.pipeline import Pipeline
 from models.samplers import make_calls
+from models.step_cache import StepCache
 from workers.denoising import Job, Sample, advance
 from workers.errors import ServiceError
 from workers.images import Pixels, load_image
@@ -194,7 +195,11 @@ class Engine:
             prior = job.pipeline.config.prior
             x = draw_noise((prior.latent_channels, *prior.grid), job.request.seed, job.num_started)
             x = x.to(job.pipeline.device)
-            self._running.append(Sample(job, job.request, job.num_started, x, torch.zeros_like(x)))
+            sample = Sample(job, job.request, job.num_started, x, torch.zeros_like(x))
+            interval = job.request.cache_interval or 1
+            if interval > 1:
+                sample.cache, sample.null_cache = StepCache(interval), StepCache(interval)
+            self._running.append(sample)
             job.num_started += 1
             if job.num_started < job.num_images:
                 self._starting.append(job)

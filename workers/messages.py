@@ -18,6 +18,7 @@ Codes = list[list[int]]
 MAX_IMAGES_PER_JOB = 64
 MAX_STEPS = 200
 MAX_GUIDANCE_SCALE = 20.0
+MAX_CACHE_INTERVAL = 4
 MAX_IMAGE_BASE64_CHARS = 14 * 2**20  # 10 MiB of image bytes, and a little
 MAX_GRID_SIDE = 256
 
@@ -65,6 +66,11 @@ class GenerateRequest(_Request):
         description="How strongly the class is enforced; 1 is not at all beyond the model's own.",
     )
     sampler: SamplerName | None = None
+    cache_interval: Annotated[int, Field(ge=1, le=MAX_CACHE_INTERVAL)] | None = Field(
+        default=None,
+        description="Compute the model's middle blocks only at every n-th call, and reuse what they add:"
+        " faster over many steps, and another picture. Not at all when left out.",
+    )
     format: ImageFormat = "png"
     preview: bool = Field(
         default=False,

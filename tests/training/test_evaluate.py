@@ -143,6 +143,7 @@ def make_evaluation() -> Evaluation:
         tokenizer_fingerprint="0" * 16,
         data="halves",
         num_steps=8,
+        cache_interval=1,
         guidance_scale=1.5,
         sampler="heun",
         seed=0,

@@ -63,6 +63,7 @@ def random_requests(count: int, chance: random.Random, fingerprint: str) -> list
                     sampler=chance.choice(["euler", "heun", "dpmpp_2m"]),
                     return_codes=chance.random() < 0.5,
                     preview=chance.random() < 0.3,
+                    cache_interval=chance.choice([None, None, 1, 2, 3, 4]),
                 )
             )
         elif kind < 0.85:
@@ -110,12 +111,20 @@ def test_padded_batches_give_the_same_bytes(pipelines, resolve) -> None:
 def test_engine_and_pipeline_generate_the_same_codes(pipelines, resolve) -> None:
     """The engine's schedule per sample and ``Pipeline.generate``'s plain loop are the same sampler."""
     pipeline = pipelines["tiny"]
-    for sampler in ("euler", "heun", "dpmpp_2m"):
+    for sampler, interval in (("euler", None), ("heun", None), ("dpmpp_2m", None), ("heun", 3), ("euler", 2)):
         request = GenerateRequest(
-            class_label=2, seed=5, num_images=3, num_steps=6, sampler=sampler, return_codes=True
+            class_label=2,
+            seed=5,
+            num_images=3,
+            num_steps=6,
+            sampler=sampler,
+            cache_interval=interval,
+            return_codes=True,
         )
         finished = run(Engine(pipelines), [Work("x", resolve(request))])["x"]
-        latents = pipeline.sample_latents(torch.tensor([2, 2, 2]), 5, num_steps=6, sampler=sampler)
+        latents = pipeline.sample_latents(
+            torch.tensor([2, 2, 2]), 5, num_steps=6, sampler=sampler, cache_interval=interval
+        )
         expected = pipeline.tokenizer.quantize(latents).codes
         assert finished.codes is not None
         assert torch.equal(torch.tensor(finished.codes.codes), expected)
@@ -152,6 +161,27 @@ def test_a_job_is_previewed_at_most_twice_a_second(pipelines, resolve, monkeypat
         for name in engine.previews():
             num_shown[name] += 1
     assert num_shown == {"loud": 25, "quiet": 0}
+
+
+def test_step_caching_leaves_out_the_middle_blocks(tiny_weights, resolve) -> None:
+    """An interval of 4 over 8 calls computes them twice, and gives another picture that is near."""
+    pipeline = Pipeline.load(tiny_weights / "tiny")
+    request = GenerateRequest(seed=3, num_steps=8, sampler="euler", guidance_scale=1.0)
+    num_calls = [0, 0, 0]
+
+    def count(block: int) -> None:
+        num_calls[block] += 1
+
+    for i, block in enumerate(pipeline.prior.blocks):
+        block.register_forward_pre_hook(lambda *_, i=i: count(i))
+    exact = run(Engine({"tiny": pipeline}), [Work("x", resolve(request))])["x"]
+    assert num_calls == [8, 8, 8]
+    cached_request = resolve(request.model_copy(update={"cache_interval": 4}))
+    cached = run(Engine({"tiny": pipeline}), [Work("x", cached_request)])["x"]
+    assert num_calls == [16, 10, 16]
+    assert digest(cached) != digest(exact)
+    whole = resolve(request.model_copy(update={"cache_interval": 1}))
+    assert digest(run(Engine({"tiny": pipeline}), [Work("x", whole)])["x"]) == digest(exact)
 
 
 def test_encoded_codes_decode_to_what_the_tokenizer_makes(pipelines, resolve) -> None:

@@ -1,0 +1,92 @@
+"""The same model behind LitServe with its dynamic batching: the answer to each request is a PNG."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import litserve
+import torch
+from fastapi import Response
+
+from models.flow import draw_noise
+from models.pipeline import Pipeline
+from models.samplers import sample
+from workers.engine import to_pixels
+from workers.images import Pixels, encode_image
+
+
+class GenerateAPI(litserve.LitAPI):
+    """Generates the images of a batch of requests together, those of the same number of steps."""
+
+    def __init__(self, folder: Path, num_threads: int, max_batch_size: int, batch_timeout_s: float) -> None:
+        super().__init__(max_batch_size=max_batch_size, batch_timeout=batch_timeout_s, api_path="/generate")
+        self.folder = folder
+        self.num_threads = num_threads
+
+    def setup(self, device: str) -> None:
+        torch.set_num_threads(self.num_threads)
+        self.pipeline = Pipeline.load(self.folder, device=device)
+        for _ in range(2):
+            self.predict([{"class_label": 0, "seed": 0}] * self.max_batch_size)
+
+    def predict(self, requests: Sequence[dict[str, Any]]) -> list[Pixels]:
+        default = self.pipeline.config.defaults.num_steps
+        of_steps: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            of_steps.setdefault(request.get("num_steps", default), []).append(index)
+        images: dict[int, Pixels] = {}
+        for num_steps, indices in of_steps.items():
+            made = self.generate([requests[index] for index in indices], num_steps)
+            images.update(zip(indices, made, strict=True))
+        return [images[index] for index in range(len(requests))]
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[dict[str, Any]], num_steps: int) -> list[Pixels]:
+        """Return the images of requests for as many steps."""
+        pipeline, config = self.pipeline, self.pipeline.config
+        shape = (config.prior.latent_channels, *config.prior.grid)
+        latents = sample(
+            pipeline.prior,
+            torch.stack([draw_noise(shape, each["seed"], 0) for each in requests]).to(pipeline.device),
+            torch.tensor([each["class_label"] for each in requests], device=pipeline.device),
+            pipeline.prior.null_label,
+            sampler=config.defaults.sampler,
+            num_steps=num_steps,
+            guidance_scale=config.defaults.guidance_scale,
+            guidance_interval=config.defaults.guidance_interval,
+        )
+        return to_pixels(pipeline.tokenizer.decode_codes(pipeline.tokenizer.quantize(latents).codes))
+
+    def encode_response(self, pixels: Pixels) -> Response:
+        return Response(encode_image(pixels, "png"), media_type="image/png")
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pipeline", type=Path, help="the pipeline's folder")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--max-batch-size", type=int, default=32)
+    parser.add_argument("--batch-timeout-s", type=float, default=0.05)
+    arguments = parser.parse_args()
+    api = GenerateAPI(
+        arguments.pipeline, arguments.threads, arguments.max_batch_size, arguments.batch_timeout_s
+    )
+    server = litserve.LitServer(
+        api, accelerator=arguments.device.partition(":")[0], timeout=300, fast_queue=True
+    )
+    server.run(
+        host="127.0.0.1",
+        port=arguments.port,
+        num_api_servers=1,
+        log_level="warning",
+        generate_client_file=False,
+        pretty_logs=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

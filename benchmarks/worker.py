@@ -1,0 +1,125 @@
+"""A worker of the service with another engine, for comparison: `python benchmarks/worker.py whole|empty`.
+
+Everything but the engine's way to batch is Smalti's own: the queue, the claiming of jobs, the storing of
+results.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from app.settings import read_settings
+from workers.artifacts import ArtifactStore
+from workers.catalog import Catalog
+from workers.loading import load_engine
+from workers.messages import GenerateRequest, Progress
+from workers.settings import WorkerSettings
+from workers.work import Engine, Finished, Preview, Work
+from workers.worker import Worker, WorkerConfig, stop_on_signals
+
+
+class WholeRequests:
+    """Smalti's engine with whole-request batching: a batch starts when the one before it has ended.
+
+    Kinder than most such servers: each request is answered when it has ended, not with its batch.
+    """
+
+    def __init__(self, engine: Engine, max_batch_size: int) -> None:
+        self._engine = engine
+        self._max_batch_size = max_batch_size
+        self._waiting: deque[Work] = deque()
+
+    @property
+    def free_slots(self) -> int:
+        return max(0, self._max_batch_size - sum(map(_num_images, self._waiting)))
+
+    @property
+    def is_idle(self) -> bool:
+        return self._engine.is_idle and not self._waiting
+
+    def admit(self, work: Sequence[Work]) -> None:
+        self._waiting.extend(work)
+
+    def drop(self, job_ids: Collection[str]) -> None:
+        self._waiting = deque(work for work in self._waiting if work.job_id not in job_ids)
+        self._engine.drop(job_ids)
+
+    def step(self) -> Sequence[Finished]:
+        if self._engine.is_idle:
+            batch = [self._waiting.popleft()]
+            num_free = self._max_batch_size - _num_images(batch[0])
+            while self._waiting and _num_images(self._waiting[0]) <= num_free:
+                batch.append(self._waiting.popleft())
+                num_free -= _num_images(batch[-1])
+            self._engine.admit(batch)
+        return self._engine.step()
+
+    def progress(self) -> Mapping[str, Progress]:
+        return self._engine.progress()
+
+    def previews(self) -> Mapping[str, Preview]:
+        return self._engine.previews()
+
+
+class Nothing:
+    """Computes nothing: every image is black, after one step."""
+
+    def __init__(self, side_px: int, max_batch_size: int) -> None:
+        self._image = np.zeros((side_px, side_px, 1), np.uint8)
+        self._max_batch_size = max_batch_size
+        self._work: dict[str, Work] = {}
+
+    @property
+    def free_slots(self) -> int:
+        return max(0, self._max_batch_size - len(self._work))
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._work
+
+    def admit(self, work: Sequence[Work]) -> None:
+        self._work.update((each.job_id, each) for each in work)
+
+    def drop(self, job_ids: Collection[str]) -> None:
+        for job_id in job_ids:
+            self._work.pop(job_id, None)
+
+    def step(self) -> Sequence[Finished]:
+        work, self._work = self._work, {}
+        return [
+            Finished(each.job_id, each.request.pipeline or "", (self._image,) * _num_images(each))
+            for each in work.values()
+        ]
+
+    def progress(self) -> Mapping[str, Progress]:
+        return {}
+
+    def previews(self) -> Mapping[str, Preview]:
+        return {}
+
+
+def _num_images(work: Work) -> int:
+    return work.request.num_images if isinstance(work.request, GenerateRequest) else 1
+
+
+def main(kind: str) -> None:
+    """Work until SIGTERM, with settings from the environment."""
+    settings = read_settings(WorkerSettings)
+    assert settings.redis_url is not None
+    catalog = Catalog.load(settings.weights_dir, settings.pipelines)
+    engine: Engine
+    if kind == "empty":
+        engine = Nothing(catalog.config(None).tokenizer.image_size_px, settings.max_batch_size)
+    else:
+        smalti = load_engine(settings, catalog)
+        smalti.warm_up()
+        engine = WholeRequests(smalti, settings.max_batch_size)
+    worker = Worker(settings.redis_url, engine, ArtifactStore(settings.artifacts_dir), WorkerConfig())
+    stop_on_signals(worker)
+    worker.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

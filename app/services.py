@@ -25,7 +25,7 @@ class Services:
     image_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_IMAGES_AT_ONCE))
 
 
-def services_of(request: HttpRequest) -> Services:
+async def services_of(request: HttpRequest) -> Services:  # async, or FastAPI asks another thread
     """Return the services of the application that got this request."""
     services = request.app.state.services
     assert isinstance(services, Services)

@@ -76,6 +76,11 @@ class WorkerSettings(ServiceSettings):
         default=5, ge=1, description="A worker unheard of for this long has lost its jobs to another."
     )
     max_tries: int = Field(default=3, ge=1, description="Workers that may die on one job before it fails.")
+    ageing_s: float = Field(
+        default=30,
+        ge=0,
+        description="Batch jobs that have waited for longer get every fourth turn before interactive jobs.",
+    )
     drain_grace_s: float = Field(
         default=20,
         ge=0,

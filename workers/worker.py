@@ -291,7 +291,7 @@ def run_worker(settings: WorkerSettings) -> None:
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
     engine = load_engine(settings, catalog)
     engine.warm_up()
-    config = WorkerConfig(settings.lease_s, settings.max_tries, settings.drain_grace_s)
+    config = WorkerConfig(settings.lease_s, settings.max_tries, settings.drain_grace_s, settings.ageing_s)
     worker = Worker(settings.redis_url, engine, ArtifactStore(settings.artifacts_dir), config)
     stop_on_signals(worker)
     worker.run()

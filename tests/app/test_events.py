@@ -3,16 +3,24 @@
 import base64
 import io
 import json
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
+import pytest
 import redis
 from PIL import Image
 
 from app.main import create_app
 from app.routes.events import JobUpdate
+from app.settings import AppSettings
 from tests.app.conftest import Sketcher, serving, settings_for, until, working
 from workers.messages import JobView
 from workers.protocol import events_key
@@ -159,6 +167,58 @@ def test_the_end_of_the_api_ends_all_waiting_at_once(redis_url, tmp_path):
     assert [event.update.status for event in next(each for each in answers if isinstance(each, list))] == [
         "queued"
     ]
+
+
+@contextmanager
+def api_process(settings: AppSettings, port: int) -> Iterator[subprocess.Popen]:
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "app.cli", "serve", "--port", str(port)],
+        env={
+            **os.environ,
+            "REDIS_URL": settings.redis_url,
+            "SMALTI_WEIGHTS_DIR": str(settings.weights_dir),
+            "SMALTI_DATA_DIR": str(settings.data_dir),
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: is_listening(port), 30)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as attempt:
+        return attempt.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_client_finds_its_job_again_after_the_api_was_killed(redis_url, tmp_path):
+    settings = settings_for(tmp_path, redis_url)
+    engine = Sketcher()
+    engine.is_held.set()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    with working(settings, engine), httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+        with api_process(settings, port) as process:
+            job_id = submit(client, seed=9)
+            with client.stream("GET", f"/jobs/{job_id}/events") as response:
+                lines = response.iter_lines()
+                last_id = next(line for line in lines if line.startswith("id: ")).removeprefix("id: ")
+                process.kill()
+                with pytest.raises(httpx.RemoteProtocolError):
+                    list(lines)
+        engine.is_held.clear()
+        with api_process(settings, port):
+            events = follow(client, job_id, last_id)
+            assert [event.update.status for event in events if event.kind == "status"] == [
+                "running",
+                "succeeded",
+            ]
+            assert client.get(events[-1].update.job.result.images[0].url).status_code == 200
 
 
 def test_a_follower_that_goes_away_leaves_nothing_behind(service):

@@ -13,7 +13,6 @@ import numpy as np
 from app.settings import read_settings
 from workers.artifacts import ArtifactStore
 from workers.catalog import Catalog
-from workers.loading import load_engine
 from workers.messages import GenerateRequest, Progress
 from workers.settings import WorkerSettings
 from workers.work import Engine, Finished, Preview, Work
@@ -113,6 +112,8 @@ def main(kind: str) -> None:
     if kind == "empty":
         engine = Nothing(catalog.config(None).tokenizer.image_size_px, settings.max_batch_size)
     else:
+        from workers.loading import load_engine  # with torch
+
         smalti = load_engine(settings, catalog)
         smalti.warm_up()
         engine = WholeRequests(smalti, settings.max_batch_size)

@@ -36,6 +36,12 @@ Host = Annotated[str | None, typer.Option(help="The address to listen on.  [defa
 Port = Annotated[int | None, typer.Option(help="0 takes any free one.  [default: 8000]", min=0, max=65535)]
 PipelineName = Annotated[str | None, typer.Option("--pipeline", help="By name; the first one if left out.")]
 Out = Annotated[Path, typer.Option(help="Where to write: .png, .webp or .jpg; - is standard output.")]
+NumSteps = Annotated[int | None, typer.Option(help="Denoising steps.", min=1)]
+GuidanceScale = Annotated[float | None, typer.Option(help="How strongly the class is enforced.")]
+SamplerChoice = Annotated[str | None, typer.Option("--sampler", help="euler, heun or dpmpp_2m.")]
+CacheInterval = Annotated[
+    int | None, typer.Option(help="Compute the middle blocks only at every n-th step.", min=1, max=4)
+]
 ConfigFile = Annotated[Path, typer.Option("--config", help="A TOML file, as in training/configs/.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")]
 Data = Annotated[str | None, typer.Option(help="fashion-mnist, or a folder with a folder for each class.")]
@@ -152,9 +158,10 @@ def generate(
     class_label: Annotated[str | None, typer.Option(help="By name or number; any class if left out.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same bytes.", min=0)] = None,
     num_images: Annotated[int, typer.Option(help="More than one are numbered: x-0.png, ….", min=1)] = 1,
-    num_steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="How strongly the class is enforced.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="euler, heun or dpmpp_2m.")] = None,
+    num_steps: NumSteps = None,
+    guidance_scale: GuidanceScale = None,
+    sampler: SamplerChoice = None,
+    cache_interval: CacheInterval = None,
     pipeline: PipelineName = None,
 ) -> None:
     """Generate images of a class, here and now."""
@@ -167,6 +174,7 @@ def generate(
         "num_steps": num_steps,
         "guidance_scale": guidance_scale,
         "sampler": sampler,
+        "cache_interval": cache_interval,
         "pipeline": pipeline,
         "format": _format_of(out),
     }
@@ -230,9 +238,10 @@ def evaluate(
     folder: Annotated[Path, typer.Argument(help="A pipeline's folder, such as weights/fashion-mnist.")],
     data: Data = None,
     num_images: Annotated[int | None, typer.Option(help="How many to generate.  [default: 10000]")] = None,
-    num_steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="How strongly the class is enforced.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="euler, heun or dpmpp_2m.")] = None,
+    num_steps: NumSteps = None,
+    guidance_scale: GuidanceScale = None,
+    sampler: SamplerChoice = None,
+    cache_interval: CacheInterval = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ….  [default: cpu]")] = None,
 ) -> None:
     """Measure a pipeline against real images; writes metrics.json, samples.png and the model card."""
@@ -248,6 +257,7 @@ def evaluate(
         "num_steps": num_steps,
         "guidance_scale": guidance_scale,
         "sampler": sampler,
+        "cache_interval": cache_interval,
         "device": device,
     }
     _log("INFO")

@@ -19,7 +19,7 @@ def load_engine(settings: WorkerSettings, catalog: Catalog, names: Iterable[str]
         torch.set_num_threads(settings.num_threads)
     device = _best_device() if settings.device == "auto" else settings.device
     pipelines = {name: Pipeline.load(catalog[name].folder, device) for name in names or catalog.names}
-    return Engine(pipelines, settings.max_batch_size)
+    return Engine(pipelines, settings.max_batch_size, is_batch_padded=settings.is_batch_padded)
 
 
 def _best_device() -> str:

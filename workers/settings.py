@@ -69,6 +69,10 @@ class WorkerSettings(ServiceSettings):
         le=4096,
         description="The most images that are denoised at once, if memory has room for them.",
     )
+    is_batch_padded: bool = Field(
+        default=False,
+        description="On a GPU, always compute as many rows, so that bytes don't depend on the batch.",
+    )
     num_threads: int | None = Field(
         default=None, ge=1, description="Compute threads; torch's own choice if left out."
     )

@@ -156,7 +156,10 @@ def test_the_end_of_the_api_ends_all_waiting_at_once(redis_url, tmp_path):
         ]
         for thread in threads:
             thread.start()
-        time.sleep(0.3)
+        with redis.Redis.from_url(redis_url) as server:
+            while server.llen("rq:queue:interactive") < 2:  # the first job, and the one that is waited for
+                time.sleep(0.01)
+        time.sleep(1)  # by when the other listens to the first
         ends_at = time.monotonic() + 5
     for thread in threads:
         thread.join()

@@ -30,6 +30,7 @@ from models.step_cache import StepCache
 from workers.denoising import Job, Sample, advance
 from workers.errors import ServiceError
 from workers.images import Pixels, load_image
+from workers.lanes import Lanes
 from workers.memory import num_that_fit
 from workers.messages import CodesInfo, DecodeRequest, EncodeRequest, GenerateRequest, Progress
 from workers.row_batches import RowBatches
@@ -71,7 +72,12 @@ class Engine:
         self._max_batch_size = max_batch_size
         self._is_batch_padded = is_batch_padded
         self._num_slots = dict.fromkeys(pipelines, max_batch_size)
-        self._batches = {name: RowBatches(ROWS_PER_SAMPLE * max_batch_size) for name in pipelines}
+        devices = {pipeline.device for pipeline in pipelines.values()}
+        lanes = {device: Lanes.for_device(device) for device in devices}
+        self._batches = {
+            name: RowBatches(ROWS_PER_SAMPLE * max_batch_size, lanes[pipeline.device])
+            for name, pipeline in pipelines.items()
+        }
         self._jobs: dict[str, Job] = {}
         self._starting: deque[Job] = deque()
         self._running: list[Sample] = []

@@ -13,6 +13,7 @@ from models.pipeline import Pipeline
 from workers.catalog import Catalog
 from workers.engine import Engine
 from workers.images import encode_image
+from workers.lanes import Lanes
 from workers.messages import DecodeRequest, EncodeRequest, GenerateRequest, Request
 from workers.work import Finished, Work
 
@@ -236,6 +237,7 @@ def test_slots_are_bounded_by_memory_for_each_pipeline(tiny_weights, monkeypatch
         "workers.engine.num_that_fit",
         lambda compute, device, at_most: min(at_most, fits[compute.args[0].prior]),
     )
+    monkeypatch.setattr(Lanes, "for_device", lambda device: Lanes(1))
     engine = Engine({"large": large, "small": small}, max_batch_size=8)
     engine.warm_up()
     assert engine.free_slots == 8

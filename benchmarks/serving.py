@@ -1,4 +1,4 @@
-"""Measure how fast Smalti serves, and against what: `make bench`. Takes about seven minutes.
+"""Measure how fast Smalti serves, and against what: `make bench`. Takes about nine minutes.
 
 a  the engine alone, by batch size, and its share of the machine's matrix rate
 b  over HTTP, through `smalti up`: cold start, one image at a time, many at once
@@ -174,10 +174,12 @@ def random_arrivals(bench: Bench) -> Figures:
         bodies = bodies[: len(arrivals_s)]
         say(f"  {len(bodies)} requests, {rate:.1f} a second, joining between steps")
         joining = send(bench, address, JOB, bodies, arrivals_s=arrivals_s)
-    with service(bench, (sys.executable, str(HERE / "worker.py"), "whole")) as address:
-        send(bench, address, JOB, mixed(3, seed=4), num_connections=1)
-        say("  the same requests, in whole batches")
-        whole = send(bench, address, JOB, bodies, arrivals_s=arrivals_s)
+    others: dict[str, Times] = {}
+    for kind in ("together", "whole"):
+        with service(bench, (sys.executable, str(HERE / "worker.py"), kind)) as address:
+            send(bench, address, JOB, mixed(3, seed=4), num_connections=1)
+            say(f"  the same requests, in whole batches: {kind}")
+            others[kind] = send(bench, address, JOB, bodies, arrivals_s=arrivals_s)
     return {
         "num_requests": len(bodies),
         "requests_per_s": rate,
@@ -186,7 +188,7 @@ def random_arrivals(bench: Bench) -> Figures:
         "num_steps": NUM_STEPS,
         "num_images": NUM_IMAGES,
         "joining": by_kind(joining, bodies, alone),
-        "whole": by_kind(whole, bodies, alone),
+        **{kind: by_kind(times, bodies, alone) for kind, times in others.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""A worker of the service with another engine, for comparison: `python benchmarks/worker.py whole|empty`.
+"""A worker of the service with another engine: `python benchmarks/worker.py together|whole|empty`.
 
 Everything but the engine's way to batch is Smalti's own: the queue, the claiming of jobs, the storing of
 results.
@@ -22,12 +22,15 @@ from workers.worker import Worker, WorkerConfig, stop_on_signals
 class WholeRequests:
     """Smalti's engine with whole-request batching: a batch starts when the one before it has ended.
 
-    Kinder than most such servers: each request is answered when it has ended, not with its batch.
+    With ``is_answered_together``, as servers of whole batches do it, all of a batch are answered at its end;
+    otherwise each when its own steps are done.
     """
 
-    def __init__(self, engine: Engine, max_batch_size: int) -> None:
+    def __init__(self, engine: Engine, max_batch_size: int, *, is_answered_together: bool) -> None:
         self._engine = engine
         self._max_batch_size = max_batch_size
+        self._is_answered_together = is_answered_together
+        self._ended: list[Finished] = []
         self._waiting: deque[Work] = deque()
 
     @property
@@ -36,13 +39,14 @@ class WholeRequests:
 
     @property
     def is_idle(self) -> bool:
-        return self._engine.is_idle and not self._waiting
+        return self._engine.is_idle and not self._waiting and not self._ended
 
     def admit(self, work: Sequence[Work]) -> None:
         self._waiting.extend(work)
 
     def drop(self, job_ids: Collection[str]) -> None:
         self._waiting = deque(work for work in self._waiting if work.job_id not in job_ids)
+        self._ended = [finished for finished in self._ended if finished.job_id not in job_ids]
         self._engine.drop(job_ids)
 
     def step(self) -> Sequence[Finished]:
@@ -53,7 +57,11 @@ class WholeRequests:
                 batch.append(self._waiting.popleft())
                 num_free -= _num_images(batch[-1])
             self._engine.admit(batch)
-        return self._engine.step()
+        self._ended += self._engine.step()
+        if self._is_answered_together and not self._engine.is_idle:
+            return []
+        ended, self._ended = self._ended, []
+        return ended
 
     def progress(self) -> Mapping[str, Progress]:
         return self._engine.progress()
@@ -116,7 +124,7 @@ def main(kind: str) -> None:
 
         smalti = load_engine(settings, catalog)
         smalti.warm_up()
-        engine = WholeRequests(smalti, settings.max_batch_size)
+        engine = WholeRequests(smalti, settings.max_batch_size, is_answered_together=kind == "together")
     worker = Worker(settings.redis_url, engine, ArtifactStore(settings.artifacts_dir), WorkerConfig())
     stop_on_signals(worker)
     worker.run()

@@ -5,6 +5,7 @@ of their time waking threads and waiting for the slowest; a lane waits once a st
 a 5.5 M prior took 42 ms in two lanes and 77 ms otherwise.
 """
 
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -15,6 +16,7 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 MAX_LANES = 4  # more would queue for Python's lock
+SWITCH_EVERY_S = 2e-4  # a lane wants Python's lock for every operation; other threads are not to keep it long
 
 
 class Lanes:
@@ -33,6 +35,7 @@ class Lanes:
             for executor in self._executors:
                 executor.submit(_settle_threads, share).result()
             torch.set_num_threads(num_threads)  # a lane's also became the default of threads to come
+            sys.setswitchinterval(min(SWITCH_EVERY_S, sys.getswitchinterval()))
 
     @classmethod
     def for_device(cls, device: torch.device) -> "Lanes":

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from models.pipeline import Pipeline
+from workers.allocator import keep_freed_memory
 from workers.catalog import Catalog
 from workers.engine import Engine
 from workers.settings import WorkerSettings
@@ -15,6 +16,7 @@ def load_engine(settings: WorkerSettings, catalog: Catalog, names: Iterable[str]
 
     Raises: ConfigError when one can't be loaded.
     """
+    keep_freed_memory()
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     device = _best_device() if settings.device == "auto" else settings.device

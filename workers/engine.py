@@ -4,6 +4,8 @@ One ``step`` gives every running image one call of its sampler, in one batch for
 decodes the images that ended. Images start and end between steps, so no request waits for the end of
 another. Encode and decode requests ride along, one batch a step.
 
+On a CPU the rows of a batch are shared out among lanes (``workers/lanes.py``).
+
 No image's bytes depend on the batch it was computed in: its noise comes from (seed, index) alone, and
 a row's bits from nothing but the row. The prior gives that on a CPU in bfloat16 at any batch size; the
 tokenizer computes in float32, where it does not hold, so it always runs on ``TOKENIZER_ROWS`` rows,

@@ -219,6 +219,14 @@ def test_a_small_job_starts_beside_a_large_one_that_waits_for_slots(pipelines, r
     assert ended == ["small"]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_number_of_lanes_changes_no_bytes(pipelines, resolve, monkeypatch, count) -> None:
+    work = [Work(str(i), resolve(GenerateRequest(seed=i, num_images=3, num_steps=4))) for i in range(4)]
+    expected = {name: digest(each) for name, each in run(Engine(pipelines), work).items()}
+    monkeypatch.setattr(Lanes, "for_device", lambda device: Lanes(count))
+    assert {name: digest(each) for name, each in run(Engine(pipelines), work).items()} == expected
+
+
 def test_slots_are_bounded_by_memory_for_each_pipeline(tiny_weights, monkeypatch) -> None:
     """A pipeline that fits only three times holds up none of the other's images, and keeps its bytes."""
     large, small = Pipeline.load(tiny_weights / "tiny"), Pipeline.load(tiny_weights / "tiny")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from training.data.captioned import is_captioned, load_captioned
 from training.data.dataset import ImageDataset, Split
 from training.data.fashion_mnist import DEFAULT_FOLDER, load_fashion_mnist
 from training.data.image_folder import load_image_folder
@@ -19,7 +20,8 @@ def load_dataset(
     """Load one split of Fashion-MNIST or of a folder of images.
 
     source: "fashion-mnist" (where Debian's package puts it), "fashion-mnist:/some/folder",
-    or a folder of images as ``image_folder.load_image_folder`` describes.
+    a folder of images as ``image_folder.load_image_folder`` describes, or one of captioned images, where
+    the styles are the classes and the test split is what training never shows in any style.
     image_size_px, channels: None keeps what the data has.
 
     Raises: FileNotFoundError where the data is missing; ValueError for data that can't be used.
@@ -39,4 +41,10 @@ def load_dataset(
             image_size_px=image_size_px,
             channels=channels,
         )
+    if is_captioned(Path(source)):
+        captioned = load_captioned(Path(source)).where("train" if split == "train" else "unseen")
+        found = tuple(captioned.images.shape[1:])
+        if image_size_px not in (None, found[-1]) or channels not in (None, found[0]):
+            raise ValueError(f"{source} holds images of {found}, not of {channels} and {image_size_px} px")
+        return ImageDataset(captioned.images, captioned.styles, captioned.style_names)
     return load_image_folder(Path(source), split, image_size_px=image_size_px, channels=channels)

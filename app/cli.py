@@ -18,7 +18,7 @@ from app.supervisor import end_with_stdin, say
 if TYPE_CHECKING:
     from app.settings import Settings
     from workers.catalog import AnyRequest
-    from workers.messages import ImageFormat
+    from workers.messages import Background, ImageFormat
     from workers.work import Finished
 
 cli = typer.Typer(
@@ -156,6 +156,11 @@ def queue_server() -> None:
 def generate(
     out: Out,
     class_label: Annotated[str | None, typer.Option(help="By name or number; any class if left out.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to show, in English.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to lead away from.")] = None,
+    style: Annotated[str | None, typer.Option(help="By name or number; any if left out.")] = None,
+    group: Annotated[str | None, typer.Option(help="By name or number; any if left out.")] = None,
+    background: Annotated[str, typer.Option(help="white or transparent.")] = "white",
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same bytes.", min=0)] = None,
     num_images: Annotated[int, typer.Option(help="More than one are numbered: x-0.png, ….", min=1)] = 1,
     num_steps: NumSteps = None,
@@ -164,11 +169,16 @@ def generate(
     cache_interval: CacheInterval = None,
     pipeline: PipelineName = None,
 ) -> None:
-    """Generate images of a class, here and now."""
+    """Generate images of a class or a prompt, here and now."""
     from workers.messages import GenerateRequest
 
     asked = {
         "class_label": class_label,
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "style": style,
+        "group": group,
+        "background": background,
         "seed": seed,
         "num_images": num_images,
         "num_steps": num_steps,
@@ -180,7 +190,9 @@ def generate(
     }
     request, finished = _compute(GenerateRequest, asked)
     say(f"seed {request.seed}, {request.num_steps} steps of {request.sampler}, {request.pipeline}")
-    _write_images(finished, out)
+    for warning in finished.warnings:
+        say(warning)
+    _write_images(finished, out, request.background)
 
 
 @cli.command()
@@ -214,7 +226,7 @@ def decode(
     asked = {name: given.get(name) for name in ("codes", "tokenizer")}
     asked |= {"pipeline": pipeline, "format": _format_of(out)}
     _, finished = _compute(DecodeRequest, asked)
-    _write_images(finished, out)
+    _write_images(finished, out, "white")
 
 
 @train.command("tokenizer")
@@ -352,11 +364,12 @@ def _format_of(out: Path) -> "ImageFormat":
         raise CommandError(f"--out must end in {', '.join(_FORMATS)}, got {out}") from None
 
 
-def _write_images(finished: "Finished", out: Path) -> None:
+def _write_images(finished: "Finished", out: Path, background: "Background") -> None:
     """Write the images and print where each is."""
-    from workers.images import encode_image
+    from workers.images import encode_image, with_background
 
-    images = [encode_image(pixels, _format_of(out)) for pixels in finished.images]
+    format = _format_of(out)
+    images = [encode_image(with_background(pixels, background), format) for pixels in finished.images]
     if str(out) == "-":
         if len(images) > 1:
             raise CommandError(f"--out - takes one image, and there are {len(images)}")

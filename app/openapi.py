@@ -30,7 +30,7 @@ Responses = dict[int | str, dict[str, Any]]
 
 SCHEMAS = "#/components/schemas/{model}"
 DESCRIPTION = """\
-Generate images of a class, turn an image into a small grid of codes, and codes into an image.
+Generate images of a class or a prompt, turn an image into a small grid of codes, and codes into an image.
 
 Every request for work becomes a **job**. The answer is `202` with the job and its `Location`; with
 `Prefer: wait=30` it is the finished job, if it ends in time; with `Accept: image/*` it is the image itself.
@@ -107,6 +107,7 @@ CANCELLED_JOB = QUEUED_JOB.model_copy(
 
 GENERATE_EXAMPLES = {
     "a class by name": GenerateRequest(class_label="sneaker", seed=7),
+    "a prompt, in a style": GenerateRequest(prompt="a smiling cat", style="noto", seed=7),
     "four of a class by number": GenerateRequest(class_label=3, num_images=4, return_codes=True),
     "all choices": GenerateRequest(
         pipeline="fashion-mnist",

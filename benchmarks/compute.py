@@ -104,7 +104,7 @@ def measure_loop(pipeline: Pipeline, seconds: float) -> dict[str, object]:
         nonlocal num_images
         request = default_request(pipeline, num_images)
         assert request.seed is not None
-        images = pipeline.generate(torch.tensor([request.class_label]), request.seed)
+        images = pipeline.generate(pipeline.conditions(class_label=request.class_label), request.seed)
         encode_image(to_pixels(images)[0], "png")
         num_images += 1
 
@@ -139,10 +139,9 @@ def prior_flops_per_image(pipeline: Pipeline) -> int:
     """Count the floating-point operations of the prior's matrix products for one image, with the defaults."""
     defaults, prior = pipeline.config.defaults, pipeline.config.prior
     latents = torch.zeros(1, prior.latent_channels, *prior.grid, device=pipeline.device)
-    label = torch.zeros(1, dtype=torch.long, device=pipeline.device)
     # The counter does not know the fused kernel of a CPU; the plain one makes the same products.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        pipeline.prior(latents, latents.new_zeros(1), label)
+        pipeline.prior(latents, latents.new_zeros(1), pipeline.prior.null_conditions())
     calls = make_calls(defaults.sampler, defaults.num_steps)
     num_rows = sum(
         1 + is_guided(call.t, defaults.guidance_scale, defaults.guidance_interval) for call in calls

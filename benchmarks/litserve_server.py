@@ -9,6 +9,7 @@ import litserve
 import torch
 from fastapi import Response
 
+from models.conditioning import stack_conditions
 from models.flow import draw_noise
 from models.pipeline import Pipeline
 from models.samplers import sample
@@ -49,8 +50,8 @@ class GenerateAPI(litserve.LitAPI):
         latents = sample(
             pipeline.prior,
             torch.stack([draw_noise(shape, each["seed"], 0) for each in requests]).to(pipeline.device),
-            torch.tensor([each["class_label"] for each in requests], device=pipeline.device),
-            pipeline.prior.null_label,
+            stack_conditions([pipeline.conditions(class_label=each["class_label"]) for each in requests]),
+            pipeline.prior.null_conditions(len(requests)),
             sampler=config.defaults.sampler,
             num_steps=num_steps,
             guidance_scale=config.defaults.guidance_scale,

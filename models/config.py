@@ -13,8 +13,10 @@ SamplerName = Literal["euler", "heun", "dpmpp_2m"]
 QuantizerName = Literal["vector", "fsq"]
 PIPELINE_FORMAT = 1
 
+_FOLDER_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 _CHECKED = ConfigDict(extra="forbid")
 Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
 UnitTime = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -26,14 +28,17 @@ class ConfigError(ValueError):
 class TokenizerConfig:
     """The shape of a tokenizer: image ⇄ latents ⇄ codes.
 
-    ``downsample_factor`` is the side of the pixel square behind one code. ``fsq_levels`` belongs to
-    ``quantizer="fsq"``: they multiply to ``codebook_size`` and number ``latent_channels``.
+    ``downsample_factor`` is the side of the pixel square behind one code. The first stage, at half of the
+    resolution, has ``hidden_channels``, and each further halving ``channel_growth`` times more.
+    ``fsq_levels`` belongs to ``quantizer="fsq"``: they multiply to ``codebook_size`` and number
+    ``latent_channels``.
     """
 
     image_channels: Literal[1, 3] = 1
     image_size_px: Annotated[int, Field(ge=4, le=4096)] = 28
     downsample_factor: Literal[2, 4, 8, 16, 32] = 2
     hidden_channels: Count = 64
+    channel_growth: Annotated[int, Field(ge=1, le=8)] = 1
     num_blocks: Annotated[int, Field(ge=0)] = 2
     latent_channels: Count = 4
     codebook_size: Annotated[int, Field(ge=2, le=2**20)] = 1024
@@ -57,6 +62,12 @@ class TokenizerConfig:
             )
 
     @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of each stage, from half of the resolution to that of the codes."""
+        num_halvings = self.downsample_factor.bit_length() - 1
+        return tuple(self.hidden_channels * self.channel_growth**stage for stage in range(num_halvings))
+
+    @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of codes."""
         side = self.image_size_px // self.downsample_factor
@@ -65,7 +76,12 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, config=_CHECKED)
 class PriorConfig:
-    """The shape of a prior: a diffusion transformer over a grid of 1, 2 or 3 axes."""
+    """The shape of a prior: a diffusion transformer over a grid of 1, 2 or 3 axes.
+
+    ``num_classes``, ``num_styles`` and ``num_groups`` are of the labels it can be asked for; 0 where it knows
+    none. ``text_tokens`` of a prompt, each with ``text_channels``, can be attended to; both are 0 where it
+    takes no prompt.
+    """
 
     latent_channels: Count = 4
     grid: Annotated[tuple[Count, ...], Field(min_length=1, max_length=3)] = (14, 14)
@@ -74,7 +90,11 @@ class PriorConfig:
     depth: Count = 8
     num_heads: Count = 4
     mlp_ratio: Annotated[float, Field(gt=0)] = 8 / 3
-    num_classes: Count = 10
+    num_classes: NotNegative = 10
+    num_styles: NotNegative = 0
+    num_groups: NotNegative = 0
+    text_tokens: NotNegative = 0
+    text_channels: NotNegative = 0
 
     def __post_init__(self) -> None:
         if any(side % self.patch_size for side in self.grid):
@@ -86,6 +106,20 @@ class PriorConfig:
                 f"hidden_size {self.hidden_size} must give each of num_heads {self.num_heads} heads an"
                 f" even number of channels, at least {2 * len(self.grid)} for {len(self.grid)} axes"
             )
+        if bool(self.text_tokens) != bool(self.text_channels):
+            raise ConfigError(
+                "text_tokens and text_channels must both be 0 or neither, got"
+                f" {self.text_tokens} and {self.text_channels}"
+            )
+
+    @property
+    def label_sizes(self) -> tuple[int, ...]:
+        """How many labels each set has, of those that there are: classes, styles, groups."""
+        return tuple(size for size in (self.num_classes, self.num_styles, self.num_groups) if size)
+
+    @property
+    def takes_prompt(self) -> bool:
+        return self.text_tokens > 0
 
     @property
     def head_size(self) -> int:
@@ -119,21 +153,30 @@ class PipelineConfig:
     """Everything about a pipeline but its tensors; kept as ``pipeline.json`` beside them.
 
     ``tokenizer_fingerprint`` says which tokenizer made a grid of codes: the first 16 hexadecimal digits
-    of the SHA-256 of its configuration and tensors.
+    of the SHA-256 of its configuration and tensors. ``example_prompt`` is shown to people who ask what a
+    pipeline takes. ``shares_with`` names the folder beside it that has its tokenizer and text encoder, where
+    it has none of its own.
     """
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=_FOLDER_NAME)]
     class_names: tuple[str, ...]
     tokenizer: TokenizerConfig
     tokenizer_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     prior: PriorConfig
     defaults: SamplingDefaults
+    style_names: tuple[str, ...] = ()
+    group_names: tuple[str, ...] = ()
+    example_prompt: str | None = None
+    shares_with: Annotated[str, Field(pattern=_FOLDER_NAME)] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.class_names) != self.prior.num_classes:
-            raise ConfigError(
-                f"class_names must number num_classes {self.prior.num_classes}, got {len(self.class_names)}"
-            )
+        for names, wanted in (
+            ("class_names", self.prior.num_classes),
+            ("style_names", self.prior.num_styles),
+            ("group_names", self.prior.num_groups),
+        ):
+            if len(getattr(self, names)) != wanted:
+                raise ConfigError(f"{names} must number {wanted}, got {len(getattr(self, names))}")
         latents = (self.tokenizer.latent_channels, *self.tokenizer.grid)
         if (self.prior.latent_channels, *self.prior.grid) != latents:
             raise ConfigError(

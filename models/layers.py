@@ -29,22 +29,34 @@ class HeadNorm(nn.RMSNorm):
 
 
 class Attention(nn.Module):
-    """Self-attention with normalised queries and keys (Dehghani et al. 2023, arXiv:2302.05442) and RoPE."""
+    """Self-attention with normalised queries and keys (Dehghani et al. 2023, arXiv:2302.05442) and RoPE.
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    With a context, its tokens give further keys and values, not turned, to the same softmax (GLIDE, Nichol
+    et al. 2021, arXiv:2112.10741): cheaper than cross-attention, which has queries and an output of its own,
+    and than running a prompt's tokens through every layer.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, *, has_context: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.query_norm = HeadNorm(hidden_size // num_heads, eps=1e-6)
         self.key_norm = HeadNorm(hidden_size // num_heads, eps=1e-6)
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.context_kv = nn.Linear(hidden_size, 2 * hidden_size, bias=False) if has_context else None
 
-    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: (B, N, hidden). context: (B, T, hidden), where the layer was made for one."""
         batch, num_tokens, hidden = x.shape
         qkv = self.qkv(x).view(batch, num_tokens, 3, self.num_heads, -1)  # (B, N, 3, heads, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 × (B, heads, N, d)
         q = rotate(self.query_norm(q), cosines, sines)
         k = rotate(self.key_norm(k), cosines, sines)
+        if self.context_kv is not None and context is not None:
+            kv = self.context_kv(context).view(batch, -1, 2, self.num_heads, hidden // self.num_heads)
+            context_k, context_v = kv.permute(2, 0, 3, 1, 4)  # 2 × (B, heads, T, d)
+            k = torch.cat([k, self.key_norm(context_k)], dim=2)  # (B, heads, N + T, d)
+            v = torch.cat([v, context_v], dim=2)  # (B, heads, N + T, d)
         mixed = attend(q, k, v)  # (B, heads, N, d)
         return self.out(mixed.transpose(1, 2).reshape(batch, num_tokens, hidden))  # (B, N, hidden)
 

@@ -1,12 +1,13 @@
-"""The prior: a diffusion transformer that predicts the velocity of latents under a class label."""
+"""The prior: a diffusion transformer that predicts the velocity of latents under conditions."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.conditioning import ClassEmbedding
+from models.conditioning import Conditions, LabelEmbedding, TextEmbedding
 from models.config import PriorConfig
 from models.layers import Attention, SwiGLU, TimeEmbedding, axial_rope, patchify, unpatchify
 
@@ -23,23 +24,38 @@ class Block(nn.Module):
         size = config.hidden_size
         inner = -(-int(config.mlp_ratio * size) // 64) * 64  # rounded up to what hardware likes
         self.norm1 = nn.RMSNorm(size, elementwise_affine=False, eps=1e-6)
-        self.attention = Attention(size, config.num_heads)
+        self.attention = Attention(size, config.num_heads, has_context=config.takes_prompt)
         self.norm2 = nn.RMSNorm(size, elementwise_affine=False, eps=1e-6)
         self.feed_forward = SwiGLU(size, inner)
         self.modulation_offset = nn.Parameter(torch.zeros(6, size))
 
-    def forward(self, x: Tensor, modulation: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, modulation: Tensor, cosines: Tensor, sines: Tensor, context: Tensor | None
+    ) -> Tensor:
         shared = (modulation + self.modulation_offset)[:, :, None]  # (B, 6, 1, hidden)
         shift1, scale1, gate1, shift2, scale2, gate2 = shared.unbind(1)
-        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, cosines, sines)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, cosines, sines, context)
         return x + gate2 * self.feed_forward(self.norm2(x) * (1 + scale2) + shift2)
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """What the blocks and the output layer need besides the tokens.
+
+    condition: (B, hidden). modulation: (B, 6, hidden). context: (B, T, hidden), of a prompt.
+    """
+
+    condition: Tensor
+    modulation: Tensor
+    context: Tensor | None
 
 
 class DiT(nn.Module):
     """A diffusion transformer (Peebles and Xie 2023, arXiv:2212.09748).
 
-    Unlike theirs: RMSNorm, normalised queries and keys, SwiGLU, axial RoPE, and one modulation network
-    for all blocks.
+    Unlike theirs: RMSNorm, normalised queries and keys, SwiGLU, axial RoPE, one modulation network for all
+    blocks, and prompts. Labels act through the modulation. A prompt's tokens are attended to, and their mean
+    acts through the modulation, too.
     """
 
     cosines: Tensor
@@ -52,7 +68,8 @@ class DiT(nn.Module):
         patch_channels = config.latent_channels * config.patch_size ** len(config.grid)
         self.embed_patches = nn.Linear(patch_channels, size)
         self.embed_time = TimeEmbedding(size)
-        self.embed_class = ClassEmbedding(config.num_classes, size)
+        self.embed_labels = nn.ModuleList(LabelEmbedding(number, size) for number in config.label_sizes)
+        self.embed_text = TextEmbedding(config.text_channels, size) if config.takes_prompt else None
         self.modulate = nn.Linear(size, 6 * size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_norm = nn.RMSNorm(size, elementwise_affine=False, eps=1e-6)
@@ -64,53 +81,64 @@ class DiT(nn.Module):
         self.register_buffer("sines", sines, persistent=False)
         self._initialise()
 
-    @property
-    def null_label(self) -> int:
-        """The class label that stands for "any"."""
-        return self.config.num_classes
+    def null_conditions(self, num_rows: int = 1) -> Conditions:
+        """Return rows that ask for nothing: any label, no prompt."""
+        config = self.config
+        labels = torch.tensor([config.label_sizes], dtype=torch.long, device=self.cosines.device)
+        text = None
+        if config.takes_prompt:
+            text = torch.zeros(1, config.text_tokens, config.text_channels, device=self.cosines.device)
+        return Conditions(labels, text).expand(num_rows)
 
-    def forward(self, latents: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """Return the velocity (B, C, *grid) at latents (B, C, *grid) and t (B,): 0 is noise, 1 is data."""
-        x, condition, modulation = self._embed(latents, t, class_labels)
-        x = self._pass(self.blocks, x, modulation)  # (B, N, hidden)
-        return self._to_velocity(x, condition)  # (B, C, *grid)
+        x, embedded = self._embed(latents, t, conditions)
+        x = self._pass(self.blocks, x, embedded)  # (B, N, hidden)
+        return self._to_velocity(x, embedded)  # (B, C, *grid)
 
     def forward_cached(
-        self, latents: Tensor, t: Tensor, class_labels: Tensor, residual: Tensor | None = None
+        self, latents: Tensor, t: Tensor, conditions: Conditions, residual: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the velocity, and the residual (B, N, hidden): what the middle blocks add to their input.
 
         They are all but the first and the last. With the ``residual`` of a call at a near t, it is added in
         their place. Without, the velocity is ``forward``'s.
         """
-        x, condition, modulation = self._embed(latents, t, class_labels)
+        x, embedded = self._embed(latents, t, conditions)
         blocks = list(self.blocks)
-        x = self._pass(blocks[:1], x, modulation)  # (B, N, hidden)
+        x = self._pass(blocks[:1], x, embedded)  # (B, N, hidden)
         if residual is None:
-            before, x = x, self._pass(blocks[1:-1], x, modulation)
+            before, x = x, self._pass(blocks[1:-1], x, embedded)
             residual = x - before
         else:
             x = x + residual
-        x = self._pass(blocks[1:][-1:], x, modulation)  # (B, N, hidden)
-        return self._to_velocity(x, condition), residual
+        x = self._pass(blocks[1:][-1:], x, embedded)  # (B, N, hidden)
+        return self._to_velocity(x, embedded), residual
 
-    def _embed(self, latents: Tensor, t: Tensor, class_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return tokens (B, N, hidden), the condition (B, hidden) and the modulation (B, 6, hidden)."""
+    def _embed(self, latents: Tensor, t: Tensor, conditions: Conditions) -> tuple[Tensor, _Embedded]:
+        """Return tokens (B, N, hidden) and what goes with them."""
         config = self.config
         dtype = self.embed_patches.weight.dtype
         x = self.embed_patches(patchify(latents.to(dtype), config.patch_size))  # (B, N, hidden)
-        condition = F.silu(self.embed_time(t) + self.embed_class(class_labels))  # (B, hidden)
+        condition = self.embed_time(t)  # (B, hidden)
+        for embed, labels in zip(self.embed_labels, conditions.labels.unbind(1), strict=True):
+            condition = condition + embed(labels)
+        context = None
+        if self.embed_text is not None and conditions.text is not None:
+            context, pooled = self.embed_text(conditions.text.to(dtype))  # (B, T, hidden), (B, hidden)
+            condition = condition + pooled
+        condition = F.silu(condition)  # (B, hidden)
         modulation = self.modulate(condition).view(-1, 6, config.hidden_size)  # (B, 6, hidden)
-        return x, condition, modulation
+        return x, _Embedded(condition, modulation, context)
 
-    def _pass(self, blocks: Iterable[nn.Module], x: Tensor, modulation: Tensor) -> Tensor:
+    def _pass(self, blocks: Iterable[nn.Module], x: Tensor, embedded: _Embedded) -> Tensor:
         for block in blocks:
-            x = block(x, modulation, self.cosines, self.sines)  # (B, N, hidden)
+            x = block(x, embedded.modulation, self.cosines, self.sines, embedded.context)  # (B, N, hidden)
         return x
 
-    def _to_velocity(self, x: Tensor, condition: Tensor) -> Tensor:
+    def _to_velocity(self, x: Tensor, embedded: _Embedded) -> Tensor:
         config = self.config
-        shift, scale = self.final_modulate(condition)[:, None].chunk(2, dim=-1)  # (B, 1, hidden)
+        shift, scale = self.final_modulate(embedded.condition)[:, None].chunk(2, dim=-1)  # (B, 1, hidden)
         x = self.to_velocity(self.final_norm(x) * (1 + scale) + shift)  # (B, N, C·p^axes)
         return unpatchify(x, config.patch_size, config.latent_channels, config.grid)  # (B, C, *grid)
 
@@ -121,6 +149,7 @@ class DiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.embed_class.embedding.weight, std=1.0)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=1.0)
         for layer in (self.modulate, self.final_modulate, self.to_velocity):
             nn.init.zeros_(layer.weight)

@@ -32,7 +32,9 @@ class VectorQuantizer(nn.Module):
     van den Oord et al. 2017 (arXiv:1711.00937), with the moving averages of its appendix A. Besides:
     the codebook starts from k-means over the first latents seen, and a code used less than
     ``revival_fraction`` of the mean is replaced by a latent of the batch (Dhariwal et al. 2020,
-    arXiv:2005.00341, section B.1). Distances are taken in float32 whatever autocast says.
+    arXiv:2005.00341, section B.1). Unlike there, latents far from their code are drawn more often, as
+    k-means++ does: where half of all pictures is white, most latents drawn evenly would be white again.
+    Distances are taken in float32 whatever autocast says.
     """
 
     codebook: Tensor
@@ -96,7 +98,8 @@ class VectorQuantizer(nn.Module):
             counts, sums = self._count(vectors, codes)
             means = sums / counts.clamp(min=1)[:, None]
             empty = counts == 0
-            means[empty] = _draw_rows(vectors, int(empty.sum()), generator)
+            distances = (vectors - self.codebook[codes]).square().sum(1)
+            means[empty] = _draw_rows(vectors, int(empty.sum()), generator, distances)
             self.codebook.copy_(means)
         if dist.is_initialized():
             dist.broadcast(self.codebook, src=0)
@@ -113,6 +116,7 @@ class VectorQuantizer(nn.Module):
         """
         vectors = latents.movedim(1, -1).float().flatten(0, -2)
         counts, sums = self._count(vectors, codes.flatten())
+        distances = (vectors - self.codebook[codes.flatten()]).square().sum(1)
         if dist.is_initialized():
             dist.all_reduce(counts)
             dist.all_reduce(sums)
@@ -125,7 +129,7 @@ class VectorQuantizer(nn.Module):
         self.codebook.copy_(self.sum_assigned / smoothed[:, None])
         dead = self.num_assigned < self.revival_fraction * total / self.codebook_size
         if num_dead := int(dead.sum()):
-            drawn = _draw_rows(vectors, num_dead, generator)
+            drawn = _draw_rows(vectors, num_dead, generator, distances)
             if dist.is_initialized():
                 dist.broadcast(drawn, src=0)
             self.codebook[dead] = drawn
@@ -192,8 +196,18 @@ def make_quantizer(config: TokenizerConfig) -> Quantizer:
     return VectorQuantizer(config.codebook_size, config.latent_channels)
 
 
-def _draw_rows(vectors: Tensor, num_rows: int, generator: torch.Generator) -> Tensor:
-    """Return ``num_rows`` random rows of ``vectors`` (N, C), with a little noise against ties."""
-    rows = torch.randint(len(vectors), (num_rows,), generator=generator).to(vectors.device)
+def _draw_rows(
+    vectors: Tensor, num_rows: int, generator: torch.Generator, weights: Tensor | None = None
+) -> Tensor:
+    """Return ``num_rows`` random rows of ``vectors`` (N, C), with a little noise against ties.
+
+    weights: (N,), how likely each row is; all alike without.
+    """
+    if weights is None or not weights.any():
+        rows = torch.randint(len(vectors), (num_rows,), generator=generator)
+    else:
+        shares = weights.double().cumsum(0).cpu()
+        points = torch.rand(num_rows, generator=generator, dtype=torch.float64) * shares[-1]
+        rows = torch.searchsorted(shares, points).clamp(max=len(vectors) - 1)
     noise = torch.randn((num_rows, vectors.shape[1]), generator=generator).to(vectors)
-    return vectors[rows] + 1e-3 * vectors.std() * noise
+    return vectors[rows.to(vectors.device)] + 1e-3 * vectors.std() * noise

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.conditioning import Conditions, stack_conditions
 from models.config import SamplerName
 from models.prior import DiT
 from models.step_cache import StepCache, call_cached
@@ -120,10 +121,10 @@ def is_guided(t: float, scale: float, interval: tuple[float, float]) -> bool:
 
 @torch.inference_mode()
 def sample(
-    prior: Callable[[Tensor, Tensor, Tensor], Tensor],
+    prior: Callable[[Tensor, Tensor, Conditions], Tensor],
     noise: Tensor,
-    class_labels: Tensor,
-    null_label: int,
+    conditions: Conditions,
+    null_conditions: Conditions,
     *,
     sampler: SamplerName,
     num_steps: int,
@@ -133,11 +134,10 @@ def sample(
 ) -> Tensor:
     """Return latents (B, C, *grid) float32 from ``noise``, all of the batch in step.
 
-    ``prior(x, t, class_labels)`` gives the velocity; with a ``cache_interval`` above 1 it must be a DiT, and
-    ``models/step_cache.py`` says what happens. For training and evaluation; the service's engine takes the
-    same steps with a schedule per sample.
+    ``prior(x, t, conditions)`` gives the velocity; guidance leads away from ``null_conditions``, of as many
+    rows. With a ``cache_interval`` above 1 the prior must be a DiT, and ``models/step_cache.py`` says what
+    happens. For training and evaluation; the service's engine takes the same steps, each sample at its own.
     """
-    null_labels = torch.full_like(class_labels, null_label)
     cache, null_cache = StepCache(cache_interval), StepCache(cache_interval)
     x, m = noise.float(), torch.zeros_like(noise, dtype=torch.float32)
     for position, call in enumerate(make_calls(sampler, num_steps)):
@@ -145,14 +145,14 @@ def sample(
         t = x.new_full((len(x),), call.t)
         if cache_interval > 1:
             assert isinstance(prior, DiT), "only the blocks of a DiT can be cached"
-            v = call_cached(prior, x, t, class_labels, cache, position).float()
+            v = call_cached(prior, x, t, conditions, cache, position).float()
             if needs_both:
-                null_v = call_cached(prior, x, t, null_labels, null_cache, position).float()
+                null_v = call_cached(prior, x, t, null_conditions, null_cache, position).float()
         elif needs_both:
-            both = torch.cat([class_labels, null_labels])
+            both = stack_conditions([conditions, null_conditions])
             v, null_v = prior(torch.cat([x, x]), torch.cat([t, t]), both).float().chunk(2)
         else:
-            v = prior(x, t, class_labels).float()
+            v = prior(x, t, conditions).float()
         if needs_both:
             v = guide(v, null_v, x.new_full((len(x),), guidance_scale))
         x, m = take_step(x, v, m, x.new_tensor([call.coefficients]).expand(len(x), 6))

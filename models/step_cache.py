@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from models.conditioning import Conditions
 from models.prior import DiT
 
 
@@ -36,11 +37,11 @@ class StepCache:
 
 
 def call_cached(
-    prior: DiT, x: Tensor, t: Tensor, class_labels: Tensor, cache: StepCache, position: int
+    prior: DiT, x: Tensor, t: Tensor, conditions: Conditions, cache: StepCache, position: int
 ) -> Tensor:
     """Return the prior's velocity at call number ``position``, all rows from one cache."""
     residual = cache.at(position)
-    velocity, computed = prior.forward_cached(x, t, class_labels, residual)
+    velocity, computed = prior.forward_cached(x, t, conditions, residual)
     if residual is None:
         cache.keep(computed, position)
     return velocity

@@ -33,16 +33,15 @@ class Encoder(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        num_halvings = config.downsample_factor.bit_length() - 1
         channels: int = config.image_channels
         stages: list[nn.Module] = []
-        for _ in range(num_halvings):
+        for stage_channels in config.stage_channels:
             stages += [
                 nn.PixelUnshuffle(2),
-                nn.Conv2d(4 * channels, config.hidden_channels, 3, padding=1),
-                *(ResidualBlock(config.hidden_channels) for _ in range(config.num_blocks)),
+                nn.Conv2d(4 * channels, stage_channels, 3, padding=1),
+                *(ResidualBlock(stage_channels) for _ in range(config.num_blocks)),
             ]
-            channels = config.hidden_channels
+            channels = stage_channels
         self.stages = nn.Sequential(*stages)
         self.norm = nn.GroupNorm(_num_groups(channels), channels)
         self.to_latents = nn.Conv2d(channels, config.latent_channels, 1)
@@ -57,14 +56,14 @@ class Decoder(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        num_halvings = config.downsample_factor.bit_length() - 1
-        channels = config.hidden_channels
+        channels, *wider = reversed(config.stage_channels)
         self.from_latents = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
         stages: list[nn.Module] = []
-        for stage in range(num_halvings):
+        for next_channels in [*wider, None]:
             stages += [ResidualBlock(channels) for _ in range(config.num_blocks)]
-            if stage < num_halvings - 1:
-                stages += [nn.Conv2d(channels, 4 * channels, 3, padding=1), nn.PixelShuffle(2)]
+            if next_channels is not None:
+                stages += [nn.Conv2d(channels, 4 * next_channels, 3, padding=1), nn.PixelShuffle(2)]
+                channels = next_channels
         self.stages = nn.Sequential(*stages)
         self.norm = nn.GroupNorm(_num_groups(channels), channels)
         self.to_pixels = nn.Sequential(

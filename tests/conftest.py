@@ -35,25 +35,51 @@ def own_redis(tmp_path: Path) -> Iterator[redis_server.EmbeddedServer]:
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights folder with one small untrained pipeline, "tiny": 12×12 grey, 6×6 codes, 3 classes."""
-    import torch
-
-    from models.config import PriorConfig, SamplingDefaults, TokenizerConfig
-    from models.pipeline import save_pipeline
-    from models.prior import DiT
-    from models.tokenizer import Tokenizer
+    from models.config import PriorConfig, TokenizerConfig
+    from tests.tiny import save_untrained
 
     weights = tmp_path_factory.mktemp("weights")
-    generator = torch.Generator().manual_seed(0)
-    tokenizer = Tokenizer(
-        TokenizerConfig(
-            image_size_px=12, hidden_channels=8, num_blocks=1, latent_channels=4, codebook_size=32
-        )
+    save_untrained(
+        weights / "tiny",
+        TokenizerConfig(image_size_px=12, hidden_channels=8, num_blocks=1, codebook_size=32),
+        PriorConfig(grid=(6, 6), hidden_size=32, depth=3, num_heads=2, num_classes=3),
+        class_names=("cat", "dog", "bird"),
     )
-    prior = DiT(PriorConfig(grid=(6, 6), hidden_size=32, depth=3, num_heads=2, num_classes=3))
-    for module in (tokenizer, prior):
-        for parameter in module.parameters():
-            parameter.data.normal_(std=0.2, generator=generator)
-    tokenizer.quantizer.codebook.normal_(generator=generator)
-    defaults = SamplingDefaults(num_steps=4, guidance_scale=2.0, guidance_interval=(0.0, 0.8))
-    save_pipeline(weights / "tiny", "tiny", ("cat", "dog", "bird"), tokenizer, prior, defaults)
+    return weights
+
+
+@pytest.fixture(scope="session")
+def tiny_prompt_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights folder with "tiny-prompt": 16×16 colour, 4×4 codes, prompts of 6 tokens, styles, groups."""
+    from models.config import PriorConfig, TokenizerConfig
+    from tests.tiny import save_untrained, tiny_prompt_encoder
+
+    weights = tmp_path_factory.mktemp("prompt-weights")
+    save_untrained(
+        weights / "tiny-prompt",
+        TokenizerConfig(
+            image_channels=3,
+            image_size_px=16,
+            downsample_factor=4,
+            hidden_channels=8,
+            channel_growth=2,
+            num_blocks=1,
+            codebook_size=32,
+        ),
+        PriorConfig(
+            grid=(4, 4),
+            hidden_size=32,
+            depth=3,
+            num_heads=2,
+            num_classes=0,
+            num_styles=2,
+            num_groups=3,
+            text_tokens=6,
+            text_channels=8,
+        ),
+        style_names=("flat", "round"),
+        group_names=("animals", "food", "signs"),
+        example_prompt="a red cat",
+        prompt_encoder=tiny_prompt_encoder(),
+    )
     return weights

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from models.conditioning import Conditions
 from models.config import SamplerName, SamplingDefaults
 from models.pipeline import Pipeline
 from models.tokenizer import Tokenizer
@@ -157,7 +158,7 @@ def generate(pipeline: Pipeline, labels: torch.Tensor, options: EvaluationOption
         tqdm(range(0, len(labels), options.batch_size), desc="generate", unit="batch")
     ):
         batch = pipeline.generate(
-            labels[start : start + options.batch_size].to(options.device),
+            Conditions(labels[start : start + options.batch_size, None]),
             seed=options.seed + index,
             num_steps=options.num_steps,
             guidance_scale=options.guidance_scale,

@@ -10,16 +10,16 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from models.conditioning import drop_labels
-from models.config import Count, PriorConfig, SamplingDefaults, UnitTime
+from models.checkpoint import fingerprint
+from models.conditioning import Conditions, drop_conditions
+from models.config import Count, PipelineConfig, PriorConfig, SamplingDefaults, UnitTime
 from models.flow import draw_noise, draw_times, interpolate, velocity
 from models.pipeline import load_tokenizer, save_pipeline
 from models.prior import DiT
 from models.samplers import sample
 from models.tokenizer import Tokenizer
-from training.data.dataset import ImageDataset, scale_to_unit
-from training.data.sources import load_dataset
 from training.ema import WeightAverage
+from training.examples import Examples, load_examples
 from training.plots import save_grid
 from training.run import Processes, Run, batch_rows, generator_for, learning_rate_factor
 
@@ -30,7 +30,9 @@ class PriorTrainingConfig:
 
     ``tokenizer`` is a ``tokenizer.safetensors``; ``folder`` keeps checkpoints and logs; ``output`` is
     the finished pipeline's folder, named as it. Matrices inside the blocks are trained with Muon at
-    ``muon_learning_rate``, everything else with AdamW at ``learning_rate``.
+    ``muon_learning_rate``, everything else with AdamW at ``learning_rate``. For a prior that takes prompts,
+    ``data`` is a folder with captions, and ``text_encoder`` one with ``text_encoder.safetensors``; without
+    it, all-MiniLM-L6-v2 comes from its package.
     """
 
     prior: PriorConfig
@@ -39,6 +41,8 @@ class PriorTrainingConfig:
     output: Path
     defaults: SamplingDefaults
     data: str = "fashion-mnist"
+    text_encoder: Path | None = None
+    example_prompt: str | None = None
     batch_size: Count = 256
     num_steps: Count = 4000
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -48,7 +52,7 @@ class PriorTrainingConfig:
     decay_fraction: UnitTime = 0.4
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: UnitTime = 0.999
-    label_dropout: UnitTime = 0.1
+    condition_dropout: UnitTime = 0.1
     time_mean: float = 0.0
     time_std: Annotated[float, Field(gt=0)] = 1.0
     horizontal_flips: bool = True
@@ -68,9 +72,14 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
     processes = Processes.join(config.num_threads)
     run = Run(config.folder, config, processes, num_steps=config.num_steps, resume=resume)
     tokenizer = load_tokenizer(config.tokenizer).to(processes.device)
-    shape = {"image_size_px": tokenizer.config.image_size_px, "channels": tokenizer.config.image_channels}
-    data = load_dataset(config.data, "train", **shape)
-    latents, labels = encode_dataset(tokenizer, data, with_flips=config.horizontal_flips)
+    examples = load_examples(
+        tokenizer,
+        config.data,
+        with_flips=config.horizontal_flips,
+        text_encoder=config.text_encoder,
+        cache=config.folder,
+    )
+    pipeline_config = _pipeline_config(config, tokenizer, examples)
 
     torch.manual_seed(config.seed)
     prior = DiT(config.prior).to(processes.device)
@@ -94,10 +103,11 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-        rows = batch_rows(len(latents), config.batch_size, step, config.seed, processes)
+        rows = batch_rows(len(examples), config.batch_size, step, config.seed, processes)
         generator = generator_for(config.seed, step, processes.rank)
-        x, y = latents[rows].to(processes.device).float(), labels[rows].to(processes.device)
-        loss = flow_loss(predict, x, y, prior.null_label, config, generator)
+        x = examples.latents[rows].to(processes.device).float()
+        conditions = examples.conditions(rows, generator).to(processes.device)
+        loss = flow_loss(predict, x, conditions, prior.null_conditions(), config, generator)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -113,7 +123,7 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
             loss_sum, num_summed = 0.0, 0
         if processes.is_main and (step + 1) % config.samples_every == 0:
             average.copy_to(sampled)
-            _save_samples(config, tokenizer, sampled, data.class_names, processes.device, step + 1)
+            _save_samples(config, tokenizer, sampled, examples.shown.to(processes.device), step + 1)
         state = {
             "prior": prior.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -124,36 +134,39 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
     run.draw_losses()
     if processes.is_main:
         average.copy_to(prior)
-        save_pipeline(config.output, config.output.name, data.class_names, tokenizer, prior, config.defaults)
+        save_pipeline(config.output, pipeline_config, tokenizer, prior, examples.prompt_encoder)
     return config.output
+
+
+def _pipeline_config(config: PriorTrainingConfig, tokenizer: Tokenizer, examples: Examples) -> PipelineConfig:
+    return PipelineConfig(
+        name=config.output.name,
+        class_names=examples.class_names,
+        tokenizer=tokenizer.config,
+        tokenizer_fingerprint=fingerprint(tokenizer.config, tokenizer.exported()),
+        prior=config.prior,
+        defaults=config.defaults,
+        style_names=examples.style_names,
+        group_names=examples.group_names,
+        example_prompt=config.example_prompt,
+    )
 
 
 def flow_loss(
     predict: nn.Module,
     latents: Tensor,
-    class_labels: Tensor,
-    null_label: int,
+    conditions: Conditions,
+    null: Conditions,
     config: PriorTrainingConfig,
     generator: torch.Generator,
 ) -> Tensor:
     """Return the mean squared error of the predicted velocity at random times (t: 0 noise, 1 data)."""
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     t = draw_times(len(latents), generator, mean=config.time_mean, std=config.time_std).to(latents.device)
-    y = drop_labels(class_labels, null_label, config.label_dropout, generator)
+    kept = drop_conditions(conditions, null, config.condition_dropout, generator)
     with torch.autocast(latents.device.type, dtype=torch.bfloat16):
-        predicted = predict(interpolate(latents, noise, t), t, y)
+        predicted = predict(interpolate(latents, noise, t), t, kept)
     return F.mse_loss(predicted.float(), velocity(latents, noise))
-
-
-@torch.inference_mode()
-def encode_dataset(tokenizer: Tokenizer, data: ImageDataset, *, with_flips: bool) -> tuple[Tensor, Tensor]:
-    """Return all latents (N, d, h, w) bfloat16 and labels (N,); with flips, every image twice."""
-    device = tokenizer.latent_mean.device
-    latents = []
-    for images in (data.images, data.images.flip(-1)) if with_flips else (data.images,):
-        for batch in images.split(500):
-            latents.append(tokenizer.encode(scale_to_unit(batch).to(device)).to("cpu", torch.bfloat16))
-    return torch.cat(latents), data.labels.repeat(2 if with_flips else 1)
 
 
 def make_optimizers(prior: DiT, config: PriorTrainingConfig) -> list[torch.optim.Optimizer]:
@@ -171,23 +184,18 @@ def make_optimizers(prior: DiT, config: PriorTrainingConfig) -> list[torch.optim
 
 @torch.inference_mode()
 def _save_samples(
-    config: PriorTrainingConfig,
-    tokenizer: Tokenizer,
-    prior: DiT,
-    class_names: tuple[str, ...],
-    device: torch.device,
-    step: int,
+    config: PriorTrainingConfig, tokenizer: Tokenizer, prior: DiT, conditions: Conditions, step: int
 ) -> None:
-    """Save a picture of eight samples a class, from the same noise every time."""
-    labels = torch.arange(len(class_names), device=device).repeat_interleave(8)
+    """Save a picture of a sample for each of ``conditions``, from the same noise every time."""
+    device = conditions.labels.device
     shape = (config.prior.latent_channels, *config.prior.grid)
-    noise = torch.stack([draw_noise(shape, config.seed, i) for i in range(len(labels))])
+    noise = torch.stack([draw_noise(shape, config.seed, i) for i in range(len(conditions))])
     with torch.autocast(device.type, dtype=torch.bfloat16):
         latents = sample(
             prior,
             noise.to(device),
-            labels,
-            prior.null_label,
+            conditions,
+            prior.null_conditions(len(conditions)),
             sampler=config.defaults.sampler,
             num_steps=config.defaults.num_steps,
             guidance_scale=config.defaults.guidance_scale,

@@ -86,17 +86,34 @@ class Catalog:
     def resolve(self, request: AnyRequest) -> AnyRequest:
         """Return the request with every choice made that its client left open, checked against its pipeline.
 
-        Raises: UnknownPipeline; InvalidRequest naming the known classes; InvalidCodes naming the code.
+        Raises: UnknownPipeline; InvalidRequest naming the known labels; InvalidCodes naming the code.
         """
         resolved: Request
         match request:
             case GenerateRequest():
-                resolved = _resolve_generate(request, self.config(request.pipeline))
+                resolved = _resolve_generate(request, self._config_for(request))
             case EncodeRequest():
                 resolved = request.model_copy(update={"pipeline": self.config(request.pipeline).name})
             case DecodeRequest():
                 resolved = self._resolve_decode(request)
         return cast(AnyRequest, resolved)
+
+    def _config_for(self, request: GenerateRequest) -> PipelineConfig:
+        """Return the pipeline that a request names, or the first that can do what it asks for.
+
+        Where none can, it is the first that takes such fields at all, whose complaint will say most.
+        """
+        if request.pipeline is not None:
+            return self.config(request.pipeline)
+        configs = [entry.config for entry in self._entries.values()]
+        fitting = [config for config in configs if not _untaken(request, config)]
+        for config in fitting:
+            try:
+                _resolve_generate(request, config)
+            except InvalidRequest:
+                continue
+            return config
+        return (fitting or configs)[0]
 
     def _resolve_decode(self, request: DecodeRequest) -> DecodeRequest:
         configs = [entry.config for entry in self._entries.values()]
@@ -115,9 +132,21 @@ class Catalog:
 
 def _resolve_generate(request: GenerateRequest, config: PipelineConfig) -> GenerateRequest:
     defaults = config.defaults
+    if untaken := _untaken(request, config):
+        noun = untaken[0].removesuffix("_label")
+        taken = ", ".join(_taken(config)) or "none of them"
+        raise InvalidRequest(f"{untaken[0]}: {config.name} takes no {noun}; it takes {taken}")
+    is_grey = config.tokenizer.image_channels == 1
+    if request.background == "transparent" and (is_grey or request.format == "jpeg"):
+        raise InvalidRequest(
+            "background: transparent is for colour pipelines as PNG or WebP,"
+            f" got {config.name} as {request.format}"
+        )
     chosen = {
         "pipeline": config.name,
-        "class_label": _class_number(request.class_label, config),
+        "class_label": _number("class_label", request.class_label, config.class_names, config),
+        "style": _number("style", request.style, config.style_names, config),
+        "group": _number("group", request.group, config.group_names, config),
         "seed": secrets.randbelow(2**53) if request.seed is None else request.seed,
         "num_steps": request.num_steps or defaults.num_steps,
         "guidance_scale": (
@@ -128,25 +157,41 @@ def _resolve_generate(request: GenerateRequest, config: PipelineConfig) -> Gener
     return request.model_copy(update=chosen)
 
 
-def _class_number(label: str | int | None, config: PipelineConfig) -> int | None:
-    """Return the number of a class given by name (in any case) or number; None, for no class, stays."""
+def _number(field: str, label: str | int | None, known: Sequence[str], config: PipelineConfig) -> int | None:
+    """Return the number of a label given by name (in any case) or number; None, for any, stays."""
     if label is None:
         return None
-    names = [name.casefold() for name in config.class_names]
+    noun = field.removesuffix("_label")
+    names = [name.casefold() for name in known]
     if isinstance(label, str):
         if label.strip().casefold() in names:
             return names.index(label.strip().casefold())
         if not label.strip().isdecimal():
-            raise InvalidRequest(
-                f"class_label: {config.name} has no class {label!r}; {_one_of(label, config.class_names)}"
-            )
+            raise InvalidRequest(f"{field}: {config.name} has no {noun} {label!r}; {_one_of(label, known)}")
     number = int(label)
     if number >= len(names):
         raise InvalidRequest(
-            f"class_label: {config.name} has classes 0 to {len(names) - 1}, got {number};"
-            f" {_one_of('', config.class_names)}"
+            f"{field}: {config.name} has numbers 0 to {len(names) - 1}, got {number}; {_one_of('', known)}"
         )
     return number
+
+
+def _taken(config: PipelineConfig) -> list[str]:
+    """Return the fields that say what to show, of those that a pipeline takes."""
+    taken = {
+        "class_label": bool(config.class_names),
+        "prompt": config.prior.takes_prompt,
+        "negative_prompt": config.prior.takes_prompt,
+        "style": bool(config.style_names),
+        "group": bool(config.group_names),
+    }
+    return [name for name, is_taken in taken.items() if is_taken]
+
+
+def _untaken(request: GenerateRequest, config: PipelineConfig) -> list[str]:
+    """Return the fields of a request that its pipeline does not take."""
+    fields = ("class_label", "prompt", "negative_prompt", "style", "group")
+    return [name for name in fields if getattr(request, name) is not None and name not in _taken(config)]
 
 
 def _check_codes(codes: list[Codes], config: PipelineConfig) -> None:
@@ -174,6 +219,9 @@ def _info(config: PipelineConfig) -> PipelineInfo:
     return PipelineInfo(
         name=config.name,
         class_names=config.class_names,
+        style_names=config.style_names,
+        group_names=config.group_names,
+        takes_prompt=config.prior.takes_prompt,
         image_size_px=config.tokenizer.image_size_px,
         image_channels=config.tokenizer.image_channels,
         grid=config.tokenizer.grid,
@@ -183,7 +231,11 @@ def _info(config: PipelineConfig) -> PipelineInfo:
         guidance_scale=config.defaults.guidance_scale,
         sampler=config.defaults.sampler,
         example=GenerateRequest(
-            pipeline=config.name, class_label=config.class_names[-1] if config.class_names else None, seed=7
+            pipeline=config.name,
+            class_label=config.class_names[-1] if config.class_names else None,
+            prompt=config.example_prompt,
+            style=config.style_names[0] if config.style_names else None,
+            seed=7,
         ),
     )
 

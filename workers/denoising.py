@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from models.conditioning import Conditions, stack_conditions
 from models.flow import denoised
 from models.pipeline import Pipeline
 from models.prior import DiT
@@ -18,6 +19,38 @@ from workers.messages import DecodeRequest, GenerateRequest
 from workers.row_batches import RowBatches
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a generate request asks for, and what guidance leads away from: a row each."""
+
+    conditions: Conditions
+    null: Conditions
+    can_be_guided: bool  # the two rows differ
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def of(cls, request: GenerateRequest, pipeline: Pipeline) -> "Asked":
+        """Encode what a resolved request asks for."""
+        labels = {"class_label": request.class_label, "style": request.style, "group": request.group}
+        numbers = {name: label for name, label in labels.items() if isinstance(label, int)}
+        conditions = pipeline.conditions(prompt=request.prompt, **numbers)
+        null = pipeline.conditions(prompt=request.negative_prompt)
+        return cls(conditions, null, not conditions.equals(null), _warnings(request, pipeline))
+
+
+def _warnings(request: GenerateRequest, pipeline: Pipeline) -> tuple[str, ...]:
+    encoder = pipeline.prompt_encoder
+    if encoder is None:
+        return ()
+    prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+    limit = encoder.config.max_tokens
+    return tuple(
+        f"{field}: longer than {limit} tokens, so its end was left out"
+        for field, prompt in prompts.items()
+        if prompt is not None and encoder.encode(prompt).is_cut
+    )
+
+
 @dataclass
 class Job:
     """A generate or decode request on its way; ``images`` and ``codes`` fill up by index."""
@@ -27,6 +60,7 @@ class Job:
     pipeline: Pipeline
     calls: list[Call]
     num_images: int
+    asked: Asked | None = None  # by a generate request
     num_started: int = 0
     calls_done: int = 0
     preview_due_s: float = 0.0  # on time.monotonic
@@ -72,9 +106,9 @@ class Sample:
         return self.position == len(self.job.calls) or self.job.error is not None
 
     @property
-    def class_label(self) -> int:
-        label = self.request.class_label
-        return label if isinstance(label, int) else self.job.pipeline.prior.null_label
+    def asked(self) -> Asked:
+        assert self.job.asked is not None
+        return self.job.asked
 
     @property
     def guidance_scale(self) -> float:
@@ -83,10 +117,8 @@ class Sample:
     @property
     def is_guided(self) -> bool:
         """Whether the next call needs the unconditional row, too."""
-        pipeline = self.job.pipeline
-        interval = pipeline.config.defaults.guidance_interval
-        has_label = self.class_label != pipeline.prior.null_label
-        return has_label and is_guided(self.call.t, self.guidance_scale, interval)
+        interval = self.job.pipeline.config.defaults.guidance_interval
+        return self.asked.can_be_guided and is_guided(self.call.t, self.guidance_scale, interval)
 
 
 def advance(
@@ -94,12 +126,11 @@ def advance(
 ) -> None:
     """Make one call of ``pipeline``'s prior for each of its samples, and the update that follows it."""
     guided = [i for i, sample in enumerate(samples) if sample.is_guided]
-    null_label = pipeline.prior.null_label
     order = [*range(len(samples)), *guided]
     x = torch.stack([samples[i].x for i in order])
     t = x.new_tensor([samples[i].call.t for i in order])
-    labels = [sample.class_label for sample in samples] + [null_label] * len(guided)
-    y = torch.tensor(labels, device=x.device)
+    nulls = [samples[i].asked.null for i in guided]
+    y = stack_conditions([sample.asked.conditions for sample in samples] + nulls)
     caches = [sample.cache for sample in samples] + [samples[i].null_cache for i in guided]
     if any(caches):
         rows = _Rows(pipeline.prior, x, t, y, caches, [samples[i].position for i in order])
@@ -140,7 +171,7 @@ class _Rows:
     prior: DiT
     x: Tensor
     t: Tensor
-    class_labels: Tensor
+    conditions: Conditions
     caches: list[StepCache | None]
     positions: list[int]
 
@@ -165,7 +196,7 @@ class _Rows:
         return velocities, failures
 
     def _call_fresh(self, rows: list[int]) -> Tensor:
-        velocities, residuals = self.prior.forward_cached(self.x[rows], self.t[rows], self.class_labels[rows])
+        velocities, residuals = self.prior.forward_cached(self.x[rows], self.t[rows], self.conditions[rows])
         for row, residual in zip(rows, residuals, strict=True):
             cache = self.caches[row]
             if cache is not None:
@@ -174,7 +205,7 @@ class _Rows:
 
     def _call_reusing(self, kept: dict[int, Tensor], rows: list[int]) -> Tensor:
         residuals = torch.stack([kept[row] for row in rows])
-        return self.prior.forward_cached(self.x[rows], self.t[rows], self.class_labels[rows], residuals)[0]
+        return self.prior.forward_cached(self.x[rows], self.t[rows], self.conditions[rows], residuals)[0]
 
 
 def _call_some(call: Callable[[list[int]], Tensor], part: list[int], chosen: list[int]) -> Tensor:

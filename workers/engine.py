@@ -29,7 +29,7 @@ from models.flow import draw_noise
 from models.pipeline import Pipeline
 from models.samplers import make_calls
 from models.step_cache import StepCache
-from workers.denoising import Job, Sample, advance
+from workers.denoising import Asked, Job, Sample, advance
 from workers.errors import ServiceError
 from workers.images import Pixels, load_image
 from workers.lanes import Lanes
@@ -112,7 +112,8 @@ class Engine:
             defaults = pipeline.config.defaults
             request = GenerateRequest(
                 pipeline=name,
-                class_label=0,
+                class_label=0 if pipeline.config.class_names else None,
+                prompt=pipeline.config.example_prompt,
                 seed=0,
                 num_steps=2,
                 guidance_scale=defaults.guidance_scale,
@@ -141,7 +142,8 @@ class Engine:
                 assert request.sampler is not None
                 assert request.num_steps is not None
                 calls = make_calls(request.sampler, request.num_steps)
-                job = Job(item.job_id, request, pipeline, calls, request.num_images)
+                asked = Asked.of(request, pipeline)
+                job = Job(item.job_id, request, pipeline, calls, request.num_images, asked)
                 self._starting.append(job)
             self._jobs[job.id] = job
 
@@ -322,7 +324,7 @@ def _call_prior(pipeline: Pipeline, num_samples: int) -> None:
     config = pipeline.config.prior
     num_rows = ROWS_PER_SAMPLE * num_samples
     x = torch.zeros(num_rows, config.latent_channels, *config.grid, device=pipeline.device)
-    pipeline.prior(x, x.new_zeros(num_rows), torch.zeros(num_rows, dtype=torch.long, device=pipeline.device))
+    pipeline.prior(x, x.new_zeros(num_rows), pipeline.prior.null_conditions(num_rows))
 
 
 def _decode_nearest(pipeline: Pipeline, latents: Tensor, rows: list[int]) -> Tensor:
@@ -344,7 +346,7 @@ def _finish(job: Job) -> Finished:
     codes = None
     if isinstance(job.request, GenerateRequest) and job.request.return_codes:
         codes = _codes_info(job.pipeline, [job.codes[i] for i in range(job.num_images)])
-    return Finished(job.id, name, images, codes)
+    return Finished(job.id, name, images, codes, warnings=job.asked.warnings if job.asked else ())
 
 
 def _codes_info(pipeline: Pipeline, codes: list[Tensor]) -> CodesInfo:

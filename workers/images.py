@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from workers.errors import InvalidImage
-from workers.messages import ImageFormat
+from workers.messages import Background, ImageFormat
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -20,6 +20,8 @@ MAX_IMAGE_PIXELS = 32 * 2**20
 PREVIEW_SIDE_PX = 128
 MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 
+_NEARLY_WHITE = 235
+_OUTSIDE = 128  # neither of the two values of the mask that is filled
 _FORMATS: dict[str, ImageFormat] = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}
 # What Pillow's decoders raise on files that are broken, besides OSError.
 _BROKEN = (
@@ -76,7 +78,7 @@ def load_image(data: bytes, size_px: int, channels: Literal[1, 3]) -> Pixels:
 
 
 def encode_image(pixels: Pixels, format: ImageFormat) -> bytes:
-    """Encode (H, W, C) pixels, C of 1 or 3; the same pixels give the same bytes.
+    """Encode (H, W, C) pixels, C of 1, 3 or 4; the same pixels give the same bytes.
 
     PNG and WebP keep the pixels exactly; JPEG has quality 95 and full colour resolution.
     """
@@ -90,6 +92,30 @@ def encode_image(pixels: Pixels, format: ImageFormat) -> bytes:
         case "jpeg":
             image.save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
+
+
+def with_background(pixels: Pixels, background: Background) -> Pixels:
+    """Return (H, W, 3) pixels as they are, or as (H, W, 4) with the white around what they show cleared.
+
+    Cleared is what is nearly white and connected to the border. On its edge, a pixel is taken for colour over
+    white, as transparent as it can be; so putting the result on white gives the same picture again.
+    """
+    if background == "white":
+        return pixels
+    is_light = pixels.min(-1) >= _NEARLY_WHITE
+    framed = Image.fromarray(np.pad(np.where(is_light, 255, 0).astype(np.uint8), 1, constant_values=255))
+    ImageDraw.floodfill(framed, (0, 0), _OUTSIDE)
+    is_outside = np.asarray(framed) == _OUTSIDE  # (H + 2, W + 2)
+    is_near = is_outside.copy()
+    for axis in (0, 1):
+        for shift in (-1, 1):
+            is_near |= np.roll(is_outside, shift, axis)
+    is_near = is_near[1:-1, 1:-1]
+    colours = pixels.astype(np.float64) / 255
+    alpha = np.where(is_near, 1 - colours.min(-1), 1.0)  # (H, W)
+    over = 1 - (1 - colours) / np.maximum(alpha, 1e-9)[..., None]
+    shown = np.concatenate([np.where(alpha[..., None] > 0, over, 0), alpha[..., None]], axis=-1)
+    return (shown.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def encode_preview(pixels: Pixels) -> bytes:

@@ -13,6 +13,7 @@ from models.config import SamplerName
 
 ImageFormat = Literal["png", "webp", "jpeg"]
 Priority = Literal["interactive", "batch"]
+Background = Literal["white", "transparent"]
 Codes = list[list[int]]
 
 MAX_IMAGES_PER_JOB = 64
@@ -21,6 +22,10 @@ MAX_GUIDANCE_SCALE = 20.0
 MAX_CACHE_INTERVAL = 4
 MAX_IMAGE_BASE64_CHARS = 14 * 2**20  # 10 MiB of image bytes, and a little
 MAX_GRID_SIDE = 256
+MAX_PROMPT_CHARS = 1000
+
+Label = Annotated[str, Field(max_length=64)] | Annotated[int, Field(ge=0)]
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 
 
 class Message(BaseModel):
@@ -31,7 +36,8 @@ class Message(BaseModel):
 
 class _Request(Message):
     pipeline: Annotated[str, Field(max_length=64)] | None = Field(
-        default=None, description="The pipeline's name; the server's first one when left out."
+        default=None,
+        description="The pipeline's name; when left out, the server's first that knows what is asked for.",
     )
     priority: Priority = Field(
         default="interactive", description="Interactive jobs go before batch jobs; batch jobs age."
@@ -42,16 +48,31 @@ class _Request(Message):
 
 
 class GenerateRequest(_Request):
-    """Generate images of a class."""
+    """Generate images of a class, or of what a prompt says."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"class_label": "sneaker", "seed": 7}, {"class_label": 3, "num_images": 4}]
+            "examples": [
+                {"class_label": "sneaker", "seed": 7},
+                {"prompt": "a smiling cat", "style": "noto", "num_images": 4},
+            ]
         }
     )
 
-    class_label: Annotated[str, Field(max_length=64)] | Annotated[int, Field(ge=0)] | None = Field(
+    class_label: Label | None = Field(
         default=None, description="A class by name or number; any class when left out."
+    )
+    prompt: Prompt | None = Field(
+        default=None, description="What to show, in English; anything when left out. Long ones are cut."
+    )
+    negative_prompt: Prompt | None = Field(
+        default=None, description="What guidance leads away from; from no prompt at all when left out."
+    )
+    style: Label | None = Field(default=None, description="A style by name or number; any when left out.")
+    group: Label | None = Field(default=None, description="A group by name or number; any when left out.")
+    background: Background = Field(
+        default="white",
+        description="transparent clears the white around what is shown; for colour pipelines, PNG and WebP.",
     )
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_JOB)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**53)] | None = Field(
@@ -63,7 +84,7 @@ class GenerateRequest(_Request):
     )
     guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)] | None = Field(
         default=None,
-        description="How strongly the class is enforced; 1 is not at all beyond the model's own.",
+        description="How strongly what is asked for is enforced; 1 is not at all beyond the model's own.",
     )
     sampler: SamplerName | None = None
     cache_interval: Annotated[int, Field(ge=1, le=MAX_CACHE_INTERVAL)] | None = Field(
@@ -139,6 +160,9 @@ class GenerateResult(Message):
     seed: int
     images: list[ImageReference]
     codes: CodesInfo | None = None
+    warnings: tuple[str, ...] = Field(
+        default=(), description="What was not done as asked, though it went well."
+    )
 
 
 class EncodeResult(CodesInfo):
@@ -214,6 +238,9 @@ class PipelineInfo(Message):
 
     name: str
     class_names: tuple[str, ...]
+    style_names: tuple[str, ...] = ()
+    group_names: tuple[str, ...] = ()
+    takes_prompt: bool = False
     image_size_px: int
     image_channels: int
     grid: tuple[int, ...]

@@ -14,10 +14,9 @@ from typing import Literal, Protocol, TypeVar
 import redis
 
 from workers.errors import InternalError, ServiceError
-from workers.images import MEDIA_TYPES, Pixels, encode_image, encode_preview
+from workers.images import MEDIA_TYPES, Pixels, encode_image, encode_preview, with_background
 from workers.messages import (
     Codes,
-    CodesInfo,
     DecodeRequest,
     DecodeResult,
     EncodeResult,
@@ -31,7 +30,7 @@ from workers.messages import (
 )
 from workers.metrics import CODES, IMAGES, STEPS
 from workers.rq_worker import Claim, Outcome, RQWorker
-from workers.work import Preview
+from workers.work import Finished, Preview
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +51,7 @@ class Computed:
     """What the engine made of a job."""
 
     claim: Claim
-    pipeline: str
-    images: tuple[Pixels, ...]
-    codes: CodesInfo | None
+    finished: Finished
 
 
 @dataclass(frozen=True)
@@ -195,16 +192,23 @@ class Outbox:
             return Outcome(item.claim, InternalError("The result could not be stored."))
 
     def _result(self, item: Computed) -> Result:
-        request, job_id = item.claim.request, item.claim.job_id
+        request, job_id, finished = item.claim.request, item.claim.job_id, item.finished
+        pipeline = finished.pipeline
         if isinstance(request, GenerateRequest):
             assert request.seed is not None
-            images = self._store_images(job_id, item.images, request.format)
-            return GenerateResult(pipeline=item.pipeline, seed=request.seed, images=images, codes=item.codes)
+            images = [with_background(pixels, request.background) for pixels in finished.images]
+            return GenerateResult(
+                pipeline=pipeline,
+                seed=request.seed,
+                images=self._store_images(job_id, images, request.format),
+                codes=finished.codes,
+                warnings=finished.warnings,
+            )
         if isinstance(request, DecodeRequest):
-            images = self._store_images(job_id, item.images, request.format)
-            return DecodeResult(pipeline=item.pipeline, images=images)
-        assert item.codes is not None
-        return EncodeResult(pipeline=item.pipeline, **dict(item.codes))
+            stored = self._store_images(job_id, finished.images, request.format)
+            return DecodeResult(pipeline=pipeline, images=stored)
+        assert finished.codes is not None
+        return EncodeResult(pipeline=pipeline, **dict(finished.codes))
 
     def _store_images(
         self, job_id: str, images: Sequence[Pixels], format: ImageFormat

@@ -26,6 +26,7 @@ class Finished:
     images: tuple[Pixels, ...] = ()
     codes: CodesInfo | None = None
     error: ServiceError | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

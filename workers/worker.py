@@ -155,7 +155,7 @@ class Worker:
                 if finished.error is not None:
                     self._outbox.put(Failed(claim, finished.error))
                 else:
-                    self._outbox.put(Computed(claim, finished.pipeline, finished.images, finished.codes))
+                    self._outbox.put(Computed(claim, finished))
             for job_id, preview in self._engine.previews().items():
                 self._outbox.put(Shown(self._running[job_id], preview))
 

@@ -25,7 +25,7 @@ router = APIRouter(tags=["work"])
 @router.post(
     "/generate",
     operation_id="generate",
-    summary="Generate images of a class",
+    summary="Generate images of a class or a prompt",
     responses=job_responses(GENERATED_JOB, has_image=True) | problems(*WORK_FAILURES),
     openapi_extra=request_body(GenerateRequest, GENERATE_EXAMPLES) | {"parameters": [PREFER]},
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.checkpoint import CheckpointError
+from models.conditioning import Conditions
 from models.config import ConfigError, PipelineConfig
 from models.pipeline import Pipeline, load_tokenizer
 from models.tokenizer import Tokenizer
@@ -19,7 +20,7 @@ def folder(tiny_weights: Path, tmp_path: Path) -> Path:
 
 
 def test_a_loaded_pipeline_generates_what_it_did_before(folder: Path) -> None:
-    labels = torch.tensor([0, 1, 2])
+    labels = Conditions(torch.tensor([[0], [1], [2]]))
     first = Pipeline.load(folder).generate(labels, seed=3)
     assert first.shape == (3, 1, 12, 12)
     assert first.abs().max() <= 1

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.conditioning import Conditions, stack_conditions
 from models.config import ConfigError, PriorConfig, TokenizerConfig
 from models.flow import denoised, draw_noise, interpolate, velocity
 from models.layers import axial_rope, patchify, rotate, unpatchify
@@ -18,7 +19,7 @@ def test_a_call_that_reuses_its_own_residual_changes_nothing(depth) -> None:
     x, t, labels = (
         torch.randn(2, 4, 4, 4, generator=generator),
         torch.tensor([0.1, 0.6]),
-        torch.tensor([0, 3]),
+        Conditions(torch.tensor([[0], [3]])),
     )
     with torch.inference_mode():
         v = prior(x, t, labels)
@@ -59,7 +60,11 @@ def test_prior_keeps_the_shape_over_grids_of_one_two_and_three_axes(grid) -> Non
     config = PriorConfig(latent_channels=3, grid=grid, hidden_size=48, depth=1, num_heads=2, num_classes=4)
     prior = DiT(config)
     x = torch.randn(2, 3, *grid, generator=torch.Generator().manual_seed(0))
-    v = prior(x, torch.tensor([0.0, 0.9]), torch.tensor([1, prior.null_label]))
+    v = prior(
+        x,
+        torch.tensor([0.0, 0.9]),
+        stack_conditions([Conditions(torch.tensor([[1]])), prior.null_conditions()]),
+    )
     assert v.shape == x.shape
     assert v.abs().max() == 0, "an untrained prior predicts zero"
 

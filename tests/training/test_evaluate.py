@@ -6,10 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from models.config import PriorConfig, SamplingDefaults, TokenizerConfig
-from models.pipeline import save_pipeline
-from models.prior import DiT
-from models.tokenizer import Tokenizer
+from models.config import PriorConfig, TokenizerConfig
+from tests.tiny import save_untrained
 from training.classifier import (
     ClassifierConfig,
     ClassifierTraining,
@@ -211,13 +209,12 @@ def test_evaluation_of_a_pipeline_is_written_into_its_folder(
     save_images(test, data / "test")
     tokenizer = TokenizerConfig(image_size_px=16, hidden_channels=8, num_blocks=1, codebook_size=16)
     prior = PriorConfig(grid=(8, 8), hidden_size=32, depth=1, num_heads=2, num_classes=2)
-    save_pipeline(
-        folder, "tiny", CLASS_NAMES, Tokenizer(tokenizer), DiT(prior), SamplingDefaults(num_steps=2)
-    )
+    save_untrained(folder, tokenizer, prior, class_names=CLASS_NAMES)
     options = EvaluationOptions(
         data=str(data),
         num_images=40,
         batch_size=16,
+        num_steps=2,
         sampler="euler",
         num_neighbours=3,
         trainings=QUICK,

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from models.conditioning import Conditions
 from models.config import PriorConfig, SamplingDefaults, TokenizerConfig
 from models.pipeline import Pipeline
 from training.prior import PriorTrainingConfig, train_prior
@@ -124,7 +125,7 @@ def test_pipeline_trained_on_a_folder_generates_its_classes(tmp_path: Path, pict
     )
     pipeline = Pipeline.load(train_prior(prior))
     assert pipeline.config.class_names == ("left", "right")
-    images = pipeline.generate(torch.tensor([0] * 8 + [1] * 8), seed=0)
+    images = pipeline.generate(Conditions(torch.tensor([[0]] * 8 + [[1]] * 8)), seed=0)
     left_is_brighter = images[..., :6].mean((1, 2, 3)) > images[..., 6:].mean((1, 2, 3))
     assert left_is_brighter.tolist() == [True] * 8 + [False] * 8
     for picture in ("prior/samples/0000300.png", "prior/loss.png", "tokenizer/reconstructions.png"):

@@ -16,6 +16,17 @@ CONFIG = PipelineConfig(
     prior=PriorConfig(grid=(2, 2), hidden_size=16, num_heads=2, num_classes=2),
     defaults=SamplingDefaults(num_steps=5, sampler="heun", guidance_scale=1.5),
 )
+PROMPTED = replace(
+    CONFIG,
+    name="prompted",
+    class_names=(),
+    style_names=("noto", "fluent-3d"),
+    group_names=("food",),
+    example_prompt="a smiling cat",
+    tokenizer=replace(CONFIG.tokenizer, image_channels=3),
+    tokenizer_fingerprint="a" * 16,
+    prior=replace(CONFIG.prior, num_classes=0, num_styles=2, num_groups=1, text_tokens=6, text_channels=8),
+)
 OTHER = replace(CONFIG, name="other", tokenizer_fingerprint="f" * 16)
 
 
@@ -98,7 +109,7 @@ def test_an_unknown_class_is_refused_with_the_known_ones(catalog):
         InvalidRequest, match=r"class_label: tiny has no class 'boot'; known are T-shirt/top, Sneaker"
     ):
         catalog.resolve(GenerateRequest(class_label="boot"))
-    with pytest.raises(InvalidRequest, match=r"class_label: tiny has classes 0 to 1, got 2"):
+    with pytest.raises(InvalidRequest, match=r"class_label: tiny has numbers 0 to 1, got 2"):
         catalog.resolve(GenerateRequest(class_label=2))
 
 
@@ -145,3 +156,60 @@ def test_codes_of_a_foreign_tokenizer_are_refused(catalog):
         catalog.resolve(foreign)
     with pytest.raises(InvalidCodes, match="made by f"):
         catalog.resolve(DecodeRequest(codes=[[[0, 1], [2, 3]]], tokenizer="f" * 16, pipeline="tiny"))
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    for config in (CONFIG, PROMPTED):
+        (tmp_path / config.name).mkdir()
+        config.save(tmp_path / config.name / "pipeline.json")
+    return Catalog.load(tmp_path, ["tiny", "prompted"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ({}, "tiny"),
+        ({"class_label": "sneaker"}, "tiny"),
+        ({"prompt": "a cat"}, "prompted"),
+        ({"style": "Noto"}, "prompted"),
+        ({"background": "transparent"}, "prompted"),
+        ({"pipeline": "prompted"}, "prompted"),
+    ],
+)
+def test_a_request_goes_to_the_first_pipeline_that_can_do_it(mixed, asked, name):
+    assert mixed.resolve(GenerateRequest(**asked)).pipeline == name
+
+
+def test_labels_of_every_kind_become_numbers(mixed):
+    resolved = mixed.resolve(GenerateRequest(prompt="a cat", style="FLUENT-3D", group="food"))
+    assert (resolved.style, resolved.group, resolved.class_label) == (1, 0, None)
+    assert mixed.resolve(GenerateRequest(style=1)).style == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"style": "neon"}, r"style: prompted has no style 'neon'; known are noto, fluent-3d"),
+        ({"style": 2}, r"style: prompted has numbers 0 to 1, got 2"),
+        ({"class_label": "boot"}, r"class_label: tiny has no class 'boot'"),
+        ({"pipeline": "tiny", "prompt": "a cat"}, r"prompt: tiny takes no prompt; it takes class_label$"),
+        (
+            {"pipeline": "prompted", "class_label": 0},
+            r"class_label: prompted takes no class; it takes prompt, ",
+        ),
+        ({"class_label": 0, "background": "transparent"}, r"background: transparent is for colour pipelines"),
+        ({"prompt": "x", "background": "transparent", "format": "jpeg"}, r"got prompted as jpeg"),
+    ],
+)
+def test_what_a_pipeline_does_not_know_is_refused_by_name(mixed, asked, said):
+    with pytest.raises(InvalidRequest, match=said):
+        mixed.resolve(GenerateRequest(**asked))
+
+
+def test_info_of_a_pipeline_that_takes_prompts(mixed):
+    info = mixed.info()[1]
+    assert info.takes_prompt
+    assert info.style_names == ("noto", "fluent-3d")
+    assert (info.example.prompt, info.example.style) == ("a smiling cat", "noto")
+    assert mixed.resolve(info.example).pipeline == "prompted"

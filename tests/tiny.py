@@ -1,0 +1,67 @@
+"""Pipelines and a text encoder small enough for tests, untrained and always the same."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer as WordTokenizer
+from tokenizers import models, normalizers, pre_tokenizers, processors
+
+from models.checkpoint import fingerprint
+from models.config import PipelineConfig, PriorConfig, SamplingDefaults, TokenizerConfig
+from models.pipeline import save_pipeline
+from models.prior import DiT
+from models.text_encoder import PromptEncoder, TextEncoder, TextEncoderConfig
+from models.tokenizer import Tokenizer
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "cat", "dog", "apple", "smiling", "emoji")
+
+
+def tiny_words() -> WordTokenizer:
+    """Return a word tokenizer that knows ``WORDS`` and marks both ends."""
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    words = WordTokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    words.normalizer = normalizers.BertNormalizer(lowercase=True)
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return words
+
+
+def tiny_prompt_encoder() -> PromptEncoder:
+    """Return an untrained encoder of 6 tokens and 8 channels."""
+    config = TextEncoderConfig(
+        name="tiny", vocab_size=len(WORDS), hidden_size=8, depth=2, num_heads=2, inner_size=16,
+        max_positions=16, max_tokens=6,
+    )  # fmt: skip
+    network = TextEncoder(config)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data.normal_(std=0.3, generator=generator)
+    return PromptEncoder(network, tiny_words())
+
+
+def save_untrained(
+    folder: Path,
+    tokenizer_config: TokenizerConfig,
+    prior_config: PriorConfig,
+    prompt_encoder: PromptEncoder | None = None,
+    **names: Any,
+) -> None:
+    """Write a pipeline of random weights; names are fields of ``PipelineConfig``."""
+    generator = torch.Generator().manual_seed(0)
+    tokenizer, prior = Tokenizer(tokenizer_config), DiT(prior_config)
+    for module in (tokenizer, prior):
+        for parameter in module.parameters():
+            parameter.data.normal_(std=0.2, generator=generator)
+    tokenizer.quantizer.codebook.normal_(generator=generator)
+    config = PipelineConfig(
+        name=folder.name,
+        tokenizer=tokenizer_config,
+        tokenizer_fingerprint=fingerprint(tokenizer_config, tokenizer.exported()),
+        prior=prior_config,
+        defaults=SamplingDefaults(num_steps=4, guidance_scale=2.0, guidance_interval=(0.0, 0.8)),
+        **{"class_names": (), **names},
+    )
+    save_pipeline(folder, config, tokenizer, prior, prompt_encoder)

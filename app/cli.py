@@ -259,9 +259,8 @@ def evaluate(
     """Measure a pipeline against real images; writes metrics.json, samples.png and the model card."""
     from pydantic import TypeAdapter
 
+    from models.config import PipelineConfig
     from training.evaluate import EvaluationOptions
-    from training.evaluate import evaluate as evaluate_pipeline
-    from training.model_card import render_evaluation
 
     asked = {
         "data": data,
@@ -273,8 +272,18 @@ def evaluate(
         "device": device,
     }
     _log("INFO")
-    options = TypeAdapter(EvaluationOptions).validate_python(_given(asked))
-    typer.echo(render_evaluation(evaluate_pipeline(folder, options)))
+    if PipelineConfig.load(folder / "pipeline.json").prior.takes_prompt:
+        from training.evaluate_prompts import evaluate_prompts
+        from training.prompt_card import render_prompt_evaluation
+
+        options = TypeAdapter(EvaluationOptions).validate_python({"data": "runs/emoji"} | _given(asked))
+        typer.echo(render_prompt_evaluation(evaluate_prompts(folder, options)))
+    else:
+        from training.evaluate import evaluate as evaluate_pipeline
+        from training.model_card import render_evaluation
+
+        options = TypeAdapter(EvaluationOptions).validate_python(_given(asked))
+        typer.echo(render_evaluation(evaluate_pipeline(folder, options)))
 
 
 def _train(run: Any, config_class: type[Any], config: Path, resume: bool, data: str | None) -> None:

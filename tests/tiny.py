@@ -37,8 +37,10 @@ def tiny_prompt_encoder() -> PromptEncoder:
     )  # fmt: skip
     network = TextEncoder(config)
     generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        parameter.data.normal_(std=0.3, generator=generator)
+    for name, parameter in network.named_parameters():
+        if "norm" not in name:  # norms stay 1 and 0, so that words stay apart
+            parameter.data.normal_(std=0.3, generator=generator)
+    network.embed_tokens.weight.data *= 5
     return PromptEncoder(network, tiny_words())
 
 

@@ -92,9 +92,9 @@ class Classifier(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        layers: list[nn.Module] = [*_convolution(config.channels, width // 2)]
-        layers += _convolution(width // 2, width, stride=2)
-        block = _ResidualBlock if config.architecture == "residual" else _PlainBlock
+        layers: list[nn.Module] = [*convolution(config.channels, width // 2)]
+        layers += convolution(width // 2, width, stride=2)
+        block = ResidualBlock if config.architecture == "residual" else _PlainBlock
         for stage in range(config.num_stages):
             out_channels = config.width * 2**stage
             layers.append(block(width, out_channels, stride=1 if stage == 0 else 2))
@@ -108,11 +108,13 @@ class Classifier(nn.Module):
         return Classification(logits=self.head(features), features=features)
 
 
-class _ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module):
+    """Two convolutions and a shortcut."""
+
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.first = _convolution(in_channels, out_channels, stride)
-        self.second = _convolution(out_channels, out_channels)[:2]
+        self.first = convolution(in_channels, out_channels, stride)
+        self.second = convolution(out_channels, out_channels)[:2]
         self.shortcut = (
             nn.Identity()
             if stride == 1 and in_channels == out_channels
@@ -127,7 +129,7 @@ class _PlainBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
-            *_convolution(in_channels, out_channels), *_convolution(out_channels, out_channels)
+            *convolution(in_channels, out_channels), *convolution(out_channels, out_channels)
         )
         self.stride = stride
 
@@ -138,7 +140,7 @@ class _PlainBlock(nn.Module):
         return features
 
 
-def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+def convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -167,18 +169,21 @@ def train_classifier(
         nesterov=True,
         weight_decay=training.weight_decay,
     )
-    num_steps = training.num_epochs * len(_batches(len(train), training.batch_size))
+    num_steps = training.num_epochs * len(batches(len(train), training.batch_size))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=training.max_learning_rate, total_steps=max(num_steps, 2)
     )
     with tqdm(total=num_steps, desc=f"train {config.architecture} classifier") as progress:
         for _ in range(training.num_epochs):
             order = torch.randperm(len(train), generator=generator)
-            for batch in _batches(len(train), training.batch_size):
+            for batch in batches(len(train), training.batch_size):
                 rows = order[batch]
-                images = _augment(train.images[rows], training, generator).to(
-                    device, memory_format=torch.channels_last
-                )
+                images = augment(
+                    train.images[rows],
+                    generator,
+                    padding_px=training.crop_padding_px,
+                    is_flipped=training.is_flipped,
+                ).to(device, memory_format=torch.channels_last)
                 labels = train.labels[rows].to(device)
                 with torch.autocast(device.type, torch.bfloat16):
                     logits = model(images).logits
@@ -279,7 +284,7 @@ def _digest(dataset: ImageDataset) -> str:
     return digest.hexdigest()
 
 
-def _batches(num_images: int, batch_size: int) -> list[slice]:
+def batches(num_images: int, batch_size: int) -> list[slice]:
     """Return the whole batches of an epoch, or a single short one where there are too few images."""
     if num_images < batch_size:
         return [slice(0, num_images)]
@@ -287,17 +292,19 @@ def _batches(num_images: int, batch_size: int) -> list[slice]:
     return [slice(start, start + batch_size) for start in range(0, last_start + 1, batch_size)]
 
 
-def _augment(images: torch.Tensor, training: ClassifierTraining, generator: torch.Generator) -> torch.Tensor:
-    """Shift each image at random and flip every second one.
+def augment(
+    images: torch.Tensor, generator: torch.Generator, *, padding_px: int, is_flipped: bool
+) -> torch.Tensor:
+    """Shift each image at random by up to ``padding_px`` and, if so asked, flip every second one.
 
     images: (B, C, H, W) uint8. Returns floats in [-1, 1].
     """
     num_images, _, height, width = images.shape
-    padding = training.crop_padding_px
-    top, left = torch.randint(-padding, padding + 1, (2, num_images, 1), generator=generator)
+    shifts = torch.randint(-padding_px, padding_px + 1, (2, num_images, 1), generator=generator)
+    top, left = shifts
     rows = (top + torch.arange(height)).clamp(0, height - 1)  # (B, H), edges repeated
     columns = (left + torch.arange(width)).clamp(0, width - 1)  # (B, W)
-    if training.is_flipped:
+    if is_flipped:
         flipped = torch.rand(num_images, 1, generator=generator) < 0.5
         columns = torch.where(flipped, columns.flip(1), columns)
     index = torch.arange(num_images)[:, None, None]

@@ -20,7 +20,7 @@ from training.classifier import (
 )
 from training.data.dataset import ImageDataset, scale_to_unit
 from training.data.sources import FASHION_MNIST, load_dataset
-from training.model_card import save_samples, write_card_section
+from training.model_card import render_evaluation, save_samples, write_card_section
 from training.scores import (
     ClassifierMetrics,
     Evaluation,
@@ -126,7 +126,7 @@ def evaluate(folder: Path, options: EvaluationOptions | None = None) -> Evaluati
     )
     (folder / "metrics.json").write_text(json.dumps(asdict(evaluation), indent=2) + "\n")
     save_samples(folder / "samples.png", test, test_reconstructed.images, generated, labels)
-    write_card_section(folder / "README.md", evaluation)
+    write_card_section(folder / "README.md", evaluation.pipeline, render_evaluation(evaluation))
     logger.info("evaluated pipeline=%s", evaluation.pipeline)
     return evaluation
 

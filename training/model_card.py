@@ -16,10 +16,10 @@ _NUM_GRID_PAIRS = 3
 _MAX_GRID_ROWS = 20
 
 
-def write_card_section(path: Path, evaluation: Evaluation) -> None:
-    """Put the evaluation between its markers in the card at ``path``, making either where it lacks."""
-    section = f"{_START}\n{render_evaluation(evaluation)}\n{_END}"
-    card = path.read_text() if path.exists() else f"# {evaluation.pipeline}\n"
+def write_card_section(path: Path, pipeline: str, text: str) -> None:
+    """Put an evaluation's ``text`` between its markers in the card at ``path``, making what lacks."""
+    section = f"{_START}\n{text}\n{_END}"
+    card = path.read_text() if path.exists() else f"# {pipeline}\n"
     before, start, rest = card.partition(_START)
     if start:
         _, end, after = rest.partition(_END)

@@ -59,6 +59,29 @@ def save_grid(path: Path, images: torch.Tensor, *, num_columns: int) -> None:
     save_labelled_grid(path, [block], row_names=())
 
 
+def save_captioned_grid(
+    path: Path, images: torch.Tensor, captions: Sequence[tuple[str, ...]], *, num_columns: int
+) -> None:
+    """Save images (N, C, H, W), uint8 or float in [-1, 1], row by row, each over the lines of its caption."""
+    font = ImageFont.load_default(_FONT_PX - 2)
+    height, width = images.shape[-2:]
+    scale = max(1, -(-2 * _MIN_CELL_PX // height))
+    num_lines = max(len(lines) for lines in captions)
+    cell_width, cell_height = width * scale + 4 * _GAP_PX, height * scale + num_lines * _FONT_PX + 4 * _GAP_PX
+    num_rows = -(-len(images) // num_columns)
+    picture = Image.new("RGB", (num_columns * cell_width, num_rows * cell_height), "white")
+    draw = ImageDraw.Draw(picture)
+    for number, (pixels, lines) in enumerate(zip(_as_bytes(images), captions, strict=True)):
+        x, y = number % num_columns * cell_width, number // num_columns * cell_height
+        cell = _as_picture(pixels).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        picture.paste(cell, (x, y))
+        for place, line in enumerate(lines):
+            at = (x + width * scale // 2, y + height * scale + _FONT_PX // 2 + place * _FONT_PX)
+            draw.text(at, line, fill="black" if place == 0 else "gray", font=font, anchor="mm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, optimize=True)
+
+
 def save_labelled_grid(path: Path, blocks: Sequence[GridBlock], *, row_names: Sequence[str]) -> None:
     """Save blocks of columns side by side, with a title over each and a name before each row.
 

@@ -17,7 +17,7 @@ from training.classifier import (
 )
 from training.data.dataset import ImageDataset
 from training.evaluate import EvaluationOptions, draw_subset, evaluate, split_for_judging, spread_labels
-from training.model_card import write_card_section
+from training.model_card import render_evaluation, write_card_section
 from training.plots import Curve, save_curves, save_grid
 from training.scores import (
     ClassifierMetrics,
@@ -157,9 +157,9 @@ def make_evaluation() -> Evaluation:
 def test_card_section_is_replaced_in_place(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text("# Mine\n\n<!-- evaluation -->\nstale figures\n<!-- /evaluation -->\n\n## Licence\n")
-    write_card_section(path, make_evaluation())
+    write_card_section(path, "tiny", render_evaluation(make_evaluation()))
     once = path.read_text()
-    write_card_section(path, make_evaluation())
+    write_card_section(path, "tiny", render_evaluation(make_evaluation()))
     assert path.read_text() == once
     assert once.startswith("# Mine\n")
     assert once.endswith("<!-- /evaluation -->\n\n## Licence\n")
@@ -169,14 +169,14 @@ def test_card_section_is_replaced_in_place(tmp_path: Path) -> None:
 
 def test_card_is_made_or_completed(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    write_card_section(path, make_evaluation())
+    write_card_section(path, "tiny", render_evaluation(make_evaluation()))
     assert path.read_text().startswith("# tiny\n\n<!-- evaluation -->\n## Evaluation\n")
     path.write_text("# Mine\n")
-    write_card_section(path, make_evaluation())
+    write_card_section(path, "tiny", render_evaluation(make_evaluation()))
     assert path.read_text().startswith("# Mine\n\n<!-- evaluation -->\n")
     path.write_text("# Mine\n<!-- evaluation -->\n")
     with pytest.raises(ValueError, match="has no <!-- /evaluation -->"):
-        write_card_section(path, make_evaluation())
+        write_card_section(path, "tiny", render_evaluation(make_evaluation()))
 
 
 def test_curves_and_grids_are_pictures(tmp_path: Path) -> None:

@@ -1,0 +1,163 @@
+"""From captioned pictures to a measured pipeline that takes prompts."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from models.config import PriorConfig, SamplingDefaults, TokenizerConfig
+from models.pipeline import Pipeline
+from tests.tiny import tiny_prompt_encoder
+from training.data.captioned import load_captioned
+from training.data.sources import load_dataset
+from training.evaluate import EvaluationOptions
+from training.evaluate_prompts import FREE_PROMPTS, evaluate_prompts
+from training.examples import caption_texts
+from training.judge import JudgeTraining, judge_images, load_or_train_judge
+from training.prior import PriorTrainingConfig, train_prior
+from training.tokenizer import TokenizerTrainingConfig, train_tokenizer
+
+QUICK_JUDGE = JudgeTraining(width=8, embedding_size=8, num_epochs=40, batch_size=10, shift_px=1)
+
+
+@pytest.fixture(scope="module")
+def trained(captioned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pipeline trained a little on the captioned pictures."""
+    folder = tmp_path_factory.mktemp("trained")
+    tiny_prompt_encoder().save(folder / "text")
+    tokenizer = train_tokenizer(
+        TokenizerTrainingConfig(
+            tokenizer=TokenizerConfig(
+                image_channels=3,
+                image_size_px=16,
+                downsample_factor=4,
+                hidden_channels=8,
+                channel_growth=2,
+                num_blocks=1,
+                codebook_size=16,
+            ),
+            folder=folder / "tokenizer",
+            data=str(captioned),
+            batch_size=10,
+            num_steps=60,
+            continuous_steps=20,
+            warmup_steps=5,
+            is_compiled=False,
+            num_threads=1,
+        )
+    )
+    return train_prior(
+        PriorTrainingConfig(
+            prior=PriorConfig(
+                grid=(4, 4),
+                hidden_size=32,
+                depth=2,
+                num_heads=2,
+                num_classes=0,
+                num_styles=3,
+                num_groups=2,
+                text_tokens=6,
+                text_channels=8,
+            ),
+            tokenizer=tokenizer,
+            folder=folder / "prior",
+            output=folder / "drawn",
+            defaults=SamplingDefaults(num_steps=4, guidance_scale=2.0),
+            data=str(captioned),
+            text_encoder=folder / "text",
+            example_prompt="a red cat",
+            batch_size=10,
+            num_steps=150,
+            warmup_steps=5,
+            samples_every=150,
+            is_compiled=False,
+            num_threads=1,
+        )
+    )
+
+
+def test_training_ends_in_a_pipeline_that_takes_prompts(trained: Path) -> None:
+    pipeline = Pipeline.load(trained)
+    assert pipeline.config.style_names == ("round", "flat", "small")
+    assert pipeline.config.group_names == ("animals", "food")
+    assert pipeline.config.example_prompt == "a red cat"
+    made = [
+        pipeline.generate(pipeline.conditions(prompt=prompt, style=style).expand(4), seed=0)
+        for prompt, style in (("red cat", 0), ("blue dog", 0), ("red cat", 1))
+    ]
+    assert made[0].shape == (4, 3, 16, 16)
+    assert not torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+    losses = [
+        json.loads(line)["loss"] for line in (trained.parent / "prior/losses.jsonl").read_text().splitlines()
+    ]
+    assert losses[-1] < 0.9 * losses[0]
+    assert (trained.parent / "prior/samples/0000150.png").exists()
+
+
+def test_evaluation_finds_what_was_generated_and_writes_the_card(
+    trained: Path, captioned: Path, tmp_path: Path
+) -> None:
+    options = EvaluationOptions(data=str(captioned), batch_size=8, classifier_folder=tmp_path)
+    evaluation = evaluate_prompts(trained, options, QUICK_JUDGE)
+
+    assert (evaluation.held_out.num_queries, evaluation.unseen.num_queries) == (1, 3)
+    assert evaluation.real_in_other_styles.num_queries == 2
+    assert evaluation.held_out.num_candidates == 8
+    assert list(evaluation.by_style) == ["flat"]
+    assert 0 <= evaluation.style_accuracy <= 1
+    assert evaluation.frechet_distance > evaluation.frechet_distance_of_real, "hardly trained"
+    card = (trained / "README.md").read_text()
+    assert "| **generated**, held-out pairs of emoji and style | 1 |" in card
+    assert "prompts.png" in card
+    assert json.loads((trained / "metrics.json").read_text())["held_out"]["num_queries"] == 1
+    with Image.open(trained / "prompts.png") as picture:
+        assert picture.width > 8 * 100
+    assert len(FREE_PROMPTS) == len(set(FREE_PROMPTS)) == 40
+
+
+def test_a_judge_knows_things_in_other_styles_and_names_styles(captioned: Path, tmp_path: Path) -> None:
+    data = load_captioned(captioned)
+    train = data.where("train")
+    judge = load_or_train_judge(train, QUICK_JUDGE, folder=tmp_path)
+    judged = judge_images(judge, train.images)
+    assert (judged.styles == train.styles).double().mean() > 0.8
+    likeness = judged.embeddings @ judged.embeddings.T
+    is_same = torch.tensor([[a.code_point == b.code_point for a in train.captions] for b in train.captions])
+    assert likeness[is_same].mean() > likeness[~is_same].mean() + 0.3
+
+    again = load_or_train_judge(train, QUICK_JUDGE, folder=tmp_path)
+    assert torch.equal(judge_images(again, train.images).embeddings, judged.embeddings)
+    other = load_or_train_judge(train, replace(QUICK_JUDGE, num_epochs=1), folder=tmp_path)
+    assert not torch.equal(judge_images(other, train.images).embeddings, judged.embeddings)
+
+
+def test_a_folder_with_captions_is_a_data_set_of_styles(captioned: Path) -> None:
+    train, test = (load_dataset(captioned, split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (20, 3)
+    assert train.class_names == ("round", "flat", "small")
+    with pytest.raises(ValueError, match="holds images of"):
+        load_dataset(captioned, "train", image_size_px=32)
+
+
+def test_captions_vary_and_hold_to_the_same_thing(captioned: Path) -> None:
+    caption = replace(load_captioned(captioned).captions[0], keywords=("fur", "meow", "pet", "whiskers"))
+    texts = caption_texts(caption)
+    assert texts[:4] == ["red cat", "a red cat", "red cat emoji", "a red cat emoji in round style"]
+    assert texts[4] == "red cat, fur, meow, pet, whiskers"
+    assert len(texts) == len(set(texts)) == 8
+    assert texts == caption_texts(caption)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("{}", "line 1: "), ("no JSON", "line 1: "), (None, "smalti data emoji --out")],
+)
+def test_damaged_captions_are_told_with_their_line(tmp_path: Path, line: str | None, said: str) -> None:
+    if line is not None:
+        (tmp_path / "captions.jsonl").write_text(line + "\n")
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        load_captioned(tmp_path)

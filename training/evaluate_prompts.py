@@ -1,0 +1,286 @@
+"""Measure a pipeline that takes prompts on a data set with captions, with a judge that had no part in it.
+
+Two questions that memory can't answer: does it draw an emoji in a style in which it never saw that emoji
+(held-out pairs), and does it draw emoji that it never saw in any style (unseen)? A generated image counts if
+the judge finds the true emoji's real picture nearest to it, among all real pictures of the style asked for.
+"""
+
+import json
+import logging
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models.conditioning import stack_conditions
+from models.pipeline import Pipeline
+from training.data.captioned import Caption, CaptionedDataset, load_captioned
+from training.data.dataset import scale_to_unit
+from training.evaluate import EvaluationOptions, reconstruct
+from training.judge import Judgement, JudgeTraining, judge_images, load_or_train_judge
+from training.metrics import frechet_distance, measure_statistics, nearest_distances
+from training.model_card import write_card_section
+from training.prompt_card import render_prompt_evaluation, save_pairs, save_prompts
+from training.scores import TokenizerMetrics, score_reconstructions
+
+logger = logging.getLogger(__name__)
+
+FREE_PROMPTS = (
+    "a blue apple", "a robot cat", "a smiling pizza", "a green heart", "a sad cloud", "a red car",
+    "a golden crown", "a purple dragon", "a penguin with a hat", "a house in the snow", "a flying pig",
+    "a pink elephant", "a cup of coffee", "a rocket in space", "an angry tomato", "a yellow flower",
+    "a dog with sunglasses", "a blue book", "a happy sun", "a ghost", "a slice of cake", "a black cat",
+    "a boat on the sea", "a treasure chest", "a wizard", "a strawberry ice cream", "a sleeping face",
+    "a thumbs up", "a birthday cake", "a guitar on fire", "a frog prince", "a mountain at night",
+    "a crying banana", "a white rabbit", "a broken heart", "a pirate", "a snowman", "a clock",
+    "an astronaut dog", "the letter A",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Share of num_queries whose emoji comes first, and among the first five, of num_candidates."""
+
+    num_queries: int
+    num_candidates: float
+    recall_at_1: float
+    recall_at_5: float
+
+    @property
+    def chance_at_5(self) -> float:
+        return min(1.0, 5 / self.num_candidates)
+
+
+@dataclass(frozen=True)
+class StyleRetrieval:
+    """Of held-out pairs of one style."""
+
+    generated: Retrieval
+    real_in_other_styles: Retrieval
+
+
+@dataclass(frozen=True)
+class PromptEvaluation:
+    """All that ``evaluate_prompts`` measures.
+
+    held_out and unseen are of generated images; real_in_other_styles has real pictures of the held-out pairs'
+    emoji in the styles of training as queries. Fréchet distances are to the real held-out and unseen images:
+    of as many real training images, of the same images through the tokenizer, and of generated ones. Nearest
+    training images: the median distance of generated images over that of real held-out and unseen ones.
+    """
+
+    pipeline: str
+    tokenizer_fingerprint: str
+    data: str
+    num_steps: int
+    guidance_scale: float
+    sampler: str
+    seed: int
+    num_threads: int
+    batch_size: int
+    seconds_per_image: float
+    tokenizer: TokenizerMetrics
+    held_out: Retrieval
+    real_in_other_styles: Retrieval
+    unseen: Retrieval
+    by_style: dict[str, StyleRetrieval]
+    style_accuracy: float
+    real_style_accuracy: float
+    frechet_distance: float
+    frechet_distance_of_reconstructions: float
+    frechet_distance_of_real: float
+    nearest_train_ratio: float
+
+
+def evaluate_prompts(
+    folder: Path, options: EvaluationOptions, judge_training: JudgeTraining | None = None
+) -> PromptEvaluation:
+    """Measure the pipeline in ``folder`` and write metrics.json, the pictures and the model card there."""
+    pipeline = Pipeline.load(folder, device=options.device)
+    data = load_captioned(Path(options.data))
+    train, new = data.where("train"), data.where("held_out", "unseen")
+    judge = load_or_train_judge(
+        train,
+        judge_training or JudgeTraining(),
+        folder=options.classifier_folder,
+        device=options.device,
+    )
+    started = time.perf_counter()
+    generated = generate_captions(pipeline, new.captions, new.style_names, options)
+    seconds_per_image = (time.perf_counter() - started) / len(new)
+
+    real, made = judge_images(judge, data.images), judge_images(judge, generated)
+    is_held_out = torch.tensor([caption.split == "held_out" for caption in new.captions])
+    held_out, unseen = _rows(is_held_out), _rows(~is_held_out)
+    queries = [_Query(row, new.captions[row].code_point, new.captions[row].style, made) for row in held_out]
+    others = _other_styles(data, real)
+    gallery = _Gallery(data, real)
+    unseen_queries = [
+        _Query(row, new.captions[row].code_point, new.captions[row].style, made) for row in unseen
+    ]
+    new_rows = _rows(torch.tensor([caption.split != "train" for caption in data.captions]))
+    train_rows = _rows(torch.tensor([caption.split == "train" for caption in data.captions]))
+    generator = torch.Generator().manual_seed(options.seed)
+    drawn = torch.tensor(train_rows)[torch.randperm(len(train_rows), generator=generator)[: len(new_rows)]]
+    target = measure_statistics(real.features[new_rows])
+    reconstructed = judge_images(judge, reconstruct(pipeline.tokenizer, data.images[drawn], options).images)
+    sampling = pipeline.config.defaults
+    evaluation = PromptEvaluation(
+        pipeline=pipeline.config.name,
+        tokenizer_fingerprint=pipeline.config.tokenizer_fingerprint,
+        data=Path(options.data).name,
+        num_steps=options.num_steps or sampling.num_steps,
+        guidance_scale=sampling.guidance_scale if options.guidance_scale is None else options.guidance_scale,
+        sampler=options.sampler or sampling.sampler,
+        seed=options.seed,
+        num_threads=torch.get_num_threads(),
+        batch_size=options.batch_size,
+        seconds_per_image=seconds_per_image,
+        tokenizer=_score_tokenizer(pipeline, data, options),
+        held_out=gallery.retrieve(queries),
+        real_in_other_styles=gallery.retrieve(others),
+        unseen=gallery.retrieve(unseen_queries),
+        by_style={
+            style: StyleRetrieval(
+                gallery.retrieve([query for query in queries if query.style == style]),
+                gallery.retrieve([query for query in others if query.style == style]),
+            )
+            for style in data.style_names
+            if any(query.style == style for query in others)
+        },
+        style_accuracy=_share(made.styles[held_out] == new.styles[held_out]),
+        real_style_accuracy=_share(real.styles[new_rows] == data.styles[new_rows]),
+        frechet_distance=frechet_distance(measure_statistics(made.features), target),
+        frechet_distance_of_reconstructions=frechet_distance(
+            measure_statistics(reconstructed.features), target
+        ),
+        frechet_distance_of_real=frechet_distance(measure_statistics(real.features[drawn]), target),
+        nearest_train_ratio=_median_ratio(made.features, real.features[new_rows], real.features[train_rows]),
+    )
+    (folder / "metrics.json").write_text(json.dumps(asdict(evaluation), indent=2) + "\n")
+    save_pairs(folder / "samples.png", new, generated)
+    save_prompts(folder / "prompts.png", FREE_PROMPTS, *_generate_free(pipeline, options))
+    write_card_section(folder / "README.md", evaluation.pipeline, render_prompt_evaluation(evaluation))
+    logger.info("evaluated pipeline=%s", evaluation.pipeline)
+    return evaluation
+
+
+def generate_captions(
+    pipeline: Pipeline,
+    captions: tuple[Caption, ...],
+    style_names: tuple[str, ...],
+    options: EvaluationOptions,
+) -> Tensor:
+    """Generate an image (N, C, H, W) float in [-1, 1] for each caption: its name, in its style."""
+    asked = [(caption.name, style_names.index(caption.style)) for caption in captions]
+    return _generate(pipeline, asked, options)
+
+
+def _generate_free(pipeline: Pipeline, options: EvaluationOptions) -> tuple[Tensor, tuple[str, ...]]:
+    """Return images of FREE_PROMPTS, each in the next style, and the styles' names."""
+    names = pipeline.config.style_names
+    styles = [number % len(names) for number in range(len(FREE_PROMPTS))]
+    images = _generate(pipeline, list(zip(FREE_PROMPTS, styles, strict=True)), options)
+    return images, tuple(names[style] for style in styles)
+
+
+def _generate(pipeline: Pipeline, asked: list[tuple[str, int]], options: EvaluationOptions) -> Tensor:
+    images = []
+    starts = range(0, len(asked), options.batch_size)
+    for index, start in enumerate(tqdm(starts, desc="generate", unit="batch")):
+        batch = asked[start : start + options.batch_size]
+        rows = [pipeline.conditions(prompt=prompt, style=style) for prompt, style in batch]
+        made = pipeline.generate(
+            stack_conditions(rows),
+            seed=options.seed + index,
+            num_steps=options.num_steps,
+            guidance_scale=options.guidance_scale,
+            sampler=options.sampler,
+            cache_interval=options.cache_interval,
+        )
+        images.append(made.float().cpu())
+    return torch.cat(images)
+
+
+@dataclass(frozen=True)
+class _Query:
+    """An image, by its row in a judgement, that should find an emoji among the real ones of a style."""
+
+    row: int
+    code_point: str
+    style: str
+    judgement: Judgement
+
+
+class _Gallery:
+    """The real images of every style."""
+
+    def __init__(self, data: CaptionedDataset, real: Judgement) -> None:
+        self._rows: dict[str, list[int]] = defaultdict(list)
+        self._place: dict[tuple[str, str], int] = {}
+        for row, caption in enumerate(data.captions):
+            self._place[caption.style, caption.code_point] = len(self._rows[caption.style])
+            self._rows[caption.style].append(row)
+        self._real = real
+
+    def retrieve(self, queries: list[_Query]) -> Retrieval:
+        """Rank all real images of each query's style by their likeness to it."""
+        ranks, sizes = [], []
+        for query in queries:
+            candidates = self._real.embeddings[self._rows[query.style]]  # (M, E)
+            likeness = candidates @ query.judgement.embeddings[query.row]  # (M,)
+            true = likeness[self._place[query.style, query.code_point]]
+            ranks.append(int((likeness > true).sum()))
+            sizes.append(len(candidates))
+        found = torch.tensor(ranks or [10**9]).double()
+        return Retrieval(
+            num_queries=len(queries),
+            num_candidates=sum(sizes) / max(1, len(sizes)),
+            recall_at_1=_share(found < 1),
+            recall_at_5=_share(found < 5),
+        )
+
+
+def _other_styles(data: CaptionedDataset, real: Judgement) -> list[_Query]:
+    """Return the training images of each held-out pair's emoji as queries for the pair."""
+    rows_of = defaultdict(list)
+    for row, caption in enumerate(data.captions):
+        if caption.split == "train":
+            rows_of[caption.code_point].append(row)
+    return [
+        _Query(row, caption.code_point, caption.style, real)
+        for caption in data.captions
+        if caption.split == "held_out"
+        for row in rows_of[caption.code_point]
+    ]
+
+
+def _score_tokenizer(
+    pipeline: Pipeline, data: CaptionedDataset, options: EvaluationOptions
+) -> TokenizerMetrics:
+    """Score reconstructions of unseen emoji; the codes counted are those of all images."""
+    everything = reconstruct(pipeline.tokenizer, data.images, options)
+    rows = _rows(torch.tensor([caption.split == "unseen" for caption in data.captions]))
+    return score_reconstructions(
+        scale_to_unit(data.images[rows]),
+        everything.images[rows],
+        everything.codes,
+        pipeline.tokenizer.config.codebook_size,
+    )
+
+
+def _median_ratio(features: Tensor, like: Tensor, train: Tensor) -> float:
+    return float(nearest_distances(features, train).median() / nearest_distances(like, train).median())
+
+
+def _rows(mask: Tensor) -> list[int]:
+    rows: list[int] = mask.nonzero()[:, 0].tolist()
+    return rows
+
+
+def _share(mask: Tensor) -> float:
+    return mask.double().mean().item()

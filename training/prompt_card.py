@@ -1,0 +1,134 @@
+"""The measured part of the model card of a pipeline that takes prompts, and the pictures beside it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from training.data.captioned import CaptionedDataset
+from training.data.dataset import scale_to_unit
+from training.plots import GridBlock, save_captioned_grid, save_labelled_grid
+
+if TYPE_CHECKING:
+    from training.evaluate_prompts import PromptEvaluation, Retrieval
+
+_NUM_PAIRS = 6  # in a row of the picture
+
+
+def render_prompt_evaluation(evaluation: "PromptEvaluation") -> str:
+    """Return the evaluation as Markdown."""
+    tokenizer, held_out, others = evaluation.tokenizer, evaluation.held_out, evaluation.real_in_other_styles
+    unseen = evaluation.unseen
+    lines = [
+        "## Evaluation",
+        "",
+        "![Held-out pairs: the real picture, and one generated](samples.png)",
+        "",
+        f"Made by `smalti evaluate` on {evaluation.data} (all figures: `metrics.json`).",
+        "",
+        f"### Tokenizer, {tokenizer.num_images:,} images of emoji that training never showed",
+        "",
+        "| measure | value |",
+        "|---|---|",
+        f"| PSNR, mean over images | {tokenizer.psnr_db_mean_of_images:.2f} dB |",
+        f"| PSNR of the mean squared error | {tokenizer.psnr_db_of_mean_error:.2f} dB |",
+        f"| SSIM | {tokenizer.ssim:.4f} |",
+        f"| codes used over all images, of {tokenizer.codebook_size:,} "
+        f"| {tokenizer.codebook_used_share:.1%} |",
+        f"| perplexity of the codes | {tokenizer.codebook_perplexity:.0f} |",
+        "",
+        "### Generated images",
+        "",
+        f"One for each held-out pair and unseen emoji, under its name and style. Sampler "
+        f"`{evaluation.sampler}`, {evaluation.num_steps} steps, guidance {evaluation.guidance_scale:g}, seed "
+        f"{evaluation.seed}; {evaluation.seconds_per_image:.3f} s an image in batches of "
+        f"{evaluation.batch_size} ({evaluation.num_threads} threads).",
+        "",
+        "| the true emoji is found among all real ones of the style | images | first | in the first five |",
+        "|---|---|---|---|",
+        _row("**generated**, held-out pairs of emoji and style", held_out),
+        _row("real pictures of these emoji in other styles", others),
+        _row("**generated**, emoji unseen in any style", unseen),
+        f"| chance, for these | | {1 / unseen.num_candidates:.2%} | {unseen.chance_at_5:.2%} |",
+        "",
+        f"Held-out pairs reach {_ratio(held_out.recall_at_1, others.recall_at_1)} of what real pictures of "
+        f"another style reach; unseen emoji are in the first five "
+        f"{unseen.recall_at_5 / unseen.chance_at_5:.1f} times as often as by chance.",
+        "",
+        "| measure | generated | real |",
+        "|---|---|---|",
+        f"| in the style asked for (held-out pairs; real: held-out and unseen) "
+        f"| {evaluation.style_accuracy:.1%} | {evaluation.real_style_accuracy:.1%} |",
+        f"| Fréchet distance to real held-out and unseen images | {evaluation.frechet_distance:.4f} "
+        f"| {evaluation.frechet_distance_of_real:.4f} |",
+        f"| … of real training images through the tokenizer | "
+        f"| {evaluation.frechet_distance_of_reconstructions:.4f} |",
+        f"| distance to the nearest training image, over that of real held-out and unseen images "
+        f"| {evaluation.nearest_train_ratio:.2f} | 1 |",
+        "",
+        "| style | held-out pairs | generated, first | real in other styles, first |",
+        "|---|---|---|---|",
+    ]
+    for style, scores in evaluation.by_style.items():
+        lines.append(
+            f"| {style} | {scores.generated.num_queries} | {scores.generated.recall_at_1:.1%} "
+            f"| {scores.real_in_other_styles.recall_at_1:.1%} |"
+        )
+    lines += [
+        "",
+        "The judge is an image encoder trained on the real training images alone, to know an emoji in every "
+        "style. `fluent`, `fluent-3d` and `fluent-flat` are near twins of each other, so a held-out pair of "
+        "theirs is easier than one of the other styles.",
+        "",
+        "### Free prompts",
+        "",
+        "A fixed list, one picture each, none chosen:",
+        "",
+        "![Free prompts](prompts.png)",
+    ]
+    return "\n".join(lines)
+
+
+def save_pairs(path: Path, real: CaptionedDataset, generated: Tensor) -> None:
+    """Save a row for each style: held-out pairs, each the real picture and the generated one."""
+    rows, names = [], []
+    white = torch.ones(1, *generated.shape[1:])
+    for style in real.style_names:
+        chosen = [
+            row
+            for row, caption in enumerate(real.captions)
+            if caption.style == style and caption.split == "held_out"
+        ][:: _stride(real, style)][:_NUM_PAIRS]
+        pairs = [
+            image
+            for row in chosen
+            for image in (scale_to_unit(real.images[row : row + 1]), generated[row, None])
+        ]
+        pairs += [white] * (2 * _NUM_PAIRS - len(pairs))
+        rows.append(torch.cat(pairs))
+        names.append(style)
+    block = GridBlock("held-out pairs: real | generated", torch.stack(rows))
+    save_labelled_grid(path, [block], row_names=names)
+
+
+def save_prompts(path: Path, prompts: tuple[str, ...], images: Tensor, styles: tuple[str, ...]) -> None:
+    """Save the images of free prompts, each over its prompt and style."""
+    captions = [(prompt, style) for prompt, style in zip(prompts, styles, strict=True)]
+    save_captioned_grid(path, images, captions, num_columns=8)
+
+
+def _stride(real: CaptionedDataset, style: str) -> int:
+    """Return how many held-out pairs to go on by, so that those shown come from all groups."""
+    num_pairs = sum(caption.style == style and caption.split == "held_out" for caption in real.captions)
+    return max(1, num_pairs // _NUM_PAIRS)
+
+
+def _row(name: str, retrieval: "Retrieval") -> str:
+    return (
+        f"| {name} | {retrieval.num_queries:,} | {retrieval.recall_at_1:.1%} | {retrieval.recall_at_5:.1%} |"
+    )
+
+
+def _ratio(value: float, other: float) -> str:
+    return f"{value / other:.0%}" if other else "an unknown share"

@@ -134,7 +134,7 @@ def save_pipeline(
     config: PipelineConfig,
     tokenizer: Tokenizer,
     prior: DiT,
-    prompt_encoder: PromptEncoder | None,
+    prompt_encoder: PromptEncoder | None = None,
 ) -> None:
     """Write a pipeline's folder; the prior's tensors in bfloat16, as it is served.
 

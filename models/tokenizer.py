@@ -66,9 +66,13 @@ class Decoder(nn.Module):
                 channels = next_channels
         self.stages = nn.Sequential(*stages)
         self.norm = nn.GroupNorm(_num_groups(channels), channels)
-        self.to_pixels = nn.Sequential(
-            nn.Conv2d(channels, 4 * config.image_channels, 3, padding=1), nn.PixelShuffle(2)
-        )
+        last = nn.Conv2d(channels, 4 * config.image_channels, 3, padding=1)
+        self.to_pixels = nn.Sequential(last, nn.PixelShuffle(2))
+
+    @property
+    def last_weights(self) -> Tensor:
+        """Those that every pixel passes; adversarial training weighs its losses by their gradients."""
+        return self.get_parameter("to_pixels.0.weight")
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.stages(self.from_latents(latents))  # (B, hidden, H/2, W/2)

@@ -18,8 +18,14 @@ from tqdm import tqdm
 
 from models.conditioning import stack_conditions
 from models.pipeline import Pipeline
+from training.classifier import (
+    ClassifierTraining,
+    classify,
+    load_or_train_classifiers,
+    measure_accuracy,
+)
 from training.data.captioned import Caption, CaptionedDataset, load_captioned
-from training.data.dataset import scale_to_unit
+from training.data.dataset import ImageDataset, scale_to_unit
 from training.evaluate import EvaluationOptions, reconstruct
 from training.judge import Judgement, JudgeTraining, judge_images, load_or_train_judge
 from training.metrics import frechet_distance, measure_statistics, nearest_distances
@@ -29,6 +35,9 @@ from training.scores import TokenizerMetrics, score_reconstructions
 
 logger = logging.getLogger(__name__)
 
+STYLE_TRAINING = ClassifierTraining(
+    architecture="residual", seed=1, num_epochs=16, batch_size=128, is_flipped=False
+)
 FREE_PROMPTS = (
     "a blue apple", "a robot cat", "a smiling pizza", "a green heart", "a sad cloud", "a red car",
     "a golden crown", "a purple dragon", "a penguin with a hat", "a house in the snow", "a flying pig",
@@ -97,12 +106,23 @@ class PromptEvaluation:
 
 
 def evaluate_prompts(
-    folder: Path, options: EvaluationOptions, judge_training: JudgeTraining | None = None
+    folder: Path,
+    options: EvaluationOptions,
+    judge_training: JudgeTraining | None = None,
+    style_training: ClassifierTraining | None = None,
 ) -> PromptEvaluation:
     """Measure the pipeline in ``folder`` and write metrics.json, the pictures and the model card there."""
     pipeline = Pipeline.load(folder, device=options.device)
     data = load_captioned(Path(options.data))
     train, new = data.where("train"), data.where("held_out", "unseen")
+    (style_classifier,) = load_or_train_classifiers(
+        f"{Path(options.data).name}-styles",
+        ImageDataset(train.images, train.styles, train.style_names),
+        ImageDataset(new.images, new.styles, new.style_names),
+        [style_training or STYLE_TRAINING],
+        folder=options.classifier_folder,
+        device=options.device,
+    )
     judge = load_or_train_judge(
         train,
         judge_training or JudgeTraining(),
@@ -152,8 +172,8 @@ def evaluate_prompts(
             for style in data.style_names
             if any(query.style == style for query in others)
         },
-        style_accuracy=_share(made.styles[held_out] == new.styles[held_out]),
-        real_style_accuracy=_share(real.styles[new_rows] == data.styles[new_rows]),
+        style_accuracy=measure_accuracy(classify(style_classifier.model, generated), new.styles),
+        real_style_accuracy=style_classifier.test_accuracy,
         frechet_distance=frechet_distance(measure_statistics(made.features), target),
         frechet_distance_of_reconstructions=frechet_distance(
             measure_statistics(reconstructed.features), target

@@ -1,7 +1,8 @@
 """The independent image encoder that generated emoji are judged by.
 
 It is trained on the real training images alone and never takes part in training a pipeline. It learns to
-tell which emoji an image shows, whatever its style, and which style it has.
+tell which emoji an image shows, whatever its style. A second head learns the style, so that the features,
+which Fréchet distances are measured in, know it as well; to name a style, a classifier of its own is better.
 """
 
 import hashlib
@@ -42,11 +43,10 @@ class JudgeTraining:
 
 @dataclass(frozen=True)
 class Judgement:
-    """embeddings: (N, E) of length 1, alike for one emoji in all styles. features: (N, D). styles: (N,)."""
+    """embeddings: (N, E) of length 1, alike for one emoji in all styles. features: (N, D)."""
 
     embeddings: Tensor
     features: Tensor
-    styles: Tensor
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ def judge_images(judge: Judge, images: Tensor, *, batch_size: int = 250) -> Judg
     parts = []
     for batch in images.split(batch_size):
         pixels = scale_to_unit(batch).to(device, memory_format=torch.channels_last)
-        embeddings, features, styles = judge(pixels)
-        parts.append((embeddings.cpu(), features.cpu(), styles.argmax(1).cpu()))
-    embeddings, features, styles = (torch.cat(each) for each in zip(*parts, strict=True))
-    return Judgement(embeddings, features, styles)
+        embeddings, features, _ = judge(pixels)
+        parts.append((embeddings.cpu(), features.cpu()))
+    embeddings, features = (torch.cat(each) for each in zip(*parts, strict=True))
+    return Judgement(embeddings, features)
 
 
 def _train(judge: Judge, train: CaptionedDataset, training: JudgeTraining, device: str) -> None:

@@ -1,6 +1,5 @@
 """Train a prior: ``smalti train prior --config training/configs/fashion-mnist-prior.toml``."""
 
-import copy
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,10 +17,10 @@ from models.pipeline import load_tokenizer, save_pipeline
 from models.prior import DiT
 from models.samplers import sample
 from models.tokenizer import Tokenizer
-from training.ema import WeightAverage
 from training.examples import Examples, load_examples
+from training.fit import fit
 from training.plots import save_grid
-from training.run import Processes, Run, batch_rows, generator_for, learning_rate_factor
+from training.run import Processes, Run, batch_rows, generator_for
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -83,57 +82,32 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
 
     torch.manual_seed(config.seed)
     prior = DiT(config.prior).to(processes.device)
-    optimizers = make_optimizers(prior, config)
-    average = WeightAverage(prior, config.ema_decay)
-    first_step = 0
-    if state := run.load():
-        prior.load_state_dict(state["prior"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        average.tensors = {name: t.to(processes.device) for name, t in state["average"].items()}
-        first_step = state["step"]
-
     predict: Any = processes.wrap(prior)
     if config.is_compiled:
         predict = torch.compile(predict)
-    sampled = copy.deepcopy(prior)
-    loss_sum, num_summed = 0.0, 0
-    for step in run.steps(first_step):
-        factor = learning_rate_factor(step, config.num_steps, config.warmup_steps, config.decay_fraction)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
+
+    def loss_of(step: int) -> Tensor:
         rows = batch_rows(len(examples), config.batch_size, step, config.seed, processes)
         generator = generator_for(config.seed, step, processes.rank)
-        x = examples.latents[rows].to(processes.device).float()
+        latents = examples.latents[rows].to(processes.device).float()
         conditions = examples.conditions(rows, generator).to(processes.device)
-        loss = flow_loss(predict, x, conditions, prior.null_conditions(), config, generator)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(prior.parameters(), config.gradient_clip)
-        for optimizer in optimizers:
-            optimizer.step()
-        average.update(prior, step)
+        return flow_loss(predict, latents, conditions, prior.null_conditions(), config, generator)
 
-        loss_sum, num_summed = loss_sum + float(loss.detach()), num_summed + 1
-        is_last = step == config.num_steps - 1
-        if step % config.log_every == 0 or is_last:
-            run.log(step, loss=loss_sum / num_summed)
-            loss_sum, num_summed = 0.0, 0
-        if processes.is_main and (step + 1) % config.samples_every == 0:
-            average.copy_to(sampled)
-            _save_samples(config, tokenizer, sampled, examples.shown.to(processes.device), step + 1)
-        state = {
-            "prior": prior.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "average": average.tensors,
-        }
-        run.save(step + 1, state, every_s=0.0 if is_last else config.checkpoint_every_s)
-
-    run.draw_losses()
+    fit(
+        run,
+        prior,
+        config,
+        loss_of,
+        show=lambda average, step: save_samples(
+            config.folder / "samples" / f"{step:07d}.png",
+            tokenizer,
+            average,
+            examples.shown.to(processes.device),
+            config.defaults,
+            config.seed,
+        ),
+    )
     if processes.is_main:
-        average.copy_to(prior)
         save_pipeline(config.output, pipeline_config, tokenizer, prior, examples.prompt_encoder)
     return config.output
 
@@ -169,37 +143,29 @@ def flow_loss(
     return F.mse_loss(predicted.float(), velocity(latents, noise))
 
 
-def make_optimizers(prior: DiT, config: PriorTrainingConfig) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices of the blocks and AdamW for the rest (Jordan et al. 2024)."""
-    matrices = [p for p in prior.blocks.parameters() if p.ndim == 2 and min(p.shape) > 6]
-    known = {id(p) for p in matrices}
-    others = [p for p in prior.parameters() if id(p) not in known]
-    muon = torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
-    adamw = torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    for optimizer in (muon, adamw):
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-    return [muon, adamw]
-
-
 @torch.inference_mode()
-def _save_samples(
-    config: PriorTrainingConfig, tokenizer: Tokenizer, prior: DiT, conditions: Conditions, step: int
+def save_samples(
+    path: Path,
+    tokenizer: Tokenizer,
+    prior: DiT,
+    conditions: Conditions,
+    defaults: SamplingDefaults,
+    seed: int,
 ) -> None:
     """Save a picture of a sample for each of ``conditions``, from the same noise every time."""
     device = conditions.labels.device
-    shape = (config.prior.latent_channels, *config.prior.grid)
-    noise = torch.stack([draw_noise(shape, config.seed, i) for i in range(len(conditions))])
+    shape = (prior.config.latent_channels, *prior.config.grid)
+    noise = torch.stack([draw_noise(shape, seed, i) for i in range(len(conditions))])
     with torch.autocast(device.type, dtype=torch.bfloat16):
         latents = sample(
             prior,
             noise.to(device),
             conditions,
             prior.null_conditions(len(conditions)),
-            sampler=config.defaults.sampler,
-            num_steps=config.defaults.num_steps,
-            guidance_scale=config.defaults.guidance_scale,
-            guidance_interval=config.defaults.guidance_interval,
+            sampler=defaults.sampler,
+            num_steps=defaults.num_steps,
+            guidance_scale=defaults.guidance_scale,
+            guidance_interval=defaults.guidance_interval,
         )
     images = tokenizer.decode_codes(tokenizer.quantize(latents).codes)
-    save_grid(config.folder / "samples" / f"{step:07d}.png", images.cpu(), num_columns=8)
+    save_grid(path, images.cpu(), num_columns=8)

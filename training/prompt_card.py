@@ -58,7 +58,7 @@ def render_prompt_evaluation(evaluation: "PromptEvaluation") -> str:
         "",
         "| measure | generated | real |",
         "|---|---|---|",
-        f"| in the style asked for (held-out pairs; real: held-out and unseen) "
+        f"| in the style asked for by a classifier of styles "
         f"| {evaluation.style_accuracy:.1%} | {evaluation.real_style_accuracy:.1%} |",
         f"| Fréchet distance to real held-out and unseen images | {evaluation.frechet_distance:.4f} "
         f"| {evaluation.frechet_distance_of_real:.4f} |",
@@ -77,9 +77,10 @@ def render_prompt_evaluation(evaluation: "PromptEvaluation") -> str:
         )
     lines += [
         "",
-        "The judge is an image encoder trained on the real training images alone, to know an emoji in every "
-        "style. `fluent`, `fluent-3d` and `fluent-flat` are near twins of each other, so a held-out pair of "
-        "theirs is easier than one of the other styles.",
+        "The judge is an image encoder trained on the real training images alone, to know an emoji in "
+        "every style; so is the classifier of styles. `fluent`, `fluent-3d` and `fluent-flat` are near twins "
+        "of each other: a held-out pair of theirs is easier to draw, and the first two are often taken for "
+        "each other.",
         "",
         "### Free prompts",
         "",

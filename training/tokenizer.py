@@ -11,14 +11,23 @@ from torch import Tensor, nn
 
 from models.checkpoint import save_checkpoint
 from models.config import Count, TokenizerConfig, UnitTime
-from models.quantizers import VectorQuantizer
+from models.pipeline import load_tokenizer
+from models.quantizers import Quantized, VectorQuantizer
 from models.tokenizer import Tokenizer, channels_last
 from training.data.dataset import ImageDataset, scale_to_unit
 from training.data.sources import load_dataset
+from training.discriminator import Adversary, PatchDiscriminator
 from training.losses import reconstruction_loss
 from training.metrics import measure_squared_errors, psnr_db
 from training.plots import save_grid
-from training.run import Processes, Run, batch_rows, generator_for, learning_rate_factor
+from training.run import (
+    Processes,
+    Run,
+    TrainingError,
+    batch_rows,
+    generator_for,
+    learning_rate_factor,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +38,9 @@ class TokenizerTrainingConfig:
 
     ``data`` is "fashion-mnist" or a folder of images; ``folder`` keeps checkpoints, logs and, at the
     end, ``tokenizer.safetensors``. ``continuous_steps`` train without quantising first, so that the
-    codebook starts from latents worth a k-means.
+    codebook starts from latents worth a k-means. From ``adversarial_start`` on, ``adversarial_weight`` above
+    0 adds VQGAN's discriminator. ``decoder_of`` names a finished tokenizer of which only the decoder is
+    trained on: images keep their codes, so a prior that was trained on them stays good.
     """
 
     tokenizer: TokenizerConfig
@@ -46,6 +57,10 @@ class TokenizerTrainingConfig:
     l1_weight: Annotated[float, Field(ge=0)] = 0.1
     l2_weight: Annotated[float, Field(ge=0)] = 1.0
     edge_weight: Annotated[float, Field(ge=0)] = 0.0
+    adversarial_weight: Annotated[float, Field(ge=0)] = 0.0
+    adversarial_start: Annotated[int, Field(ge=0)] = 0
+    adversarial_learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    decoder_of: Path | None = None
     horizontal_flips: bool = True
     seed: int = 0
     num_threads: Count | None = None
@@ -64,35 +79,44 @@ def train_tokenizer(config: TokenizerTrainingConfig, *, resume: bool = False) ->
     shape = {"image_size_px": config.tokenizer.image_size_px, "channels": config.tokenizer.image_channels}
     data = load_dataset(config.data, "train", **shape)
     torch.manual_seed(config.seed)
-    tokenizer = channels_last(Tokenizer(config.tokenizer).to(processes.device))
+    tokenizer = channels_last(_start(config).to(processes.device))
+    trained = tokenizer if config.decoder_of is None else tokenizer.decoder
     optimizer = torch.optim.AdamW(
-        tokenizer.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        trained.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
+    adversary = None
+    if config.adversarial_weight:
+        discriminator = PatchDiscriminator(config.tokenizer.image_channels).to(processes.device)
+        adversary = Adversary(processes.wrap(discriminator), config.adversarial_learning_rate)
     first_step = 0
     if state := run.load():
         tokenizer.load_state_dict(state["tokenizer"])
         optimizer.load_state_dict(state["optimizer"])
+        if adversary is not None:
+            adversary.restore(state["adversary"])
         first_step = state["step"]
 
-    encode: Any = processes.wrap(tokenizer.encoder)
+    encode: Any = processes.wrap(tokenizer.encoder) if config.decoder_of is None else tokenizer.encoder
     decode: Any = processes.wrap(tokenizer.decoder)
     if config.is_compiled:
         encode, decode = torch.compile(encode), torch.compile(decode)
+    stepper = _Stepper(tokenizer, encode, decode, optimizer, adversary, config)
     for step in run.steps(first_step):
-        tokenizer.train()
         factor = learning_rate_factor(step, config.num_steps, config.warmup_steps, config.decay_fraction)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
-        images = _batch(data, config, step, processes)
-        loss, error = _train_step(tokenizer, encode, decode, optimizer, images, config, step)
-        if step % config.log_every == 0 or step == config.num_steps - 1:
-            run.log(step, loss=float(loss), psnr=float(psnr_db(error)))
-        state = {"tokenizer": tokenizer.state_dict(), "optimizer": optimizer.state_dict()}
+        logged = stepper.take(_batch(data, config, step, processes), step)
         is_last = step == config.num_steps - 1
+        if step % config.log_every == 0 or is_last:
+            run.log(step, **{name: float(value) for name, value in logged.items()})
+        state = {"tokenizer": tokenizer.state_dict(), "optimizer": optimizer.state_dict()}
+        if adversary is not None:
+            state["adversary"] = adversary.state()
         run.save(step + 1, state, every_s=0.0 if is_last else config.checkpoint_every_s)
 
     tokenizer.eval()
-    _measure_scale(tokenizer, data)
+    if config.decoder_of is None:
+        _measure_scale(tokenizer, data)
     run.draw_losses()
     path = config.folder / "tokenizer.safetensors"
     if processes.is_main:
@@ -113,41 +137,74 @@ def _batch(data: ImageDataset, config: TokenizerTrainingConfig, step: int, proce
     return scale_to_unit(images).to(processes.device, memory_format=torch.channels_last)
 
 
-def _train_step(
-    tokenizer: Tokenizer,
-    encode: nn.Module,
-    decode: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    config: TokenizerTrainingConfig,
-    step: int,
-) -> tuple[Tensor, Tensor]:
-    """Take one step; return the loss and the mean squared error, both detached."""
-    quantizer = tokenizer.quantizer
-    generator = generator_for(config.seed, step, -2)
-    with torch.autocast(images.device.type, dtype=torch.bfloat16):
-        latents = quantizer.bound(encode(images))
-        is_continuous = step < config.continuous_steps
-        if isinstance(quantizer, VectorQuantizer) and not (is_continuous or quantizer.is_initialised):
-            quantizer.initialise(latents, generator)
-        quantized = None if is_continuous else quantizer.quantize(latents)
-        reconstructed = decode(latents if quantized is None else quantized.latents)
-    loss = reconstruction_loss(
-        reconstructed,
-        images,
-        l1_weight=config.l1_weight,
-        l2_weight=config.l2_weight,
-        edge_weight=config.edge_weight,
-    )
-    total = loss if quantized is None else loss + quantized.loss
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    nn.utils.clip_grad_norm_(tokenizer.parameters(), config.gradient_clip)
-    optimizer.step()
-    if quantized is not None and isinstance(quantizer, VectorQuantizer):
-        quantizer.update(latents.detach(), quantized.codes, generator)
-    error = (reconstructed.detach().float() - images).square().mean()
-    return total.detach(), error
+def _start(config: TokenizerTrainingConfig) -> Tokenizer:
+    """Return the tokenizer to train: a new one, or a finished one whose decoder alone is to change."""
+    if config.decoder_of is None:
+        return Tokenizer(config.tokenizer)
+    tokenizer = load_tokenizer(config.decoder_of)
+    if tokenizer.config != config.tokenizer:
+        raise TrainingError(f"decoder_of: {config.decoder_of} has another shape: {tokenizer.config}")
+    tokenizer.decoder.requires_grad_(True)
+    return tokenizer
+
+
+@dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
+class _Stepper:
+    """Takes the steps of a run; ``encode`` and ``decode`` are the tokenizer's parts, compiled or wrapped."""
+
+    tokenizer: Tokenizer
+    encode: Any
+    decode: Any
+    optimizer: torch.optim.Optimizer
+    adversary: Adversary | None
+    config: TokenizerTrainingConfig
+
+    def take(self, images: Tensor, step: int) -> dict[str, Tensor]:
+        """Take one step; return the loss and the PSNR of the mean error, and the discriminator's loss."""
+        config, tokenizer = self.config, self.tokenizer
+        tokenizer.train(config.decoder_of is None)
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            if config.decoder_of is None:
+                latents, quantized = self._quantize(images, step)
+            else:
+                with torch.no_grad():
+                    latents = tokenizer.quantizer.bound(self.encode(images))
+                    quantized = tokenizer.quantizer.quantize(latents)
+            reconstructed = self.decode(latents if quantized is None else quantized.latents)
+        loss = reconstruction_loss(
+            reconstructed,
+            images,
+            l1_weight=config.l1_weight,
+            l2_weight=config.l2_weight,
+            edge_weight=config.edge_weight,
+        )
+        total = loss if quantized is None else loss + quantized.loss
+        is_adversarial = self.adversary is not None and step >= config.adversarial_start
+        if self.adversary is not None and is_adversarial:
+            pull = self.adversary.loss_for(reconstructed, loss, tokenizer.decoder.last_weights)
+            total = total + config.adversarial_weight * pull
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(tokenizer.parameters(), config.gradient_clip)
+        self.optimizer.step()
+        if quantized is not None and tokenizer.training and isinstance(tokenizer.quantizer, VectorQuantizer):
+            generator = generator_for(config.seed, step, -3)
+            tokenizer.quantizer.update(latents.detach(), quantized.codes, generator)
+        error = (reconstructed.detach().float() - images).square().mean()
+        logged = {"loss": total.detach(), "psnr": psnr_db(error)}
+        if self.adversary is not None and is_adversarial:
+            logged["discriminator"] = self.adversary.learn(images, reconstructed)
+        return logged
+
+    def _quantize(self, images: Tensor, step: int) -> tuple[Tensor, Quantized | None]:
+        """Return latents, and what they are snapped to once the codebook has been started."""
+        config, quantizer = self.config, self.tokenizer.quantizer
+        latents = quantizer.bound(self.encode(images))
+        if step < config.continuous_steps:
+            return latents, None
+        if isinstance(quantizer, VectorQuantizer) and not quantizer.is_initialised:
+            quantizer.initialise(latents, generator_for(config.seed, step, -2))
+        return latents, quantizer.quantize(latents)
 
 
 @torch.inference_mode()

@@ -1,0 +1,116 @@
+"""The loop that fits a prior: schedule, optimisers, average of weights, checkpoints, pictures."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from models.prior import DiT
+from training.ema import WeightAverage
+from training.run import Run, learning_rate_factor
+
+State = dict[str, Any]
+
+
+class FitConfig(Protocol):
+    """What a loop needs to know; a run's configuration has it among others."""
+
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def muon_learning_rate(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def decay_fraction(self) -> float: ...
+    @property
+    def gradient_clip(self) -> float: ...
+    @property
+    def ema_decay(self) -> float: ...
+    @property
+    def checkpoint_every_s(self) -> float: ...
+    @property
+    def log_every(self) -> int: ...
+    @property
+    def samples_every(self) -> int: ...
+
+
+def fit(
+    run: Run,
+    prior: DiT,
+    config: FitConfig,
+    loss_of: Callable[[int], Tensor],
+    *,
+    show: Callable[[DiT, int], None],
+    own_state: Callable[[], State] = dict,
+    resumed: Callable[[State], None] = lambda state: None,
+) -> None:
+    """Take the steps that are left, after which ``prior`` has the average of its weights.
+
+    loss_of: the loss of a step, by its number. show: draws a picture with the average after so many steps.
+    own_state, resumed: what else a checkpoint keeps, and where it goes when a run goes on.
+    """
+    device = next(prior.parameters()).device
+    optimizers = make_optimizers(prior, config)
+    average = WeightAverage(prior, config.ema_decay)
+    first_step = 0
+    if state := run.load():
+        prior.load_state_dict(state["prior"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        average.tensors = {name: t.to(device) for name, t in state["average"].items()}
+        first_step = state["step"]
+        resumed(state)
+
+    shown = copy.deepcopy(prior)
+    loss_sum, num_summed = 0.0, 0
+    for step in run.steps(first_step):
+        factor = learning_rate_factor(step, config.num_steps, config.warmup_steps, config.decay_fraction)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        loss = loss_of(step)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(prior.parameters(), config.gradient_clip)
+        for optimizer in optimizers:
+            optimizer.step()
+        average.update(prior, step)
+
+        loss_sum, num_summed = loss_sum + float(loss.detach()), num_summed + 1
+        is_last = step == config.num_steps - 1
+        if step % config.log_every == 0 or is_last:
+            run.log(step, loss=loss_sum / num_summed)
+            loss_sum, num_summed = 0.0, 0
+        if run.processes.is_main and (step + 1) % config.samples_every == 0:
+            average.copy_to(shown)
+            show(shown, step + 1)
+        state = {
+            "prior": prior.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "average": average.tensors,
+            **own_state(),
+        }
+        run.save(step + 1, state, every_s=0.0 if is_last else config.checkpoint_every_s)
+    run.draw_losses()
+    average.copy_to(prior)
+
+
+def make_optimizers(prior: DiT, config: FitConfig) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the blocks and AdamW for the rest (Jordan et al. 2024)."""
+    matrices = [p for p in prior.blocks.parameters() if p.ndim == 2 and min(p.shape) > 6]
+    known = {id(p) for p in matrices}
+    others = [p for p in prior.parameters() if id(p) not in known]
+    muon = torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+    adamw = torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    for optimizer in (muon, adamw):
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return [muon, adamw]

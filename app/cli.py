@@ -29,6 +29,8 @@ cli = typer.Typer(
 )
 train = typer.Typer(help="Train a tokenizer, then a prior on its latents.", no_args_is_help=True)
 cli.add_typer(train, name="train")
+data = typer.Typer(help="Build data sets to train on.", no_args_is_help=True)
+cli.add_typer(data, name="data")
 
 _FORMATS: "dict[str, ImageFormat]" = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
@@ -243,6 +245,41 @@ def train_prior(config: ConfigFile, resume: Resume = False, data: Data = None) -
     from training.prior import PriorTrainingConfig, train_prior
 
     _train(train_prior, PriorTrainingConfig, config, resume, data)
+
+
+@train.command("distilled")
+def train_distilled(config: ConfigFile, resume: Resume = False, data: Data = None) -> None:
+    """Train a pipeline's prior to need a few steps only; prints the new pipeline's folder."""
+    from training.distill import DistillConfig, train_distilled
+
+    _train(train_distilled, DistillConfig, config, resume, data)
+
+
+@data.command("emoji")
+def data_emoji(
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    packages: Annotated[
+        Path | None, typer.Option(help="A folder with the packages as `npm pack` makes them; else npm runs.")
+    ] = None,
+    with_share_alike: Annotated[
+        bool,
+        typer.Option("--with-share-alike", help="Also styles whose licence binds what is made of them."),
+    ] = False,
+) -> None:
+    """Draw emoji in several styles, with names and keywords, from npm packages; prints what it made."""
+    from training.data.emoji import EmojiError, build_emoji
+
+    try:
+        built = build_emoji(out, packages=packages, with_share_alike=with_share_alike)
+    except EmojiError as error:
+        raise CommandError(str(error)) from error
+    except ImportError as error:
+        raise CommandError(f"{error.name} is missing: pip install 'smalti[training]'") from error
+    for split, number in built.num_images.items():
+        typer.echo(f"{split}: {number} images")
+    for reason, number in built.left_out.items():
+        say(f"left out, {reason}: {number}")
+    typer.echo(out)
 
 
 @cli.command()

@@ -49,7 +49,8 @@ class Adversary:
         The weight is the ratio of both losses' gradients at ``last_layer``, the decoder's last weights.
         """
         self.discriminator.requires_grad_(False)
-        loss = -self.discriminator(reconstructed).float().mean()
+        with torch.autocast(reconstructed.device.type, dtype=torch.bfloat16):
+            loss = -self.discriminator(reconstructed).float().mean()
         self.discriminator.requires_grad_(True)
         pulls = [
             torch.autograd.grad(each, last_layer, retain_graph=True)[0]

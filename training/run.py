@@ -176,10 +176,10 @@ class Run:
             return
         entries = [json.loads(line) for line in (self.folder / "losses.jsonl").read_text().splitlines()]
         names = [name for name in entries[-1] if name not in ("step", "time")]
-        steps = [entry["step"] for entry in entries]
         try:
             for name in names:
-                curve = Curve(steps, [entry[name] for entry in entries])
+                having = [entry for entry in entries if name in entry]  # some begin later than others
+                curve = Curve([entry["step"] for entry in having], [entry[name] for entry in having])
                 save_curves(self.folder / f"{name}.png", {name: curve}, is_log=name == "loss")
         except ImportError:
             logger.warning("no curves drawn: pip install 'smalti[training]' brings what that needs")

@@ -1,0 +1,123 @@
+"""VQGAN's discriminator, and decoders that are trained on."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.checkpoint import load_checkpoint
+from models.config import TokenizerConfig
+from models.pipeline import load_tokenizer
+from training.data.dataset import scale_to_unit
+from training.data.sources import load_dataset
+from training.discriminator import Adversary, PatchDiscriminator
+from training.run import TrainingError
+from training.tokenizer import TokenizerTrainingConfig, train_tokenizer
+
+
+@pytest.fixture
+def config(captioned: Path, tmp_path: Path) -> TokenizerTrainingConfig:
+    return TokenizerTrainingConfig(
+        tokenizer=TokenizerConfig(
+            image_channels=3,
+            image_size_px=16,
+            downsample_factor=4,
+            hidden_channels=8,
+            num_blocks=1,
+            codebook_size=16,
+        ),
+        folder=tmp_path / "run",
+        data=str(captioned),
+        batch_size=10,
+        num_steps=40,
+        continuous_steps=10,
+        warmup_steps=5,
+        is_compiled=False,
+        num_threads=1,
+        log_every=1,
+    )
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    entries = map(json.loads, (folder / "losses.jsonl").read_text().splitlines())
+    return [{name: value for name, value in entry.items() if name != "time"} for entry in entries]
+
+
+def test_a_discriminator_learns_to_tell_real_from_made() -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        adversary = Adversary(PatchDiscriminator(3, hidden_channels=8, num_halvings=2), 1e-3)
+    real = torch.rand(16, 3, 16, 16, generator=generator) * 2 - 1
+    losses = [float(adversary.learn(real, real * 0.5)) for _ in range(60)]
+    assert losses[0] == pytest.approx(2, abs=0.5)
+    assert losses[-1] < 1
+
+
+def test_the_adversarial_loss_pulls_as_hard_as_the_reconstruction_loss() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        adversary = Adversary(PatchDiscriminator(1, hidden_channels=8, num_halvings=2), 1e-3)
+        layer = torch.nn.Conv2d(1, 1, 3, padding=1)
+    images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    made = layer(images)
+    reconstruction = (made - images).square().mean()
+    adversarial = adversary.loss_for(made, reconstruction, layer.weight)
+    pulls = [
+        torch.autograd.grad(loss, layer.weight, retain_graph=True)[0].norm()
+        for loss in (reconstruction, adversarial)
+    ]
+    torch.testing.assert_close(pulls[1], pulls[0], rtol=0.05, atol=0)  # up to what keeps it from 1/0
+    assert all(parameter.requires_grad for parameter in adversary.discriminator.parameters())
+
+
+def test_adversarial_training_resumes_to_the_same_losses(
+    config: TokenizerTrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, adversarial_weight=0.5, adversarial_start=20, checkpoint_every_s=0)
+    train_tokenizer(config)
+    whole = logged(config.folder)
+    assert [entry["step"] for entry in whole if "discriminator" in entry] == list(range(20, 40))
+
+    stopped = replace(config, folder=config.folder.parent / "stopped")
+    learn, calls = Adversary.learn, iter(range(100))
+
+    def learn_for_a_while(self: Adversary, *images: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 8:
+            raise KeyboardInterrupt
+        return learn(self, *images)
+
+    monkeypatch.setattr(Adversary, "learn", learn_for_a_while)
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(stopped)
+    monkeypatch.undo()
+    train_tokenizer(stopped, resume=True)
+    assert logged(stopped.folder) == whole
+
+
+def test_a_decoder_trained_on_draws_better_from_the_same_codes(
+    config: TokenizerTrainingConfig, captioned: Path
+) -> None:
+    first = train_tokenizer(config)
+    better = train_tokenizer(
+        replace(config, folder=config.folder.parent / "better", decoder_of=first, num_steps=100)
+    )
+    images = scale_to_unit(load_dataset(captioned, "train").images)
+    errors, codes = [], []
+    for path in (first, better):
+        tokenizer = load_tokenizer(path)
+        codes.append(tokenizer.quantize(tokenizer.encode(images)).codes)
+        errors.append((tokenizer.decode_codes(codes[-1]) - images).square().mean())
+    assert torch.equal(codes[0], codes[1])
+    assert errors[1] < 0.9 * errors[0]
+    tensors = [load_checkpoint(path, TokenizerConfig)[0] for path in (first, better)]
+    changed = {
+        name.split(".")[0] for name in tensors[0] if not torch.equal(tensors[0][name], tensors[1][name])
+    }
+    assert changed == {"decoder"}
+
+    other = replace(config.tokenizer, codebook_size=8)
+    with pytest.raises(TrainingError, match=r"decoder_of: .* has another shape"):
+        train_tokenizer(replace(config, folder=config.folder.parent / "x", decoder_of=first, tokenizer=other))

@@ -1,0 +1,156 @@
+"""Distillation: a student that goes in a few straight steps where its guided teacher went in many."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.conditioning import Conditions
+from models.config import PriorConfig, TokenizerConfig
+from models.flow import draw_noise
+from models.pipeline import Pipeline
+from models.samplers import sample
+from tests.tiny import save_untrained, tiny_prompt_encoder
+from training.distill import DistillConfig, TeacherPaths, train_distilled, walk
+from training.examples import Examples
+
+
+@pytest.fixture
+def config(captioned: Path, tmp_path: Path) -> DistillConfig:
+    """A run over an untrained teacher that takes prompts."""
+    save_untrained(
+        tmp_path / "weights/teacher",
+        TokenizerConfig(
+            image_channels=3,
+            image_size_px=16,
+            downsample_factor=4,
+            hidden_channels=8,
+            num_blocks=1,
+            codebook_size=32,
+        ),
+        PriorConfig(
+            grid=(4, 4),
+            hidden_size=32,
+            depth=2,
+            num_heads=2,
+            num_classes=0,
+            num_styles=3,
+            num_groups=2,
+            text_tokens=6,
+            text_channels=8,
+        ),
+        style_names=("round", "flat", "small"),
+        group_names=("animals", "food"),
+        example_prompt="a red cat",
+        prompt_encoder=tiny_prompt_encoder(),
+    )
+    return DistillConfig(
+        teacher=tmp_path / "weights/teacher",
+        folder=tmp_path / "run",
+        output=tmp_path / "weights/student",
+        data=str(captioned),
+        num_paths=64,
+        num_new_paths=4,
+        batch_size=16,
+        num_steps=60,
+        warmup_steps=2,
+        samples_every=60,
+        is_compiled=False,
+        num_threads=1,
+        log_every=1,
+        checkpoint_every_s=0,
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+def test_the_student_is_a_pipeline_of_few_steps_nearer_to_its_teacher(config: DistillConfig) -> None:
+    student = Pipeline.load(train_distilled(config))
+
+    assert student.config.shares_with == "teacher"
+    assert sorted(path.name for path in config.output.iterdir()) == ["pipeline.json", "prior.safetensors"]
+    defaults = student.config.defaults
+    assert (defaults.num_steps, defaults.sampler, defaults.guidance_scale) == (4, "euler", 1.0)
+    found = losses(config.folder)
+    assert sum(found[-10:]) < 0.8 * sum(found[:10])
+    assert (config.folder / "samples/0000060.png").exists()
+
+    teacher = Pipeline.load(config.teacher)
+    conditions = teacher.conditions(prompt="red apple", style=1).expand(8)
+    noise = torch.randn(8, 4, 4, 4, generator=torch.Generator().manual_seed(5))
+    wanted = walk(teacher, noise, conditions, config)[:, -1]
+    errors = []
+    for prior in (teacher.prior, student.prior):
+        x = noise
+        with torch.inference_mode():
+            for window in range(4):
+                x = x + prior(x, torch.full((8,), window / 4), conditions).float() / 4
+        errors.append(float((x - wanted).square().mean()))
+    assert errors[1] < errors[0]
+
+
+def test_distillation_resumes_to_the_same_losses(
+    config: DistillConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_distilled(config)
+    stopped = replace(config, folder=config.folder.parent / "stopped")
+    draw, calls = TeacherPaths.draw, iter(range(100))
+
+    def draw_for_a_while(self: TeacherPaths, *rest: object) -> object:
+        if next(calls) == 20:
+            raise KeyboardInterrupt
+        return draw(self, *rest)
+
+    monkeypatch.setattr(TeacherPaths, "draw", draw_for_a_while)
+    with pytest.raises(KeyboardInterrupt):
+        train_distilled(stopped)
+    monkeypatch.undo()
+    train_distilled(stopped, resume=True)
+    assert losses(stopped.folder) == losses(config.folder)
+
+
+def test_paths_end_where_the_teacher_does(config: DistillConfig) -> None:
+    """The edges lie on the teacher's own path: its last one is what the teacher samples."""
+    teacher = Pipeline.load(config.teacher)
+    conditions = teacher.conditions(prompt="blue dog", style=0).expand(2)
+    noise = torch.stack([draw_noise((4, 4, 4), 3, i) for i in range(2)])
+    edges = walk(teacher, noise, conditions, config)
+    assert edges.shape == (2, 5, 4, 4, 4)
+    assert torch.equal(edges[:, 0], noise)
+    defaults = teacher.config.defaults
+    expected = sample(
+        teacher.prior,
+        noise,
+        conditions,
+        teacher.prior.null_conditions(2),
+        sampler=defaults.sampler,
+        num_steps=16,
+        guidance_scale=defaults.guidance_scale,
+        guidance_interval=defaults.guidance_interval,
+    )
+    assert torch.equal(edges[:, -1], expected)
+
+
+def test_old_paths_are_forgotten_and_every_window_is_learnt(config: DistillConfig) -> None:
+    teacher = Pipeline.load(config.teacher)
+    examples = Examples(
+        latents=torch.zeros(5, 4, 4, 4),
+        labels=torch.zeros(5, 2, dtype=torch.long),
+        caption_rows=tuple(torch.tensor([i]) for i in range(5)),
+        caption_states=torch.randn(5, 6, 8, generator=torch.Generator().manual_seed(0)),
+        shown=Conditions(torch.zeros(0, 2, dtype=torch.long)),
+    )
+    paths = TeacherPaths(teacher, examples, config)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        paths.extend(4, generator)
+    assert len(paths.state()["edges"]) == len(paths.state()["labels"]) == 64
+    x, t, conditions, target = paths.draw(3, generator)
+    assert x.shape == target.shape == (12, 4, 4, 4)
+    assert len(conditions) == 12
+    assert t.tolist() == [0, 0.25, 0.5, 0.75] * 3
+    torch.testing.assert_close(x[1], x[0] + target[0] / 4)

@@ -51,34 +51,15 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_prompt_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights folder with "tiny-prompt": 16×16 colour, 4×4 codes, prompts of 6 tokens, styles, groups."""
-    from models.config import PriorConfig, TokenizerConfig
-    from tests.tiny import save_untrained, tiny_prompt_encoder
+    from tests.tiny import PRIOR, TOKENIZER, save_untrained, tiny_prompt_encoder
 
     weights = tmp_path_factory.mktemp("prompt-weights")
     save_untrained(
         weights / "tiny-prompt",
-        TokenizerConfig(
-            image_channels=3,
-            image_size_px=16,
-            downsample_factor=4,
-            hidden_channels=8,
-            channel_growth=2,
-            num_blocks=1,
-            codebook_size=32,
-        ),
-        PriorConfig(
-            grid=(4, 4),
-            hidden_size=32,
-            depth=3,
-            num_heads=2,
-            num_classes=0,
-            num_styles=2,
-            num_groups=3,
-            text_tokens=6,
-            text_channels=8,
-        ),
-        style_names=("flat", "round"),
-        group_names=("animals", "food", "signs"),
+        TOKENIZER,
+        PRIOR,
+        style_names=("flat", "round", "small"),
+        group_names=("animals", "food"),
         example_prompt="a red cat",
         prompt_encoder=tiny_prompt_encoder(),
     )

@@ -14,6 +14,26 @@ from models.prior import DiT
 from models.text_encoder import PromptEncoder, TextEncoder, TextEncoderConfig
 from models.tokenizer import Tokenizer
 
+TOKENIZER = TokenizerConfig(  # 16×16 colour, 4×4 codes
+    image_channels=3,
+    image_size_px=16,
+    downsample_factor=4,
+    hidden_channels=8,
+    channel_growth=2,
+    num_blocks=1,
+    codebook_size=32,
+)
+PRIOR = PriorConfig(  # of prompts in three styles and two groups
+    grid=(4, 4),
+    hidden_size=32,
+    depth=3,
+    num_heads=2,
+    num_classes=0,
+    num_styles=3,
+    num_groups=2,
+    text_tokens=6,
+    text_channels=8,
+)
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "cat", "dog", "apple", "smiling", "emoji")
 
 

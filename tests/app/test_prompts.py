@@ -59,7 +59,7 @@ def test_a_transparent_background_is_alpha(client):
 def test_the_list_of_pipelines_says_what_to_ask_for_and_its_example_works(client):
     (info,) = [PipelineInfo.model_validate(each) for each in client.get("/pipelines").json()]
     assert info.takes_prompt
-    assert (info.style_names, info.group_names) == (("flat", "round"), ("animals", "food", "signs"))
+    assert (info.style_names, info.group_names) == (("flat", "round", "small"), ("animals", "food"))
     answer = client.post(
         "/generate", json=info.example.model_dump(exclude_unset=True), headers={"Accept": "image/png"}
     )
@@ -70,7 +70,7 @@ def test_the_list_of_pipelines_says_what_to_ask_for_and_its_example_works(client
     ("field", "value", "said"),
     [
         ("prompt", "x" * 1001, "at most 1000"),
-        ("style", "neon", "known are flat, round"),
+        ("style", "neon", "known are flat, round, small"),
         ("class_label", 0, "takes no class"),
         ("background", "blue", "white"),
     ],

@@ -10,6 +10,7 @@ import torch
 from models.checkpoint import load_checkpoint
 from models.config import TokenizerConfig
 from models.pipeline import load_tokenizer
+from tests.tiny import TOKENIZER
 from training.data.dataset import scale_to_unit
 from training.data.sources import load_dataset
 from training.discriminator import Adversary, PatchDiscriminator
@@ -20,14 +21,7 @@ from training.tokenizer import TokenizerTrainingConfig, train_tokenizer
 @pytest.fixture
 def config(captioned: Path, tmp_path: Path) -> TokenizerTrainingConfig:
     return TokenizerTrainingConfig(
-        tokenizer=TokenizerConfig(
-            image_channels=3,
-            image_size_px=16,
-            downsample_factor=4,
-            hidden_channels=8,
-            num_blocks=1,
-            codebook_size=16,
-        ),
+        tokenizer=replace(TOKENIZER, codebook_size=16),
         folder=tmp_path / "run",
         data=str(captioned),
         batch_size=10,

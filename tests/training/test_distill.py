@@ -1,6 +1,7 @@
 """Distillation: a student that goes in a few straight steps where its guided teacher went in many."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,44 +9,17 @@ import pytest
 import torch
 
 from models.conditioning import Conditions
-from models.config import PriorConfig, TokenizerConfig
 from models.flow import draw_noise
 from models.pipeline import Pipeline
 from models.samplers import sample
-from tests.tiny import save_untrained, tiny_prompt_encoder
 from training.distill import DistillConfig, TeacherPaths, train_distilled, walk
 from training.examples import Examples
 
 
 @pytest.fixture
-def config(captioned: Path, tmp_path: Path) -> DistillConfig:
+def config(captioned: Path, tiny_prompt_weights: Path, tmp_path: Path) -> DistillConfig:
     """A run over an untrained teacher that takes prompts."""
-    save_untrained(
-        tmp_path / "weights/teacher",
-        TokenizerConfig(
-            image_channels=3,
-            image_size_px=16,
-            downsample_factor=4,
-            hidden_channels=8,
-            num_blocks=1,
-            codebook_size=32,
-        ),
-        PriorConfig(
-            grid=(4, 4),
-            hidden_size=32,
-            depth=2,
-            num_heads=2,
-            num_classes=0,
-            num_styles=3,
-            num_groups=2,
-            text_tokens=6,
-            text_channels=8,
-        ),
-        style_names=("round", "flat", "small"),
-        group_names=("animals", "food"),
-        example_prompt="a red cat",
-        prompt_encoder=tiny_prompt_encoder(),
-    )
+    shutil.copytree(tiny_prompt_weights / "tiny-prompt", tmp_path / "weights/teacher")
     return DistillConfig(
         teacher=tmp_path / "weights/teacher",
         folder=tmp_path / "run",

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from models.config import PriorConfig, SamplingDefaults, TokenizerConfig
+from models.config import SamplingDefaults
 from models.pipeline import Pipeline
-from tests.tiny import tiny_prompt_encoder
+from tests.tiny import PRIOR, TOKENIZER, tiny_prompt_encoder
 from training.data.captioned import load_captioned
 from training.data.sources import load_dataset
 from training.evaluate import EvaluationOptions
@@ -32,15 +32,7 @@ def trained(captioned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_prompt_encoder().save(folder / "text")
     tokenizer = train_tokenizer(
         TokenizerTrainingConfig(
-            tokenizer=TokenizerConfig(
-                image_channels=3,
-                image_size_px=16,
-                downsample_factor=4,
-                hidden_channels=8,
-                channel_growth=2,
-                num_blocks=1,
-                codebook_size=16,
-            ),
+            tokenizer=replace(TOKENIZER, codebook_size=16),
             folder=folder / "tokenizer",
             data=str(captioned),
             batch_size=10,
@@ -53,17 +45,7 @@ def trained(captioned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     return train_prior(
         PriorTrainingConfig(
-            prior=PriorConfig(
-                grid=(4, 4),
-                hidden_size=32,
-                depth=2,
-                num_heads=2,
-                num_classes=0,
-                num_styles=3,
-                num_groups=2,
-                text_tokens=6,
-                text_channels=8,
-            ),
+            prior=replace(PRIOR, depth=2),
             tokenizer=tokenizer,
             folder=folder / "prior",
             output=folder / "drawn",

@@ -22,13 +22,13 @@ from models.pipeline import Pipeline, load_prior, save_pipeline
 from models.prior import DiT
 from models.samplers import Call, guide, is_guided, make_calls, take_step
 from training.examples import Examples, load_examples
-from training.fit import State, fit
+from training.fit import FitConfig, State, fit
 from training.prior import save_samples
 from training.run import Processes, Run, generator_for
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class DistillConfig:
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class DistillConfig(FitConfig):
     """What ``smalti train distilled`` reads from its TOML file.
 
     ``teacher`` is a pipeline's folder, whose defaults say how it is guided; ``output``, beside it, is the
@@ -38,13 +38,12 @@ class DistillConfig:
     """
 
     teacher: Path
-    folder: Path
     output: Path
     data: str = "fashion-mnist"
     num_windows: Count = 4
     teacher_steps_per_window: Count = 4
     num_paths: Count = 2048
-    num_new_paths: Count = 16
+    num_new_paths: Count = 8
     batch_size: Count = 32
     num_steps: Count = 600
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
@@ -52,15 +51,10 @@ class DistillConfig:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     decay_fraction: UnitTime = 0.5
-    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: UnitTime = 0.98
     horizontal_flips: bool = False
-    seed: int = 0
-    num_threads: Count | None = None
-    is_compiled: bool = True
-    checkpoint_every_s: Annotated[float, Field(ge=0)] = 120.0
     log_every: Count = 10
-    samples_every: Count = 200
+    samples_every: Count = 100
 
 
 def train_distilled(config: DistillConfig, *, resume: bool = False) -> Path:

@@ -2,11 +2,15 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from models.config import Count, UnitTime
 from models.prior import DiT
 from training.ema import WeightAverage
 from training.run import Run, learning_rate_factor
@@ -14,31 +18,30 @@ from training.run import Run, learning_rate_factor
 State = dict[str, Any]
 
 
-class FitConfig(Protocol):
-    """What a loop needs to know; a run's configuration has it among others."""
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class FitConfig:
+    """How a prior is fitted, whatever to.
 
-    @property
-    def num_steps(self) -> int: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def muon_learning_rate(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def warmup_steps(self) -> int: ...
-    @property
-    def decay_fraction(self) -> float: ...
-    @property
-    def gradient_clip(self) -> float: ...
-    @property
-    def ema_decay(self) -> float: ...
-    @property
-    def checkpoint_every_s(self) -> float: ...
-    @property
-    def log_every(self) -> int: ...
-    @property
-    def samples_every(self) -> int: ...
+    Matrices inside the blocks are trained with Muon at ``muon_learning_rate``, everything else with AdamW at
+    ``learning_rate``. ``folder`` keeps checkpoints and logs.
+    """
+
+    folder: Path
+    num_steps: Count
+    batch_size: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    muon_learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    decay_fraction: UnitTime
+    ema_decay: UnitTime
+    log_every: Count
+    samples_every: Count
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    seed: int = 0
+    num_threads: Count | None = None
+    is_compiled: bool = True
+    checkpoint_every_s: Annotated[float, Field(ge=0)] = 120.0
 
 
 def fit(

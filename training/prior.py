@@ -18,25 +18,23 @@ from models.prior import DiT
 from models.samplers import sample
 from models.tokenizer import Tokenizer
 from training.examples import Examples, load_examples
-from training.fit import fit
+from training.fit import FitConfig, fit
 from training.plots import save_grid
 from training.run import Processes, Run, batch_rows, generator_for
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class PriorTrainingConfig:
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class PriorTrainingConfig(FitConfig):
     """What ``smalti train prior`` reads from its TOML file.
 
-    ``tokenizer`` is a ``tokenizer.safetensors``; ``folder`` keeps checkpoints and logs; ``output`` is
-    the finished pipeline's folder, named as it. Matrices inside the blocks are trained with Muon at
-    ``muon_learning_rate``, everything else with AdamW at ``learning_rate``. For a prior that takes prompts,
-    ``data`` is a folder with captions, and ``text_encoder`` one with ``text_encoder.safetensors``; without
-    it, all-MiniLM-L6-v2 comes from its package.
+    ``tokenizer`` is a ``tokenizer.safetensors``; ``output`` is the finished pipeline's folder, named as it.
+    For a prior that takes prompts, ``data`` is a folder with captions, and ``text_encoder`` one with
+    ``text_encoder.safetensors``; without it, all-MiniLM-L6-v2 comes from its package. A share of
+    ``condition_dropout`` of the samples is trained without conditions.
     """
 
     prior: PriorConfig
     tokenizer: Path
-    folder: Path
     output: Path
     defaults: SamplingDefaults
     data: str = "fashion-mnist"
@@ -49,16 +47,11 @@ class PriorTrainingConfig:
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     warmup_steps: Annotated[int, Field(ge=0)] = 200
     decay_fraction: UnitTime = 0.4
-    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: UnitTime = 0.999
     condition_dropout: UnitTime = 0.1
     time_mean: float = 0.0
     time_std: Annotated[float, Field(gt=0)] = 1.0
     horizontal_flips: bool = True
-    seed: int = 0
-    num_threads: Count | None = None
-    is_compiled: bool = True
-    checkpoint_every_s: Annotated[float, Field(ge=0)] = 120.0
     log_every: Count = 50
     samples_every: Count = 1000
 

@@ -103,7 +103,8 @@ def with_background(pixels: Pixels, background: Background) -> Pixels:
     if background == "white":
         return pixels
     is_light = pixels.min(-1) >= _NEARLY_WHITE
-    framed = Image.fromarray(np.pad(np.where(is_light, 255, 0).astype(np.uint8), 1, constant_values=255))
+    mask = np.pad(np.where(is_light, 255, 0).astype(np.uint8), 1, constant_values=255)
+    framed = Image.fromarray(mask).copy()  # one that shares the array's memory can't be drawn on
     ImageDraw.floodfill(framed, (0, 0), _OUTSIDE)
     is_outside = np.asarray(framed) == _OUTSIDE  # (H + 2, W + 2)
     is_near = is_outside.copy()

@@ -160,9 +160,7 @@ class GenerateResult(Message):
     seed: int
     images: list[ImageReference]
     codes: CodesInfo | None = None
-    warnings: tuple[str, ...] = Field(
-        default=(), description="What was not done as asked, though it went well."
-    )
+    warnings: list[str] = Field(default=[], description="What was not done as asked, though it went well.")
 
 
 class EncodeResult(CodesInfo):

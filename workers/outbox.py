@@ -202,7 +202,7 @@ class Outbox:
                 seed=request.seed,
                 images=self._store_images(job_id, images, request.format),
                 codes=finished.codes,
-                warnings=finished.warnings,
+                warnings=list(finished.warnings),
             )
         if isinstance(request, DecodeRequest):
             stored = self._store_images(job_id, finished.images, request.format)

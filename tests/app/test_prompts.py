@@ -42,7 +42,7 @@ def test_a_prompt_gives_the_bytes_it_gives_without_a_service(client, tiny_prompt
 def test_a_prompt_that_is_cut_is_told_in_the_result(client):
     body = {**ASKED, "prompt": "a red cat dog apple emoji"}
     job = JobView.model_validate_json(client.post("/generate", json=body, headers=WAIT).content)
-    assert job.result.warnings == ("prompt: longer than 6 tokens, so its end was left out",)
+    assert job.result.warnings == ["prompt: longer than 6 tokens, so its end was left out"]
 
 
 def test_a_transparent_background_is_alpha(client):

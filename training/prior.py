@@ -13,14 +13,14 @@ from models.checkpoint import fingerprint
 from models.conditioning import Conditions, drop_conditions
 from models.config import Count, PipelineConfig, PriorConfig, SamplingDefaults, UnitTime
 from models.flow import draw_noise, draw_times, interpolate, velocity
-from models.pipeline import load_tokenizer, save_pipeline
+from models.pipeline import load_prior, load_tokenizer, save_pipeline
 from models.prior import DiT
 from models.samplers import sample
 from models.tokenizer import Tokenizer
 from training.examples import Examples, load_examples
 from training.fit import FitConfig, fit
 from training.plots import save_grid
-from training.run import Processes, Run, batch_rows, generator_for
+from training.run import Processes, Run, TrainingError, batch_rows, generator_for
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -30,7 +30,8 @@ class PriorTrainingConfig(FitConfig):
     ``tokenizer`` is a ``tokenizer.safetensors``; ``output`` is the finished pipeline's folder, named as it.
     For a prior that takes prompts, ``data`` is a folder with captions, and ``text_encoder`` one with
     ``text_encoder.safetensors``; without it, all-MiniLM-L6-v2 comes from its package. A share of
-    ``condition_dropout`` of the samples is trained without conditions.
+    ``condition_dropout`` of the samples is trained without conditions. ``start_from`` is a
+    ``prior.safetensors`` whose weights the run starts with, in place of random ones.
     """
 
     prior: PriorConfig
@@ -39,6 +40,7 @@ class PriorTrainingConfig(FitConfig):
     defaults: SamplingDefaults
     data: str = "fashion-mnist"
     text_encoder: Path | None = None
+    start_from: Path | None = None
     example_prompt: str | None = None
     batch_size: Count = 256
     num_steps: Count = 4000
@@ -74,7 +76,7 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
     pipeline_config = _pipeline_config(config, tokenizer, examples)
 
     torch.manual_seed(config.seed)
-    prior = DiT(config.prior).to(processes.device)
+    prior = _first_prior(config).to(processes.device)
     predict: Any = processes.wrap(prior)
     if config.is_compiled:
         predict = torch.compile(predict)
@@ -103,6 +105,15 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
     if processes.is_main:
         save_pipeline(config.output, pipeline_config, tokenizer, prior, examples.prompt_encoder)
     return config.output
+
+
+def _first_prior(config: PriorTrainingConfig) -> DiT:
+    if config.start_from is None:
+        return DiT(config.prior)
+    prior = load_prior(config.start_from)
+    if prior.config != config.prior:
+        raise TrainingError(f"start_from: {config.start_from} has another shape: {prior.config}")
+    return prior
 
 
 def _pipeline_config(config: PriorTrainingConfig, tokenizer: Tokenizer, examples: Examples) -> PipelineConfig:

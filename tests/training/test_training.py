@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,10 @@ def test_killed_training_resumes_to_the_same_losses(tmp_path: Path, pictures: Pa
     assert files[0] == files[1]
 
 
-def test_pipeline_trained_on_a_folder_generates_its_classes(tmp_path: Path, pictures: Path) -> None:
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> PriorTrainingConfig:
+    """A pipeline trained on the pictures, as the settings of its prior."""
+    tmp_path = tmp_path_factory.mktemp("squares")
     config = TokenizerTrainingConfig(
         tokenizer=TokenizerConfig(
             image_size_px=12, hidden_channels=16, num_blocks=1, latent_channels=4, codebook_size=32
@@ -123,13 +127,30 @@ def test_pipeline_trained_on_a_folder_generates_its_classes(tmp_path: Path, pict
         horizontal_flips=False,
         samples_every=300,
     )
-    pipeline = Pipeline.load(train_prior(prior))
+    train_prior(prior)
+    return prior
+
+
+def test_pipeline_trained_on_a_folder_generates_its_classes(squares: PriorTrainingConfig) -> None:
+    pipeline = Pipeline.load(squares.output)
     assert pipeline.config.class_names == ("left", "right")
     images = pipeline.generate(Conditions(torch.tensor([[0]] * 8 + [[1]] * 8)), seed=0)
     left_is_brighter = images[..., :6].mean((1, 2, 3)) > images[..., 6:].mean((1, 2, 3))
     assert left_is_brighter.tolist() == [True] * 8 + [False] * 8
     for picture in ("prior/samples/0000300.png", "prior/loss.png", "tokenizer/reconstructions.png"):
-        assert (tmp_path / picture).exists()
+        assert (squares.folder.parent / picture).exists()
+
+
+def test_a_prior_can_start_from_a_finished_one(tmp_path: Path, squares: PriorTrainingConfig) -> None:
+    finished = squares.output / "prior.safetensors"
+    more = replace(
+        squares, folder=tmp_path / "run", output=tmp_path / "more", num_steps=1, start_from=finished
+    )
+    train_prior(more)
+    assert losses(more.folder)[0][1] < losses(squares.folder)[0][1] / 2
+    deeper = replace(more, folder=tmp_path / "deeper", prior=replace(more.prior, depth=3))
+    with pytest.raises(TrainingError, match=r"start_from: .*prior.safetensors has another shape"):
+        train_prior(deeper)
 
 
 def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(tmp_path: Path, pictures: Path) -> None:

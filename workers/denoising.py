@@ -44,11 +44,14 @@ def _warnings(request: GenerateRequest, pipeline: Pipeline) -> tuple[str, ...]:
         return ()
     prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
     limit = encoder.config.max_tokens
-    return tuple(
+    warnings = [
         f"{field}: longer than {limit} tokens, so its end was left out"
         for field, prompt in prompts.items()
         if prompt is not None and encoder.encode(prompt).is_cut
-    )
+    ]
+    if request.negative_prompt is not None and request.guidance_scale == 1.0:
+        warnings.append("negative_prompt: without effect, as guidance_scale is 1")
+    return tuple(warnings)
 
 
 @dataclass

@@ -66,7 +66,9 @@ class GenerateRequest(_Request):
         default=None, description="What to show, in English; anything when left out. Long ones are cut."
     )
     negative_prompt: Prompt | None = Field(
-        default=None, description="What guidance leads away from; from no prompt at all when left out."
+        default=None,
+        description="What guidance leads away from; from no prompt at all when left out."
+        " Without effect at a guidance_scale of 1.",
     )
     style: Label | None = Field(default=None, description="A style by name or number; any when left out.")
     group: Label | None = Field(default=None, description="A group by name or number; any when left out.")

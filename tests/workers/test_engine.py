@@ -389,7 +389,7 @@ def test_prompts_get_the_same_bytes_in_any_batch(tiny_prompt_weights: Path) -> N
     assert len(set(alone.values())) > 50
 
 
-def test_what_is_asked_for_changes_the_picture_and_a_long_prompt_is_cut_with_a_warning(
+def test_what_is_asked_for_changes_the_picture_and_what_has_no_effect_is_told(
     tiny_prompt_weights: Path,
 ) -> None:
     pipeline = Pipeline.load(tiny_prompt_weights / "tiny-prompt")
@@ -415,6 +415,8 @@ def test_what_is_asked_for_changes_the_picture_and_a_long_prompt_is_cut_with_a_w
         "prompt: longer than 6 tokens, so its end was left out",
         "negative_prompt: longer than 6 tokens, so its end was left out",
     )
+    unguided = made(prompt="a red cat", negative_prompt="blue", guidance_scale=1.0)
+    assert unguided.warnings == ("negative_prompt: without effect, as guidance_scale is 1",)
 
 
 def test_pipelines_of_both_kinds_run_side_by_side(tiny_weights: Path, tiny_prompt_weights: Path) -> None:

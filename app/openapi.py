@@ -88,19 +88,37 @@ ENCODED_JOB = GENERATED_JOB.model_copy(
 DECODED_JOB = GENERATED_JOB.model_copy(
     update={"operation": "decode", "result": DecodeResult(pipeline="fashion-mnist", images=[_IMAGE])}
 )
-PIPELINE = PipelineInfo(
-    name="fashion-mnist",
-    class_names=("t-shirt/top", "trouser", "pullover", "dress", "coat"),
-    image_size_px=28,
-    image_channels=1,
-    grid=(14, 14),
-    codebook_size=1024,
-    tokenizer=_TOKENIZER,
-    num_steps=16,
-    guidance_scale=1.5,
-    sampler="dpmpp_2m",
-    example=GenerateRequest(pipeline="fashion-mnist", class_label="coat", seed=7),
-)
+PIPELINES = [
+    PipelineInfo(
+        name="emoji-64",
+        class_names=(),
+        style_names=("noto", "twemoji", "fluent-flat"),
+        group_names=("animals-nature", "food-drink", "smileys-emotion"),
+        takes_prompt=True,
+        image_size_px=64,
+        image_channels=3,
+        grid=(16, 16),
+        codebook_size=4096,
+        tokenizer="fedcba9876543210",
+        num_steps=16,
+        guidance_scale=4.0,
+        sampler="dpmpp_2m",
+        example=GenerateRequest(pipeline="emoji-64", prompt="a smiling cat", style="noto", seed=7),
+    ),
+    PipelineInfo(
+        name="fashion-mnist",
+        class_names=("t-shirt", "trouser", "pullover", "dress", "coat"),
+        image_size_px=28,
+        image_channels=1,
+        grid=(14, 14),
+        codebook_size=1024,
+        tokenizer=_TOKENIZER,
+        num_steps=12,
+        guidance_scale=1.7,
+        sampler="dpmpp_2m",
+        example=GenerateRequest(pipeline="fashion-mnist", class_label="coat", seed=7),
+    ),
+]
 CANCELLED_JOB = QUEUED_JOB.model_copy(
     update={"status": JobStatus.CANCELLED, "ended_at": _ENDED, "queue_position": None}
 )

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from app.openapi import PIPELINE
+from app.openapi import PIPELINES
 from app.services import ServicesNeeded
 from workers.messages import PipelineInfo
 
@@ -13,7 +13,11 @@ router = APIRouter(tags=["pipelines"])
     "/pipelines",
     operation_id="list_pipelines",
     summary="List the pipelines",
-    responses={200: {"content": {"application/json": {"example": [PIPELINE.model_dump(mode="json")]}}}},
+    responses={
+        200: {
+            "content": {"application/json": {"example": [each.model_dump(mode="json") for each in PIPELINES]}}
+        }
+    },
 )
 async def list_pipelines(services: ServicesNeeded) -> list[PipelineInfo]:
     """List the pipelines, with what each takes and makes; the first is the default."""

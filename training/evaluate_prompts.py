@@ -24,7 +24,7 @@ from training.classifier import (
     load_or_train_classifiers,
     measure_accuracy,
 )
-from training.data.captioned import Caption, CaptionedDataset, load_captioned
+from training.data.captioned import Caption, CaptionedDataset, CaptionSplit, load_captioned
 from training.data.dataset import ImageDataset, scale_to_unit
 from training.evaluate import EvaluationOptions, reconstruct
 from training.judge import Judgement, JudgeTraining, judge_images, load_or_train_judge
@@ -134,20 +134,15 @@ def evaluate_prompts(
     seconds_per_image = (time.perf_counter() - started) / len(new)
 
     real, made = judge_images(judge, data.images), judge_images(judge, generated)
-    is_held_out = torch.tensor([caption.split == "held_out" for caption in new.captions])
-    held_out, unseen = _rows(is_held_out), _rows(~is_held_out)
-    queries = [_Query(row, new.captions[row].code_point, new.captions[row].style, made) for row in held_out]
-    others = _other_styles(data, real)
     gallery = _Gallery(data, real)
-    unseen_queries = [
-        _Query(row, new.captions[row].code_point, new.captions[row].style, made) for row in unseen
-    ]
-    new_rows = _rows(torch.tensor([caption.split != "train" for caption in data.captions]))
-    train_rows = _rows(torch.tensor([caption.split == "train" for caption in data.captions]))
+    held_out, others = _queries(new, "held_out", made), _other_styles(data, real)
+    train_rows, new_rows = data.rows("train"), data.rows("held_out", "unseen")
     generator = torch.Generator().manual_seed(options.seed)
     drawn = torch.tensor(train_rows)[torch.randperm(len(train_rows), generator=generator)[: len(new_rows)]]
     target = measure_statistics(real.features[new_rows])
-    reconstructed = judge_images(judge, reconstruct(pipeline.tokenizer, data.images[drawn], options).images)
+    reconstructions = reconstruct(pipeline.tokenizer, data.images, options)
+    reconstructed = judge_images(judge, reconstructions.images[drawn])
+    unseen_rows = data.rows("unseen")
     sampling = pipeline.config.defaults
     evaluation = PromptEvaluation(
         pipeline=pipeline.config.name,
@@ -160,13 +155,18 @@ def evaluate_prompts(
         num_threads=torch.get_num_threads(),
         batch_size=options.batch_size,
         seconds_per_image=seconds_per_image,
-        tokenizer=_score_tokenizer(pipeline, data, options),
-        held_out=gallery.retrieve(queries),
+        tokenizer=score_reconstructions(
+            scale_to_unit(data.images[unseen_rows]),
+            reconstructions.images[unseen_rows],
+            reconstructions.codes,  # of all images: usage is of the whole set
+            pipeline.tokenizer.config.codebook_size,
+        ),
+        held_out=gallery.retrieve(held_out),
         real_in_other_styles=gallery.retrieve(others),
-        unseen=gallery.retrieve(unseen_queries),
+        unseen=gallery.retrieve(_queries(new, "unseen", made)),
         by_style={
             style: StyleRetrieval(
-                gallery.retrieve([query for query in queries if query.style == style]),
+                gallery.retrieve([query for query in held_out if query.style == style]),
                 gallery.retrieve([query for query in others if query.style == style]),
             )
             for style in data.style_names
@@ -265,41 +265,26 @@ class _Gallery:
         )
 
 
+def _queries(data: CaptionedDataset, split: CaptionSplit, judgement: Judgement) -> list[_Query]:
+    """Return the images judged, one for each caption of ``data``, of one of its splits."""
+    asked = ((row, data.captions[row]) for row in data.rows(split))
+    return [_Query(row, caption.code_point, caption.style, judgement) for row, caption in asked]
+
+
 def _other_styles(data: CaptionedDataset, real: Judgement) -> list[_Query]:
     """Return the training images of each held-out pair's emoji as queries for the pair."""
     rows_of = defaultdict(list)
-    for row, caption in enumerate(data.captions):
-        if caption.split == "train":
-            rows_of[caption.code_point].append(row)
+    for row in data.rows("train"):
+        rows_of[data.captions[row].code_point].append(row)
     return [
         _Query(row, caption.code_point, caption.style, real)
-        for caption in data.captions
-        if caption.split == "held_out"
+        for caption in data.where("held_out").captions
         for row in rows_of[caption.code_point]
     ]
 
 
-def _score_tokenizer(
-    pipeline: Pipeline, data: CaptionedDataset, options: EvaluationOptions
-) -> TokenizerMetrics:
-    """Score reconstructions of unseen emoji; the codes counted are those of all images."""
-    everything = reconstruct(pipeline.tokenizer, data.images, options)
-    rows = _rows(torch.tensor([caption.split == "unseen" for caption in data.captions]))
-    return score_reconstructions(
-        scale_to_unit(data.images[rows]),
-        everything.images[rows],
-        everything.codes,
-        pipeline.tokenizer.config.codebook_size,
-    )
-
-
 def _median_ratio(features: Tensor, like: Tensor, train: Tensor) -> float:
     return float(nearest_distances(features, train).median() / nearest_distances(like, train).median())
-
-
-def _rows(mask: Tensor) -> list[int]:
-    rows: list[int] = mask.nonzero()[:, 0].tolist()
-    return rows
 
 
 def _share(mask: Tensor) -> float:

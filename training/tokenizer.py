@@ -1,5 +1,6 @@
 """Train a tokenizer: ``smalti train tokenizer --config training/configs/fashion-mnist-tokenizer.toml``."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Annotated, Any
@@ -148,7 +149,7 @@ def _start(config: TokenizerTrainingConfig) -> Tokenizer:
     return tokenizer
 
 
-@dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
+@dataclasses.dataclass(frozen=True)
 class _Stepper:
     """Takes the steps of a run; ``encode`` and ``decode`` are the tokenizer's parts, compiled or wrapped."""
 
@@ -179,9 +180,9 @@ class _Stepper:
             edge_weight=config.edge_weight,
         )
         total = loss if quantized is None else loss + quantized.loss
-        is_adversarial = self.adversary is not None and step >= config.adversarial_start
-        if self.adversary is not None and is_adversarial:
-            pull = self.adversary.loss_for(reconstructed, loss, tokenizer.decoder.last_weights)
+        adversary = self.adversary if step >= config.adversarial_start else None
+        if adversary is not None:
+            pull = adversary.loss_for(reconstructed, loss, tokenizer.decoder.last_weights)
             total = total + config.adversarial_weight * pull
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -192,8 +193,8 @@ class _Stepper:
             tokenizer.quantizer.update(latents.detach(), quantized.codes, generator)
         error = (reconstructed.detach().float() - images).square().mean()
         logged = {"loss": total.detach(), "psnr": psnr_db(error)}
-        if self.adversary is not None and is_adversarial:
-            logged["discriminator"] = self.adversary.learn(images, reconstructed)
+        if adversary is not None:
+            logged["discriminator"] = adversary.learn(images, reconstructed)
         return logged
 
     def _quantize(self, images: Tensor, step: int) -> tuple[Tensor, Quantized | None]:

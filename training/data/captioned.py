@@ -55,9 +55,13 @@ class CaptionedDataset:
         """(N,) int64, indices into group_names."""
         return torch.tensor([self.group_names.index(caption.group) for caption in self.captions])
 
+    def rows(self, *splits: CaptionSplit) -> list[int]:
+        """Return the rows of some splits."""
+        return [row for row, caption in enumerate(self.captions) if caption.split in splits]
+
     def where(self, *splits: CaptionSplit) -> "CaptionedDataset":
         """Return the images of some splits; the names stay as they are."""
-        rows = [row for row, caption in enumerate(self.captions) if caption.split in splits]
+        rows = self.rows(*splits)
         captions = tuple(self.captions[row] for row in rows)
         return CaptionedDataset(self.images[rows], captions, self.style_names, self.group_names)
 

@@ -5,7 +5,6 @@ Commands import what they need when they run, so that help and mistakes are answ
 
 import base64
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -13,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.supervisor import end_with_stdin, say
+from app.supervisor import end_with_stdin
+from app.terminal import (
+    CacheInterval,
+    CommandError,
+    GuidanceScale,
+    NumSteps,
+    SamplerChoice,
+    given,
+    say,
+    show_log,
+)
+from app.training_cli import data_sets, evaluate, train
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -27,10 +37,8 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-train = typer.Typer(help="Train a tokenizer, then a prior on its latents.", no_args_is_help=True)
 cli.add_typer(train, name="train")
-data = typer.Typer(help="Build data sets to train on.", no_args_is_help=True)
-cli.add_typer(data, name="data")
+cli.add_typer(data_sets, name="data")
 
 _FORMATS: "dict[str, ImageFormat]" = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
@@ -38,15 +46,6 @@ Host = Annotated[str | None, typer.Option(help="The address to listen on.  [defa
 Port = Annotated[int | None, typer.Option(help="0 takes any free one.  [default: 8000]", min=0, max=65535)]
 PipelineName = Annotated[str | None, typer.Option("--pipeline", help="By name; the first one if left out.")]
 Out = Annotated[Path, typer.Option(help="Where to write: .png, .webp or .jpg; - is standard output.")]
-NumSteps = Annotated[int | None, typer.Option(help="Denoising steps.", min=1)]
-GuidanceScale = Annotated[float | None, typer.Option(help="How strongly the class is enforced.")]
-SamplerChoice = Annotated[str | None, typer.Option("--sampler", help="euler, heun or dpmpp_2m.")]
-CacheInterval = Annotated[
-    int | None, typer.Option(help="Compute the middle blocks only at every n-th step.", min=1, max=4)
-]
-ConfigFile = Annotated[Path, typer.Option("--config", help="A TOML file, as in training/configs/.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")]
-Data = Annotated[str | None, typer.Option(help="fashion-mnist, or a folder with a folder for each class.")]
 
 
 def main() -> None:
@@ -70,10 +69,6 @@ def _known_failures() -> tuple[type[Exception], ...]:
     from workers.settings import SettingsError
 
     return (CommandError, ConfigError, ServiceError, SettingsError, ServerNotFound, ServerNotStarted)
-
-
-class CommandError(Exception):
-    """A command that can't be carried out; the message says what to change."""
 
 
 @cli.callback(invoke_without_command=True)
@@ -118,7 +113,7 @@ def serve(
 
     settings = _settings(AppSettings, host=host, port=port)
     _require_queue(settings.redis_url, "serve")
-    _log(settings.log_level)
+    show_log(settings.log_level)
     import socket
 
     from app.server import serve as serve_until_signal
@@ -139,7 +134,7 @@ def worker(
     redis_url = _require_queue(settings.redis_url, "worker")
     if check:
         raise typer.Exit(0 if _has_worker_here(redis_url) else 1)
-    _log(settings.log_level)
+    show_log(settings.log_level)
     from workers.worker import run_worker
 
     run_worker(settings)
@@ -231,121 +226,13 @@ def decode(
     _write_images(finished, out, "white")
 
 
-@train.command("tokenizer")
-def train_tokenizer(config: ConfigFile, resume: Resume = False, data: Data = None) -> None:
-    """Train image ⇄ codes; prints the path of the weights."""
-    from training.tokenizer import TokenizerTrainingConfig, train_tokenizer
-
-    _train(train_tokenizer, TokenizerTrainingConfig, config, resume, data)
-
-
-@train.command("prior")
-def train_prior(config: ConfigFile, resume: Resume = False, data: Data = None) -> None:
-    """Train the prior on a tokenizer's latents; prints the pipeline's folder."""
-    from training.prior import PriorTrainingConfig, train_prior
-
-    _train(train_prior, PriorTrainingConfig, config, resume, data)
-
-
-@train.command("distilled")
-def train_distilled(config: ConfigFile, resume: Resume = False, data: Data = None) -> None:
-    """Train a pipeline's prior to need a few steps only; prints the new pipeline's folder."""
-    from training.distill import DistillConfig, train_distilled
-
-    _train(train_distilled, DistillConfig, config, resume, data)
-
-
-@data.command("emoji")
-def data_emoji(
-    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
-    packages: Annotated[
-        Path | None, typer.Option(help="A folder with the packages as `npm pack` makes them; else npm runs.")
-    ] = None,
-    with_share_alike: Annotated[
-        bool,
-        typer.Option("--with-share-alike", help="Also styles whose licence binds what is made of them."),
-    ] = False,
-) -> None:
-    """Draw emoji in several styles, with names and keywords, from npm packages; prints what it made."""
-    from training.data.emoji import EmojiError, build_emoji
-
-    try:
-        built = build_emoji(out, packages=packages, with_share_alike=with_share_alike)
-    except EmojiError as error:
-        raise CommandError(str(error)) from error
-    except ImportError as error:
-        raise CommandError(f"{error.name} is missing: pip install 'smalti[training]'") from error
-    for split, number in built.num_images.items():
-        typer.echo(f"{split}: {number} images")
-    for reason, number in built.left_out.items():
-        say(f"left out, {reason}: {number}")
-    typer.echo(out)
-
-
-@cli.command()
-def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A pipeline's folder, such as weights/fashion-mnist.")],
-    data: Data = None,
-    num_images: Annotated[int | None, typer.Option(help="How many to generate.  [default: 10000]")] = None,
-    num_steps: NumSteps = None,
-    guidance_scale: GuidanceScale = None,
-    sampler: SamplerChoice = None,
-    cache_interval: CacheInterval = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ….  [default: cpu]")] = None,
-) -> None:
-    """Measure a pipeline against real images; writes metrics.json, samples.png and the model card."""
-    from pydantic import TypeAdapter
-
-    from models.config import PipelineConfig
-    from training.evaluate import EvaluationOptions
-
-    asked = {
-        "data": data,
-        "num_images": num_images,
-        "num_steps": num_steps,
-        "guidance_scale": guidance_scale,
-        "sampler": sampler,
-        "cache_interval": cache_interval,
-        "device": device,
-    }
-    _log("INFO")
-    if PipelineConfig.load(folder / "pipeline.json").prior.takes_prompt:
-        from training.evaluate_prompts import evaluate_prompts
-        from training.prompt_card import render_prompt_evaluation
-
-        options = TypeAdapter(EvaluationOptions).validate_python({"data": "runs/emoji"} | _given(asked))
-        typer.echo(render_prompt_evaluation(evaluate_prompts(folder, options)))
-    else:
-        from training.evaluate import evaluate as evaluate_pipeline
-        from training.model_card import render_evaluation
-
-        options = TypeAdapter(EvaluationOptions).validate_python(_given(asked))
-        typer.echo(render_evaluation(evaluate_pipeline(folder, options)))
-
-
-def _train(run: Any, config_class: type[Any], config: Path, resume: bool, data: str | None) -> None:
-    from dataclasses import replace
-
-    from training.run import load_config
-
-    _log("INFO")
-    try:
-        loaded = load_config(config, config_class)
-        path = run(replace(loaded, data=data) if data else loaded, resume=resume)
-    except FileNotFoundError as error:
-        raise CommandError(str(error)) from error
-    typer.echo(path)
+cli.command()(evaluate)
 
 
 def _settings(kind: "type[Settings]", **overrides: object) -> "Settings":
     from app.settings import read_settings
 
-    return read_settings(kind, **_given(overrides))
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that have a value."""
-    return {name: value for name, value in options.items() if value is not None}
+    return read_settings(kind, **given(overrides))
 
 
 def _compute(kind: "type[AnyRequest]", asked: dict[str, Any]) -> "tuple[AnyRequest, Finished]":
@@ -356,7 +243,7 @@ def _compute(kind: "type[AnyRequest]", asked: dict[str, Any]) -> "tuple[AnyReque
 
     settings = _settings(WorkerSettings)
     try:
-        request = kind(**_given(asked))
+        request = kind(**given(asked))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -386,12 +273,6 @@ def _has_worker_here(redis_url: str) -> bool:
     with redis.Redis.from_url(redis_url, socket_timeout=5, decode_responses=True) as client:
         keys = client.smembers(WORKERS)
         return any(client.hget(key, "hostname") == socket.gethostname() for key in keys)
-
-
-def _log(level: str) -> None:
-    logging.basicConfig(
-        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
-    )
 
 
 def _read(path: Path) -> bytes:

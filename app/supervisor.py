@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
+from app.terminal import say
+
 GRACE_S = 30.0
 _TICK_S = 0.1
 _ECHO_S = 0.5  # make and the terminal may both send the same Ctrl-C
@@ -213,11 +215,6 @@ def _ending(status: int) -> str:
         return f"ended with status {status}"
     hint = ", perhaps for want of memory" if -status == signal.SIGKILL else ""
     return f"was killed by {signal.Signals(-status).name}{hint}"
-
-
-def say(line: str) -> None:
-    """Tell the person at the terminal."""
-    print(f"smalti: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def end_with_stdin(grace_s: float = GRACE_S) -> None:

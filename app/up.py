@@ -19,7 +19,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.settings import AppSettings
-from app.supervisor import Child, Supervisor, say
+from app.supervisor import Child, Supervisor
+from app.terminal import say
 from workers import redis_server
 from workers.catalog import Catalog
 from workers.messages import GenerateRequest

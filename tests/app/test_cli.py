@@ -5,10 +5,13 @@ import socket
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
 from models.config import PipelineConfig, PriorConfig, SamplingDefaults, TokenizerConfig
+
+FASHION_MNIST = Path(__file__).parents[2] / "weights/fashion-mnist"
 
 
 def smalti(
@@ -74,6 +77,9 @@ def test_a_misspelt_setting_is_an_error():
         (("encode", "no-such-file.png"), "no-such-file.png can't be read"),
         (("decode", "no-such-file.json", "--out", "x.png"), "no-such-file.json can't be read"),
         (("train", "tokenizer", "--config", "no-such-file.toml"), "no-such-file.toml can't be read"),
+        (("evaluate", "no-such-folder"), "no-such-folder/pipeline.json can't be read"),
+        (("evaluate", str(FASHION_MNIST), "--sampler", "ddim"), "sampler: "),
+        (("evaluate", str(FASHION_MNIST), "--data", "no-such-folder"), "no-such-folder"),
     ],
 )
 def test_a_bad_argument_is_named(arguments, said, tmp_path):

@@ -19,12 +19,7 @@ from workers.settings import WorkerSettings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-WEIGHTS = ROOT / "weights" / "fashion-mnist"
 START_TIMEOUT_S = 110
-
-needs_weights = pytest.mark.skipif(
-    not (WEIGHTS / "pipeline.json").exists(), reason="weights/fashion-mnist is not there"
-)
 
 
 def commands() -> list[str]:
@@ -59,7 +54,6 @@ def service(folder: Path) -> Iterator[str]:
             process.stdout.close()
 
 
-@needs_weights
 @pytest.mark.timeout(START_TIMEOUT_S + 120)
 def test_every_command_runs_and_makes_what_it_says(tmp_path):
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -125,9 +119,6 @@ def test_its_configuration_table_is_the_settings():
 
 
 def test_its_api_table_is_the_api():
-    pipelines = [WEIGHTS / "pipeline.json"]
-    if not pipelines[0].exists():
-        pytest.skip("weights/fashion-mnist is not there")
     app = create_app(AppSettings(redis_url="redis://127.0.0.1:1", weights_dir=ROOT / "weights"))
     operations = {
         f"{method.upper()} {path}" for path, methods in app.openapi()["paths"].items() for method in methods
@@ -137,5 +128,4 @@ def test_its_api_table_is_the_api():
 
 def test_files_it_names_are_there():
     for path in re.findall(r"\b(?:training|weights)/[\w./-]+\.(?:toml|png)\b", README):
-        if not path.startswith("weights/") or WEIGHTS.exists():
-            assert (ROOT / path).exists(), path
+        assert (ROOT / path).exists(), path

@@ -185,3 +185,16 @@ def until(is_true, timeout_s: float = 10) -> None:
     while not is_true():
         assert time.monotonic() < ends_at
         time.sleep(0.01)
+
+
+@contextmanager
+def serving_weights(redis_url: str, weights: Path, data_dir: Path) -> Iterator[httpx.Client]:
+    """The API, ready, with a worker that computes with all pipelines in ``weights``."""
+    from models.pipeline import Pipeline
+    from workers.engine import Engine
+
+    settings = AppSettings(redis_url=redis_url, weights_dir=weights, data_dir=data_dir)
+    engine = Engine({each.name: Pipeline.load(each) for each in weights.iterdir()}, max_batch_size=8)
+    with serving(create_app(settings)) as client, working(settings, engine):
+        until(lambda: client.get("/health/ready").status_code == 200)
+        yield client

@@ -6,11 +6,7 @@ import pytest
 from PIL import Image
 
 from app.local import compute
-from app.main import create_app
-from app.settings import AppSettings
-from models.pipeline import Pipeline
-from tests.app.conftest import serving, until, working
-from workers.engine import Engine
+from tests.app.conftest import serving_weights
 from workers.images import encode_image
 from workers.messages import GenerateRequest, JobView, PipelineInfo
 from workers.settings import WorkerSettings
@@ -21,10 +17,7 @@ ASKED = {"prompt": "a red cat", "style": "round", "group": "animals", "seed": 3}
 
 @pytest.fixture
 def client(redis_url, tiny_prompt_weights, tmp_path):
-    settings = AppSettings(redis_url=redis_url, weights_dir=tiny_prompt_weights, data_dir=tmp_path)
-    engine = Engine({"tiny-prompt": Pipeline.load(tiny_prompt_weights / "tiny-prompt")}, max_batch_size=8)
-    with serving(create_app(settings)) as client, working(settings, engine):
-        until(lambda: client.get("/health/ready").status_code == 200)
+    with serving_weights(redis_url, tiny_prompt_weights, tmp_path) as client:
         yield client
 
 

@@ -7,11 +7,7 @@ import httpx
 import pytest
 
 from app.local import compute
-from app.main import create_app
-from app.settings import AppSettings
-from models.pipeline import Pipeline
-from tests.app.conftest import serving, until, working
-from workers.engine import Engine
+from tests.app.conftest import serving_weights
 from workers.images import encode_image
 from workers.messages import GenerateRequest, JobView
 from workers.settings import WorkerSettings
@@ -22,10 +18,7 @@ IMAGE = {"Accept": "image/png"}
 
 @pytest.fixture
 def client(redis_url, tiny_weights, tmp_path):
-    settings = AppSettings(redis_url=redis_url, weights_dir=tiny_weights, data_dir=tmp_path)
-    engine = Engine({"tiny": Pipeline.load(tiny_weights / "tiny")}, max_batch_size=8)
-    with serving(create_app(settings)) as client, working(settings, engine):
-        until(lambda: client.get("/health/ready").status_code == 200)
+    with serving_weights(redis_url, tiny_weights, tmp_path) as client:
         yield client
 
 

@@ -1,7 +1,6 @@
 """The engine over a small pipeline: the seed contract, isolation, fairness."""
 
 import base64
-import hashlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +10,13 @@ import torch
 
 from models.conditioning import Conditions
 from models.pipeline import Pipeline
+from tests.workers.engine_runs import digest, run
 from workers.catalog import Catalog
 from workers.engine import Engine
 from workers.images import encode_image
 from workers.lanes import Lanes
 from workers.messages import DecodeRequest, EncodeRequest, GenerateRequest, Request
-from workers.work import Finished, Work
+from workers.work import Work
 
 
 @pytest.fixture(scope="module")
@@ -27,27 +27,6 @@ def pipelines(tiny_weights: Path) -> dict[str, Pipeline]:
 @pytest.fixture(scope="module")
 def resolve(tiny_weights: Path) -> Callable[[Request], Request]:
     return Catalog.load(tiny_weights).resolve
-
-
-def run(engine: Engine, work: list[Work], admit_chance: float = 1.0, seed: int = 0) -> dict[str, Finished]:
-    """Run ``work`` to its end, each job admitted before a step with ``admit_chance``."""
-    chance = random.Random(seed)
-    waiting, ended = list(work), {}
-    while waiting or not engine.is_idle:
-        while waiting and chance.random() < admit_chance:
-            engine.admit([waiting.pop(0)])
-        ended.update({finished.job_id: finished for finished in engine.step()})
-    return ended
-
-
-def digest(finished: Finished) -> str:
-    assert finished.error is None, finished.error
-    content = hashlib.sha256()
-    for pixels in finished.images:
-        content.update(encode_image(pixels, "png"))
-    if finished.codes:
-        content.update(finished.codes.model_dump_json().encode())
-    return content.hexdigest()
 
 
 def random_requests(count: int, chance: random.Random, fingerprint: str) -> list[Request]:
@@ -355,80 +334,3 @@ def test_when_every_row_fails_each_job_hears_why(tiny_weights, resolve, part) ->
     work = [Work(str(i), resolve(GenerateRequest(seed=i, num_images=2))) for i in range(3)]
     ended = run(Engine({"tiny": pipeline}), work)
     assert [finished.error.code for finished in ended.values()] == ["out_of_memory"] * 3
-
-
-def test_prompts_get_the_same_bytes_in_any_batch(tiny_prompt_weights: Path) -> None:
-    pipeline = Pipeline.load(tiny_prompt_weights / "tiny-prompt")
-    resolve = Catalog.load(tiny_prompt_weights).resolve
-    chance = random.Random(0)
-    prompts = [None, "", "a red cat", "blue dog", "a smiling smiling smiling red apple emoji"]
-    work = [
-        Work(
-            str(i),
-            resolve(
-                GenerateRequest(
-                    prompt=chance.choice(prompts),
-                    negative_prompt=chance.choice([None, None, "blue"]),
-                    style=chance.choice([None, 0, "round"]),
-                    group=chance.choice([None, "food"]),
-                    num_images=chance.choice([1, 2]),
-                    seed=chance.randrange(100),
-                    num_steps=chance.randint(1, 6),
-                )
-            ),
-        )
-        for i in range(60)
-    ]
-    alone = {
-        item.job_id: digest(run(Engine({"tiny-prompt": pipeline}), [item])[item.job_id]) for item in work
-    }
-    for seed in range(4):
-        random.Random(seed).shuffle(work)
-        ended = run(Engine({"tiny-prompt": pipeline}), work, admit_chance=0.5, seed=seed)
-        assert {job_id: digest(finished) for job_id, finished in ended.items()} == alone
-    assert len(set(alone.values())) > 50
-
-
-def test_what_is_asked_for_changes_the_picture_and_what_has_no_effect_is_told(
-    tiny_prompt_weights: Path,
-) -> None:
-    pipeline = Pipeline.load(tiny_prompt_weights / "tiny-prompt")
-    resolve = Catalog.load(tiny_prompt_weights).resolve
-
-    def made(**asked: object) -> Finished:
-        work = [Work("x", resolve(GenerateRequest(seed=1, num_images=8, **asked)))]
-        return run(Engine({"tiny-prompt": pipeline}), work)["x"]
-
-    plain = made(prompt="a red cat")
-    others = [
-        made(prompt="smiling emoji blue"),
-        made(prompt="a red cat", style="round"),
-        made(prompt="a red cat", group="food"),
-        made(prompt="a red cat", negative_prompt="blue"),
-        made(prompt="a red cat", guidance_scale=1.0),
-        made(),
-    ]
-    assert len({digest(each) for each in (plain, *others)}) == 7
-    assert plain.warnings == ()
-    long = made(prompt="a red cat dog apple emoji", negative_prompt="a red cat dog apple emoji")
-    assert long.warnings == (
-        "prompt: longer than 6 tokens, so its end was left out",
-        "negative_prompt: longer than 6 tokens, so its end was left out",
-    )
-    unguided = made(prompt="a red cat", negative_prompt="blue", guidance_scale=1.0)
-    assert unguided.warnings == ("negative_prompt: without effect, as guidance_scale is 1",)
-
-
-def test_pipelines_of_both_kinds_run_side_by_side(tiny_weights: Path, tiny_prompt_weights: Path) -> None:
-    folders = {"tiny": tiny_weights / "tiny", "tiny-prompt": tiny_prompt_weights / "tiny-prompt"}
-    engine = Engine({name: Pipeline.load(folder) for name, folder in folders.items()})
-    engine.warm_up()
-    requests = {
-        "tiny": Catalog.load(tiny_weights).resolve(GenerateRequest(class_label=1, seed=1)),
-        "tiny-prompt": Catalog.load(tiny_prompt_weights).resolve(GenerateRequest(prompt="a dog", seed=1)),
-    }
-    ended = run(engine, [Work(name, request) for name, request in requests.items()])
-    assert {name: each.images[0].shape for name, each in ended.items()} == {
-        "tiny": (12, 12, 1),
-        "tiny-prompt": (16, 16, 3),
-    }

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -84,7 +83,6 @@ def test_every_command_runs_and_makes_what_it_says(tmp_path):
     assert set(written) == {"cat.png", "sneaker.png", "decoded.png"}
 
 
-@pytest.mark.skipif(not shutil.which("make"), reason="make is not there")
 def test_every_make_target_it_names_exists():
     named = set(re.findall(r"\bmake ([a-z]+)\b", README))
     assert {"serve", "test", "check", "bench"} <= named

@@ -77,13 +77,12 @@ def test_what_is_asked_for_changes_the_picture_and_what_has_no_effect_is_told(pi
     assert unguided.warnings == ("negative_prompt: without effect, as guidance_scale is 1",)
 
 
-def test_pipelines_of_both_kinds_run_side_by_side(tiny_weights: Path, tiny_prompt_weights: Path) -> None:
-    folders = {"tiny": tiny_weights / "tiny", "tiny-prompt": tiny_prompt_weights / "tiny-prompt"}
-    engine = Engine({name: Pipeline.load(folder) for name, folder in folders.items()})
+def test_pipelines_of_both_kinds_run_side_by_side(pipelines, resolve, tiny_weights: Path) -> None:
+    engine = Engine({"tiny": Pipeline.load(tiny_weights / "tiny"), **pipelines})
     engine.warm_up()
     requests = {
         "tiny": Catalog.load(tiny_weights).resolve(GenerateRequest(class_label=1, seed=1)),
-        "tiny-prompt": Catalog.load(tiny_prompt_weights).resolve(GenerateRequest(prompt="a dog", seed=1)),
+        "tiny-prompt": resolve(GenerateRequest(prompt="a dog", seed=1)),
     }
     ended = run(engine, [Work(name, request) for name, request in requests.items()])
     assert {name: each.images[0].shape for name, each in ended.items()} == {

@@ -190,9 +190,8 @@ def until(is_true, timeout_s: float = 10) -> None:
 @contextmanager
 def serving_weights(redis_url: str, weights: Path, data_dir: Path) -> Iterator[httpx.Client]:
     """The API, ready, with a worker that computes with all pipelines in ``weights``."""
-    from models.pipeline import (
-        Pipeline,
-    )  # here, as they bring PyTorch, which other tests of the API do without
+    # Here, as these bring PyTorch, which other tests of the API do without.
+    from models.pipeline import Pipeline
     from workers.engine import Engine
 
     settings = AppSettings(redis_url=redis_url, weights_dir=weights, data_dir=data_dir)

@@ -39,7 +39,7 @@ format: $(VENV)/.dev  ## rewrite the source in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench  ## measure the service on this machine, and others beside it: nine minutes
+bench: $(VENV)/.bench  ## measure the service on this machine, and others beside it: eight minutes
 	$(BIN)/python benchmarks/serving.py $(ARGS)
 
 clean:  ## remove .venv and the tools' caches

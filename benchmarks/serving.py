@@ -1,4 +1,4 @@
-"""Measure how fast Smalti serves, and against what: `make bench`. Takes about nine minutes.
+"""Measure how fast Smalti serves, and against what: `make bench`. Takes about eight minutes.
 
 a  the engine alone, by batch size, and its share of the machine's matrix rate
 b  over HTTP, through `smalti up`: cold start, one image at a time, many at once

@@ -56,6 +56,7 @@ class GenerateAPI(litserve.LitAPI):
             num_steps=num_steps,
             guidance_scale=config.defaults.guidance_scale,
             guidance_interval=config.defaults.guidance_interval,
+            time_easing=config.defaults.time_easing,
         )
         return to_pixels(pipeline.tokenizer.decode_codes(pipeline.tokenizer.quantize(latents).codes))
 

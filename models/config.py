@@ -135,13 +135,15 @@ class SamplingDefaults:
     """What a request gets that names none of these.
 
     Guidance is applied where the time ``t`` (0 is noise, 1 is data) lies in ``guidance_interval``
-    (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+    (Kynkäänniemi et al. 2024, arXiv:2404.07724). With a ``time_easing`` of 0 all steps of time are equal;
+    up to 1, those near the noise and near the data get shorter (``samplers.time_grid``).
     """
 
     num_steps: Annotated[int, Field(ge=1, le=200)] = 16
     sampler: SamplerName = "dpmpp_2m"
     guidance_scale: Annotated[float, Field(ge=0, le=20)] = 1.0
     guidance_interval: tuple[UnitTime, UnitTime] = (0.0, 1.0)
+    time_easing: UnitTime = 0.0
 
     def __post_init__(self) -> None:
         if self.guidance_interval[0] > self.guidance_interval[1]:

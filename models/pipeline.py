@@ -108,6 +108,7 @@ class Pipeline:
             num_steps=num_steps or defaults.num_steps,
             guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
             guidance_interval=defaults.guidance_interval,
+            time_easing=defaults.time_easing,
             cache_interval=cache_interval or 1,
         )
         return self.tokenizer.decode_codes(self.tokenizer.quantize(latents).codes)

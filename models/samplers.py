@@ -94,9 +94,19 @@ _SAMPLERS: dict[SamplerName, Callable[[list[float]], list[Call]]] = {
 }
 
 
-def make_calls(sampler: SamplerName, num_steps: int) -> list[Call]:
-    """Return the calls of ``sampler`` over ``num_steps`` equal steps of time."""
-    return _SAMPLERS[sampler]([i / num_steps for i in range(num_steps + 1)])
+def time_grid(num_steps: int, time_easing: float = 0.0) -> list[float]:
+    """Return the ``num_steps + 1`` times between steps, from 0 to 1.
+
+    A ``time_easing`` of 0 spaces them equally, 1 like half a cosine's: close together at both ends, where
+    steps of one length err most. Values between mix the two.
+    """
+    shares = [i / num_steps for i in range(num_steps + 1)]
+    return [u + time_easing * ((1 - math.cos(math.pi * u)) / 2 - u) for u in shares]
+
+
+def make_calls(sampler: SamplerName, num_steps: int, time_easing: float = 0.0) -> list[Call]:
+    """Return the calls of ``sampler`` over ``num_steps`` steps of ``time_grid``."""
+    return _SAMPLERS[sampler](time_grid(num_steps, time_easing))
 
 
 def take_step(x: Tensor, v: Tensor, m: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,6 +140,7 @@ def sample(
     num_steps: int,
     guidance_scale: float,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
+    time_easing: float = 0.0,
     cache_interval: int = 1,
 ) -> Tensor:
     """Return latents (B, C, *grid) float32 from ``noise``, all of the batch in step.
@@ -140,7 +151,7 @@ def sample(
     """
     cache, null_cache = StepCache(cache_interval), StepCache(cache_interval)
     x, m = noise.float(), torch.zeros_like(noise, dtype=torch.float32)
-    for position, call in enumerate(make_calls(sampler, num_steps)):
+    for position, call in enumerate(make_calls(sampler, num_steps, time_easing)):
         needs_both = is_guided(call.t, guidance_scale, guidance_interval)
         t = x.new_full((len(x),), call.t)
         if cache_interval > 1:

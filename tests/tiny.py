@@ -83,7 +83,9 @@ def save_untrained(
         tokenizer=tokenizer_config,
         tokenizer_fingerprint=fingerprint(tokenizer_config, tokenizer.exported()),
         prior=prior_config,
-        defaults=SamplingDefaults(num_steps=4, guidance_scale=2.0, guidance_interval=(0.0, 0.8)),
+        defaults=SamplingDefaults(
+            num_steps=4, guidance_scale=2.0, guidance_interval=(0.0, 0.8), time_easing=0.5
+        ),
         **{"class_names": (), **names},
     )
     save_pipeline(folder, config, tokenizer, prior, prompt_encoder)

@@ -170,7 +170,8 @@ class TeacherPaths:
 def walk(teacher: Pipeline, noise: Tensor, conditions: Conditions, config: DistillConfig) -> Tensor:
     """Return the teacher's states (B, windows + 1, d, h, w) at the windows' edges, from ``noise`` on.
 
-    It samples as its own defaults say, but for the number of steps, and its solver's memory crosses edges.
+    It samples as its own defaults say, but for the steps, which are equal, as the windows are. Its solver's
+    memory crosses edges.
     """
     defaults, prior = teacher.config.defaults, teacher.prior
     calls = make_calls(defaults.sampler, config.num_windows * config.teacher_steps_per_window)

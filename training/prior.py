@@ -170,6 +170,7 @@ def save_samples(
             num_steps=defaults.num_steps,
             guidance_scale=defaults.guidance_scale,
             guidance_interval=defaults.guidance_interval,
+            time_easing=defaults.time_easing,
         )
     images = tokenizer.decode_codes(tokenizer.quantize(latents).codes)
     save_grid(path, images.cpu(), num_columns=8)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.samplers import guide, is_guided, make_calls, sample, take_step
+from models.samplers import guide, is_guided, make_calls, sample, take_step, time_grid
 
 SAMPLERS = ("euler", "heun", "dpmpp_2m")
 
@@ -19,7 +19,9 @@ def gaussian_velocity(mean: float, std: float):
     return velocity
 
 
-def solve(sampler: str, num_steps: int, mean: float = 2.0, std: float = 0.5) -> float:
+def solve(
+    sampler: str, num_steps: int, mean: float = 2.0, std: float = 0.5, time_easing: float = 0.0
+) -> float:
     """Return the largest error against the exact flow, noise → mean + std·noise."""
     noise = torch.linspace(-2, 2, 9, dtype=torch.float32)[:, None]
     labels = torch.zeros(9, dtype=torch.long)
@@ -31,6 +33,7 @@ def solve(sampler: str, num_steps: int, mean: float = 2.0, std: float = 0.5) -> 
         sampler=sampler,
         num_steps=num_steps,
         guidance_scale=1.0,
+        time_easing=time_easing,
     )
     return float((x - (mean + std * noise)).abs().max())
 
@@ -54,6 +57,22 @@ def test_a_single_point_is_reached_in_one_step(sampler) -> None:
     """Where the data is one point the path is straight, so any number of steps is exact."""
     for num_steps in (1, 2, 7):
         assert solve(sampler, num_steps, std=0.0) < 1e-5
+
+
+def test_time_runs_from_noise_to_data_with_shorter_steps_at_both_ends() -> None:
+    assert time_grid(4) == [0, 0.25, 0.5, 0.75, 1]
+    for time_easing in (0.35, 0.5, 1.0):
+        times = torch.tensor(time_grid(7, time_easing), dtype=torch.float64)
+        steps = times.diff()
+        assert times[0] == 0
+        assert times[-1] == 1
+        assert torch.allclose(steps, steps.flip(0))
+        assert (steps[:4].diff() > 0).all()
+
+
+def test_easing_makes_the_same_number_of_steps_better() -> None:
+    """Data much narrower than noise, as within a class, is where equal steps end too coarse."""
+    assert solve("dpmpp_2m", 12, std=0.1, time_easing=0.5) < solve("dpmpp_2m", 12, std=0.1) / 1.5
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

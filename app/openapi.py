@@ -101,7 +101,7 @@ PIPELINES = [
         codebook_size=4096,
         tokenizer="fedcba9876543210",
         num_steps=16,
-        guidance_scale=4.0,
+        guidance_scale=3.0,
         sampler="dpmpp_2m",
         example=GenerateRequest(pipeline="emoji-64", prompt="a smiling cat", style="noto", seed=7),
     ),

@@ -141,8 +141,8 @@ class Engine:
             else:
                 assert request.sampler is not None
                 assert request.num_steps is not None
-                easing = pipeline.config.defaults.time_easing
-                calls = make_calls(request.sampler, request.num_steps, easing)
+                time_easing = pipeline.config.defaults.time_easing
+                calls = make_calls(request.sampler, request.num_steps, time_easing)
                 asked = Asked.of(request, pipeline)
                 job = Job(item.job_id, request, pipeline, calls, request.num_images, asked)
                 self._starting.append(job)

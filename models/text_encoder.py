@@ -2,7 +2,8 @@
 
 import importlib.util
 import json
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,12 +130,8 @@ class PromptEncoder:
         if prompt in self._cached:
             self._cached.move_to_end(prompt)
             return self._cached[prompt]
-        config = self.config
-        states = torch.zeros(config.max_tokens, config.hidden_size)
-        ids = self._words.encode(prompt).ids if prompt else []
-        is_cut = len(ids) > config.max_tokens
-        if is_cut:
-            ids = [*ids[: config.max_tokens - 1], ids[-1]]
+        ids, is_cut = self._token_ids(prompt)
+        states = torch.zeros(self.config.max_tokens, self.config.hidden_size)
         if ids:
             states[: len(ids)] = self._network(torch.tensor([ids], device=self._device))[0].cpu()
         encoded = EncodedPrompt(states, len(ids), is_cut)
@@ -142,6 +139,35 @@ class PromptEncoder:
         if len(self._cached) > _MAX_CACHED:
             self._cached.popitem(last=False)
         return encoded
+
+    @torch.inference_mode()
+    def encode_batches(
+        self, prompts: Sequence[str], batch_size: int = 256
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield positions in ``prompts`` and their states (B, max_tokens, hidden), none of them cached.
+
+        For training: several times as fast as one at a time, and equal but for rounding. Prompts of as many
+        tokens go together, so nothing has to be masked.
+        """
+        token_ids = [self._token_ids(prompt.strip())[0] for prompt in prompts]
+        of_length: dict[int, list[int]] = defaultdict(list)
+        for position, ids in enumerate(token_ids):
+            of_length[len(ids)].append(position)
+        for length, group in of_length.items():
+            for start in range(0, len(group), batch_size):
+                positions = group[start : start + batch_size]
+                states = torch.zeros(len(positions), self.config.max_tokens, self.config.hidden_size)
+                if length:
+                    batch = torch.tensor([token_ids[position] for position in positions])
+                    states[:, :length] = self._network(batch.to(self._device)).cpu()
+                yield positions, states
+
+    def _token_ids(self, prompt: str) -> tuple[list[int], bool]:
+        """Return the ids of a stripped prompt's tokens, and whether any were cut; none if it is blank."""
+        ids = self._words.encode(prompt).ids if prompt else []
+        if len(ids) <= self.config.max_tokens:
+            return ids, False
+        return [*ids[: self.config.max_tokens - 1], ids[-1]], True
 
 
 def import_minilm(source: Path, max_tokens: int = 24) -> PromptEncoder:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from models.checkpoint import load_checkpoint, load_into, save_checkpoint
 from training.data.dataset import ImageDataset, scale_to_unit
+from training.precision import autocast
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def train_classifier(
     *,
     device: str | torch.device = "cpu",
 ) -> Classifier:
-    """Train a classifier on real images, with random crops and flips, in bf16 autocast."""
+    """Train a classifier on real images, with random crops and flips."""
     device = torch.device(device)
     generator = torch.Generator().manual_seed(training.seed)
     with torch.random.fork_rng(devices=[]):  # nn.Module initialisers take no generator
@@ -185,7 +186,7 @@ def train_classifier(
                     is_flipped=training.is_flipped,
                 ).to(device, memory_format=torch.channels_last)
                 labels = train.labels[rows].to(device)
-                with torch.autocast(device.type, torch.bfloat16):
+                with autocast(device):
                     logits = model(images).logits
                 loss = F.cross_entropy(logits.float(), labels)
                 optimizer.zero_grad(set_to_none=True)

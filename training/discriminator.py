@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.precision import autocast
+
 _MAX_WEIGHT = 1e4
 
 
@@ -49,7 +51,7 @@ class Adversary:
         The weight is the ratio of both losses' gradients at ``last_layer``, the decoder's last weights.
         """
         self.discriminator.requires_grad_(False)
-        with torch.autocast(reconstructed.device.type, dtype=torch.bfloat16):
+        with autocast(reconstructed.device):
             loss = -self.discriminator(reconstructed).float().mean()
         self.discriminator.requires_grad_(True)
         pulls = [
@@ -61,7 +63,7 @@ class Adversary:
 
     def learn(self, images: Tensor, reconstructed: Tensor) -> Tensor:
         """Take one step of the discriminator and return its loss, below 2 once it tells some apart."""
-        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+        with autocast(images.device):
             real, made = self.discriminator(images), self.discriminator(reconstructed.detach())
         loss = F.relu(1 - real.float()).mean() + F.relu(1 + made.float()).mean()
         self._optimizer.zero_grad(set_to_none=True)

@@ -23,6 +23,7 @@ from models.prior import DiT
 from models.samplers import Call, guide, is_guided, make_calls, take_step
 from training.examples import Examples, load_examples
 from training.fit import FitConfig, State, fit
+from training.precision import autocast, fast_dtype
 from training.prior import save_samples
 from training.run import Processes, Run, generator_for
 
@@ -64,7 +65,8 @@ def train_distilled(config: DistillConfig, *, resume: bool = False) -> Path:
     """
     processes = Processes.join(config.num_threads)
     run = Run(config.folder, config, processes, num_steps=config.num_steps, resume=resume)
-    teacher = Pipeline.load(config.teacher, device=str(processes.device))
+    dtype = fast_dtype(processes.device.type)
+    teacher = Pipeline.load(config.teacher, device=str(processes.device), dtype=dtype)
     examples = load_examples(
         teacher.tokenizer,
         config.data,
@@ -82,7 +84,7 @@ def train_distilled(config: DistillConfig, *, resume: bool = False) -> Path:
         generator = generator_for(config.seed, step, processes.rank)
         paths.extend(config.num_new_paths, generator)
         x, t, conditions, target = paths.draw(config.batch_size, generator)
-        with torch.autocast(processes.device.type, dtype=torch.bfloat16):
+        with autocast(processes.device):
             predicted = predict(x, t, conditions)
         return F.mse_loss(predicted.float(), target)
 

@@ -139,8 +139,12 @@ def _encode_texts(encoder: PromptEncoder, texts: list[str], cache: Path) -> Tens
     digest = hashlib.sha256(repr((encoder.config, texts)).encode()).hexdigest()[:16]
     if cache.exists() and digest in (kept := load_file(cache)):
         return kept[digest]
-    progress = tqdm(texts, desc="captions", unit="caption")
-    states = torch.stack([encoder.encode(text).states.to(torch.bfloat16) for text in progress])
+    shape = len(texts), encoder.config.max_tokens, encoder.config.hidden_size
+    states = torch.empty(shape, dtype=torch.bfloat16)
+    with tqdm(total=len(texts), desc="captions", unit="caption") as progress:
+        for positions, encoded in encoder.encode_batches(texts):
+            states[positions] = encoded.to(torch.bfloat16)
+            progress.update(len(positions))
     cache.parent.mkdir(parents=True, exist_ok=True)
     save_file({digest: states}, cache)
     return states

@@ -19,6 +19,7 @@ from models.checkpoint import load_checkpoint, load_into, save_checkpoint
 from training.classifier import ResidualBlock, augment, batches, convolution
 from training.data.captioned import CaptionedDataset
 from training.data.dataset import scale_to_unit
+from training.precision import autocast
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ def _train(judge: Judge, train: CaptionedDataset, training: JudgeTraining, devic
                 rows = order[batch]
                 images = _augment(train.images[rows], training, generator)
                 images = images.to(device, memory_format=torch.channels_last)
-                with torch.autocast(torch.device(device).type, torch.bfloat16):
+                with autocast(torch.device(device)):
                     embeddings, _, style_logits = judge(images)
                 emoji_loss = F.cross_entropy(judge.emoji_logits(embeddings), emoji[rows].to(device))
                 style_loss = F.cross_entropy(style_logits.float(), styles[rows].to(device))

@@ -20,6 +20,7 @@ from models.tokenizer import Tokenizer
 from training.examples import Examples, load_examples
 from training.fit import FitConfig, fit
 from training.plots import save_grid
+from training.precision import autocast
 from training.run import Processes, Run, TrainingError, batch_rows, generator_for
 
 
@@ -142,7 +143,7 @@ def flow_loss(
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     t = draw_times(len(latents), generator, mean=config.time_mean, std=config.time_std).to(latents.device)
     kept = drop_conditions(conditions, null, config.condition_dropout, generator)
-    with torch.autocast(latents.device.type, dtype=torch.bfloat16):
+    with autocast(latents.device):
         predicted = predict(interpolate(latents, noise, t), t, kept)
     return F.mse_loss(predicted.float(), velocity(latents, noise))
 
@@ -160,7 +161,7 @@ def save_samples(
     device = conditions.labels.device
     shape = (prior.config.latent_channels, *prior.config.grid)
     noise = torch.stack([draw_noise(shape, seed, i) for i in range(len(conditions))])
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with autocast(device):
         latents = sample(
             prior,
             noise.to(device),

@@ -21,6 +21,7 @@ from training.discriminator import Adversary, PatchDiscriminator
 from training.losses import reconstruction_loss
 from training.metrics import measure_squared_errors, psnr_db
 from training.plots import save_grid
+from training.precision import autocast
 from training.run import (
     Processes,
     Run,
@@ -164,7 +165,7 @@ class _Stepper:
         """Take one step; return the loss and the PSNR of the mean error, and the discriminator's loss."""
         config, tokenizer = self.config, self.tokenizer
         tokenizer.train(config.decoder_of is None)
-        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+        with autocast(images.device):
             if config.decoder_of is None:
                 latents, quantized = self._quantize(images, step)
             else:

@@ -1,4 +1,4 @@
-"""The text encoder: one prompt at a time, the same states for ever."""
+"""The text encoder: the same states of a prompt for ever."""
 
 import json
 from pathlib import Path
@@ -40,6 +40,17 @@ def test_a_long_prompt_is_cut_and_keeps_its_end_mark() -> None:
     cut = encoder.encode("a red blue cat dog apple")
     assert (cut.num_tokens, cut.is_cut) == (6, True)
     assert torch.equal(cut.states, encoder.encode("a red blue cat").states)
+
+
+def test_batches_give_the_states_of_single_prompts() -> None:
+    encoder = tiny_prompt_encoder()
+    prompts = ["a red cat", " dog ", "", "a blue dog", "a red blue cat dog apple"]
+    seen: list[int] = []
+    for positions, states in encoder.encode_batches(prompts, batch_size=2):
+        seen += positions
+        for position, encoded in zip(positions, states, strict=True):
+            torch.testing.assert_close(encoded, encoder.encode(prompts[position]).states)
+    assert sorted(seen) == list(range(len(prompts)))
 
 
 @pytest.mark.parametrize("prompt", ["", " \n"])

@@ -142,7 +142,7 @@ def prior_flops_per_image(pipeline: Pipeline) -> int:
     # The counter does not know the fused kernel of a CPU; the plain one makes the same products.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         pipeline.prior(latents, latents.new_zeros(1), pipeline.prior.null_conditions())
-    calls = make_calls(defaults.sampler, defaults.num_steps, defaults.time_easing)
+    calls = make_calls(defaults)
     num_rows = sum(
         1 + is_guided(call.t, defaults.guidance_scale, defaults.guidance_interval) for call in calls
     )

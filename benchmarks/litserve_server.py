@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,7 @@ class GenerateAPI(litserve.LitAPI):
             torch.stack([draw_noise(shape, each["seed"], 0) for each in requests]).to(pipeline.device),
             stack_conditions([pipeline.conditions(class_label=each["class_label"]) for each in requests]),
             pipeline.prior.null_conditions(len(requests)),
-            sampler=config.defaults.sampler,
-            num_steps=num_steps,
-            guidance_scale=config.defaults.guidance_scale,
-            guidance_interval=config.defaults.guidance_interval,
-            time_easing=config.defaults.time_easing,
+            replace(config.defaults, num_steps=num_steps),
         )
         return to_pixels(pipeline.tokenizer.decode_codes(pipeline.tokenizer.quantize(latents).codes))
 

@@ -131,8 +131,8 @@ class PriorConfig:
 
 
 @dataclass(frozen=True, config=_CHECKED)
-class SamplingDefaults:
-    """What a request gets that names none of these.
+class Sampling:
+    """How latents are sampled; a pipeline's are what a request gets that names none of these.
 
     Guidance is applied where the time ``t`` (0 is noise, 1 is data) lies in ``guidance_interval``
     (Kynkäänniemi et al. 2024, arXiv:2404.07724). With a ``time_easing`` of 0 all steps of time are equal;
@@ -165,7 +165,7 @@ class PipelineConfig:
     tokenizer: TokenizerConfig
     tokenizer_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     prior: PriorConfig
-    defaults: SamplingDefaults
+    defaults: Sampling
     style_names: tuple[str, ...] = ()
     group_names: tuple[str, ...] = ()
     example_prompt: str | None = None

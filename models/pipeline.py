@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.checkpoint import fingerprint, load_checkpoint, load_into, save_checkpoint
 from models.conditioning import Conditions
-from models.config import ConfigError, PipelineConfig, PriorConfig, SamplerName, TokenizerConfig
+from models.config import ConfigError, PipelineConfig, PriorConfig, Sampling, TokenizerConfig
 from models.flow import draw_noise
 from models.prior import DiT
 from models.samplers import sample
@@ -86,17 +86,14 @@ class Pipeline:
         self,
         conditions: Conditions,
         seed: int,
+        sampling: Sampling | None = None,
         *,
-        num_steps: int | None = None,
-        guidance_scale: float | None = None,
-        sampler: SamplerName | None = None,
-        cache_interval: int | None = None,
+        cache_interval: int = 1,
     ) -> Tensor:
         """Return images (B, C, H, W) float32 in [-1, 1] of ``conditions`` (B rows), all in one batch.
 
-        Image i starts from the noise of (seed, i). What is left out comes from the pipeline's defaults.
+        Image i starts from the noise of (seed, i). Without ``sampling``, the pipeline's defaults are taken.
         """
-        defaults = self.config.defaults
         shape = (self.config.prior.latent_channels, *self.config.prior.grid)
         noise = torch.stack([draw_noise(shape, seed, i) for i in range(len(conditions))])
         latents = sample(
@@ -104,12 +101,8 @@ class Pipeline:
             noise.to(self.device),
             conditions.to(self.device),
             self.prior.null_conditions(len(conditions)),
-            sampler=sampler or defaults.sampler,
-            num_steps=num_steps or defaults.num_steps,
-            guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
-            guidance_interval=defaults.guidance_interval,
-            time_easing=defaults.time_easing,
-            cache_interval=cache_interval or 1,
+            sampling or self.config.defaults,
+            cache_interval=cache_interval,
         )
         return self.tokenizer.decode_codes(self.tokenizer.quantize(latents).codes)
 

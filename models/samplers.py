@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from models.conditioning import Conditions, stack_conditions
-from models.config import SamplerName
+from models.config import SamplerName, Sampling
 from models.prior import DiT
 from models.step_cache import StepCache, call_cached
 
@@ -104,9 +104,9 @@ def time_grid(num_steps: int, time_easing: float = 0.0) -> list[float]:
     return [u + time_easing * ((1 - math.cos(math.pi * u)) / 2 - u) for u in shares]
 
 
-def make_calls(sampler: SamplerName, num_steps: int, time_easing: float = 0.0) -> list[Call]:
-    """Return the calls of ``sampler`` over ``num_steps`` steps of ``time_grid``."""
-    return _SAMPLERS[sampler](time_grid(num_steps, time_easing))
+def make_calls(sampling: Sampling) -> list[Call]:
+    """Return the calls of a sampler over the steps of ``time_grid``."""
+    return _SAMPLERS[sampling.sampler](time_grid(sampling.num_steps, sampling.time_easing))
 
 
 def take_step(x: Tensor, v: Tensor, m: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,12 +135,8 @@ def sample(
     noise: Tensor,
     conditions: Conditions,
     null_conditions: Conditions,
+    sampling: Sampling,
     *,
-    sampler: SamplerName,
-    num_steps: int,
-    guidance_scale: float,
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
-    time_easing: float = 0.0,
     cache_interval: int = 1,
 ) -> Tensor:
     """Return latents (B, C, *grid) float32 from ``noise``, all of the batch in step.
@@ -151,8 +147,8 @@ def sample(
     """
     cache, null_cache = StepCache(cache_interval), StepCache(cache_interval)
     x, m = noise.float(), torch.zeros_like(noise, dtype=torch.float32)
-    for position, call in enumerate(make_calls(sampler, num_steps, time_easing)):
-        needs_both = is_guided(call.t, guidance_scale, guidance_interval)
+    for position, call in enumerate(make_calls(sampling)):
+        needs_both = is_guided(call.t, sampling.guidance_scale, sampling.guidance_interval)
         t = x.new_full((len(x),), call.t)
         if cache_interval > 1:
             assert isinstance(prior, DiT), "only the blocks of a DiT can be cached"
@@ -165,7 +161,7 @@ def sample(
         else:
             v = prior(x, t, conditions).float()
         if needs_both:
-            v = guide(v, null_v, x.new_full((len(x),), guidance_scale))
+            v = guide(v, null_v, x.new_full((len(x),), sampling.guidance_scale))
         x, m = take_step(x, v, m, x.new_tensor([call.coefficients]).expand(len(x), 6))
     return x
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as WordTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from models.checkpoint import fingerprint
-from models.config import PipelineConfig, PriorConfig, SamplingDefaults, TokenizerConfig
+from models.config import PipelineConfig, PriorConfig, Sampling, TokenizerConfig
 from models.pipeline import save_pipeline
 from models.prior import DiT
 from models.text_encoder import PromptEncoder, TextEncoder, TextEncoderConfig
@@ -83,9 +83,7 @@ def save_untrained(
         tokenizer=tokenizer_config,
         tokenizer_fingerprint=fingerprint(tokenizer_config, tokenizer.exported()),
         prior=prior_config,
-        defaults=SamplingDefaults(
-            num_steps=4, guidance_scale=2.0, guidance_interval=(0.0, 0.8), time_easing=0.5
-        ),
+        defaults=Sampling(num_steps=4, guidance_scale=2.0, guidance_interval=(0.0, 0.8), time_easing=0.5),
         **{"class_names": (), **names},
     )
     save_pipeline(folder, config, tokenizer, prior, prompt_encoder)

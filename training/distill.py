@@ -7,6 +7,7 @@ not from noised data, so that the student learns at each window's start from wha
 a window's start is learnt, not the times within.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from models.conditioning import Conditions, stack_conditions
-from models.config import Count, PipelineConfig, SamplingDefaults, UnitTime
+from models.config import Count, PipelineConfig, Sampling, UnitTime
 from models.pipeline import Pipeline, load_prior, save_pipeline
 from models.prior import DiT
 from models.samplers import Call, guide, is_guided, make_calls, take_step
@@ -88,7 +89,7 @@ def train_distilled(config: DistillConfig, *, resume: bool = False) -> Path:
             predicted = predict(x, t, conditions)
         return F.mse_loss(predicted.float(), target)
 
-    defaults = SamplingDefaults(num_steps=config.num_windows, sampler="euler", guidance_scale=1.0)
+    defaults = Sampling(num_steps=config.num_windows, sampler="euler", guidance_scale=1.0)
     fit(
         run,
         student,
@@ -175,13 +176,14 @@ def walk(teacher: Pipeline, noise: Tensor, conditions: Conditions, config: Disti
     It samples as its own defaults say, but for the steps, which are equal, as the windows are. Its solver's
     memory crosses edges.
     """
-    defaults, prior = teacher.config.defaults, teacher.prior
-    calls = make_calls(defaults.sampler, config.num_windows * config.teacher_steps_per_window)
+    num_steps = config.num_windows * config.teacher_steps_per_window
+    sampling = replace(teacher.config.defaults, num_steps=num_steps, time_easing=0.0)
+    calls, prior = make_calls(sampling), teacher.prior
     x, m = noise.to(teacher.device), torch.zeros_like(noise, device=teacher.device)
     null = prior.null_conditions(len(x))
     edges = [x]
     for position, call in enumerate(calls):
-        v = _guided(prior, x, call, conditions, null, defaults)
+        v = _guided(prior, x, call, conditions, null, sampling)
         x, m = take_step(x, v, m, x.new_tensor([call.coefficients]).expand(len(x), 6))
         following = calls[position + 1].t if position + 1 < len(calls) else 1.0
         if following > call.t and round(following * config.num_windows, 6) % 1 == 0:
@@ -190,11 +192,11 @@ def walk(teacher: Pipeline, noise: Tensor, conditions: Conditions, config: Disti
 
 
 def _guided(
-    prior: DiT, x: Tensor, call: Call, conditions: Conditions, null: Conditions, defaults: SamplingDefaults
+    prior: DiT, x: Tensor, call: Call, conditions: Conditions, null: Conditions, sampling: Sampling
 ) -> Tensor:
     t = x.new_full((len(x),), call.t)
-    if not is_guided(call.t, defaults.guidance_scale, defaults.guidance_interval):
+    if not is_guided(call.t, sampling.guidance_scale, sampling.guidance_interval):
         return prior(x, t, conditions).float()
     both = stack_conditions([conditions, null])
     v, null_v = prior(torch.cat([x, x]), torch.cat([t, t]), both).float().chunk(2)
-    return guide(v, null_v, x.new_full((len(x),), defaults.guidance_scale))
+    return guide(v, null_v, x.new_full((len(x),), sampling.guidance_scale))

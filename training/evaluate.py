@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from models.conditioning import Conditions
-from models.config import SamplerName, SamplingDefaults
+from models.config import SamplerName, Sampling
 from models.pipeline import Pipeline
 from models.tokenizer import Tokenizer
 from training.classifier import (
@@ -64,6 +64,15 @@ class EvaluationOptions:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
+    def sampling(self, defaults: Sampling) -> Sampling:
+        """Return a pipeline's ``defaults`` with what is asked for in their place."""
+        return replace(
+            defaults,
+            num_steps=self.num_steps or defaults.num_steps,
+            guidance_scale=defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale,
+            sampler=self.sampler or defaults.sampler,
+        )
+
 
 def evaluate(folder: Path, options: EvaluationOptions | None = None) -> Evaluation:
     """Measure the pipeline in ``folder`` and write metrics.json, samples.png and the model card there.
@@ -105,14 +114,11 @@ def evaluate(folder: Path, options: EvaluationOptions | None = None) -> Evaluati
             paired_test_reconstructions=score_samples(test_reconstructed.images, test.labels, reference),
             nearest_train_ratio=nearest_train_ratio(generated, train.images, reference),
         )
-    sampling = _settle_sampling(pipeline.config.defaults, options)
     evaluation = Evaluation(
         pipeline=pipeline.config.name,
         tokenizer_fingerprint=pipeline.config.tokenizer_fingerprint,
         data=_data_name(options),
-        num_steps=sampling.num_steps,
-        guidance_scale=sampling.guidance_scale,
-        sampler=sampling.sampler,
+        sampling=options.sampling(pipeline.config.defaults),
         cache_interval=options.cache_interval or 1,
         seed=options.seed,
         device=options.device,
@@ -160,10 +166,8 @@ def generate(pipeline: Pipeline, labels: torch.Tensor, options: EvaluationOption
         batch = pipeline.generate(
             Conditions(labels[start : start + options.batch_size, None]),
             seed=options.seed + index,
-            num_steps=options.num_steps,
-            guidance_scale=options.guidance_scale,
-            sampler=options.sampler,
-            cache_interval=options.cache_interval,
+            sampling=options.sampling(pipeline.config.defaults),
+            cache_interval=options.cache_interval or 1,
         )
         images.append(batch.float().cpu())
     return torch.cat(images)
@@ -218,16 +222,6 @@ def _data_name(options: EvaluationOptions) -> str:
     """Return a name that tells nothing of this machine's folders."""
     name = options.data.partition(":")[0]
     return name if name == FASHION_MNIST else Path(options.data).resolve().name
-
-
-def _settle_sampling(defaults: SamplingDefaults, options: EvaluationOptions) -> SamplingDefaults:
-    guidance_scale = options.guidance_scale
-    return replace(
-        defaults,
-        num_steps=options.num_steps or defaults.num_steps,
-        guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
-        sampler=options.sampler or defaults.sampler,
-    )
 
 
 def _load_data(pipeline: Pipeline, options: EvaluationOptions) -> tuple[ImageDataset, ImageDataset]:

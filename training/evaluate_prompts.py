@@ -17,12 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.conditioning import stack_conditions
+from models.config import Sampling
 from models.pipeline import Pipeline
 from training.classifier import (
     ClassifierTraining,
     classify,
     load_or_train_classifiers,
-    measure_accuracy,
 )
 from training.data.captioned import Caption, CaptionedDataset, CaptionSplit, load_captioned
 from training.data.dataset import ImageDataset, scale_to_unit
@@ -65,11 +65,13 @@ class Retrieval:
 
 
 @dataclass(frozen=True)
-class StyleRetrieval:
-    """Of held-out pairs of one style."""
+class StyleScores:
+    """Of one style: retrieval of held-out pairs, style accuracies of held-out pairs and unseen emoji."""
 
     generated: Retrieval
     real_in_other_styles: Retrieval
+    style_accuracy: float
+    real_style_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,7 @@ class PromptEvaluation:
     pipeline: str
     tokenizer_fingerprint: str
     data: str
-    num_steps: int
-    guidance_scale: float
-    sampler: str
+    sampling: Sampling
     seed: int
     num_threads: int
     batch_size: int
@@ -96,7 +96,7 @@ class PromptEvaluation:
     held_out: Retrieval
     real_in_other_styles: Retrieval
     unseen: Retrieval
-    by_style: dict[str, StyleRetrieval]
+    by_style: dict[str, StyleScores]
     style_accuracy: float
     real_style_accuracy: float
     frechet_distance: float
@@ -133,6 +133,8 @@ def evaluate_prompts(
     generated = generate_captions(pipeline, new.captions, new.style_names, options)
     seconds_per_image = (time.perf_counter() - started) / len(new)
 
+    in_style = classify(style_classifier.model, generated).logits.argmax(1) == new.styles  # (N,)
+    real_in_style = classify(style_classifier.model, new.images).logits.argmax(1) == new.styles  # (N,)
     real, made = judge_images(judge, data.images), judge_images(judge, generated)
     gallery = _Gallery(data, real)
     held_out, others = _queries(new, "held_out", made), _other_styles(data, real)
@@ -143,14 +145,11 @@ def evaluate_prompts(
     reconstructions = reconstruct(pipeline.tokenizer, data.images, options)
     reconstructed = judge_images(judge, reconstructions.images[drawn])
     unseen_rows = data.rows("unseen")
-    sampling = pipeline.config.defaults
     evaluation = PromptEvaluation(
         pipeline=pipeline.config.name,
         tokenizer_fingerprint=pipeline.config.tokenizer_fingerprint,
         data=Path(options.data).name,
-        num_steps=options.num_steps or sampling.num_steps,
-        guidance_scale=sampling.guidance_scale if options.guidance_scale is None else options.guidance_scale,
-        sampler=options.sampler or sampling.sampler,
+        sampling=options.sampling(pipeline.config.defaults),
         seed=options.seed,
         num_threads=torch.get_num_threads(),
         batch_size=options.batch_size,
@@ -165,14 +164,16 @@ def evaluate_prompts(
         real_in_other_styles=gallery.retrieve(others),
         unseen=gallery.retrieve(_queries(new, "unseen", made)),
         by_style={
-            style: StyleRetrieval(
+            style: StyleScores(
                 gallery.retrieve([query for query in held_out if query.style == style]),
                 gallery.retrieve([query for query in others if query.style == style]),
+                _share(in_style[new.styles == number]),
+                _share(real_in_style[new.styles == number]),
             )
-            for style in data.style_names
+            for number, style in enumerate(data.style_names)
             if any(query.style == style for query in others)
         },
-        style_accuracy=measure_accuracy(classify(style_classifier.model, generated), new.styles),
+        style_accuracy=_share(in_style),
         real_style_accuracy=style_classifier.test_accuracy,
         frechet_distance=frechet_distance(measure_statistics(made.features), target),
         frechet_distance_of_reconstructions=frechet_distance(
@@ -217,10 +218,8 @@ def _generate(pipeline: Pipeline, asked: list[tuple[str, int]], options: Evaluat
         made = pipeline.generate(
             stack_conditions(rows),
             seed=options.seed + index,
-            num_steps=options.num_steps,
-            guidance_scale=options.guidance_scale,
-            sampler=options.sampler,
-            cache_interval=options.cache_interval,
+            sampling=options.sampling(pipeline.config.defaults),
+            cache_interval=options.cache_interval or 1,
         )
         images.append(made.float().cpu())
     return torch.cat(images)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from models.config import Sampling
 from training.data.dataset import ImageDataset, scale_to_unit
 from training.plots import GridBlock, save_labelled_grid
 from training.scores import Evaluation, SampleMetrics
@@ -53,11 +54,9 @@ def render_evaluation(evaluation: Evaluation) -> str:
         "",
         "### Generated images",
         "",
-        f"Sampler `{evaluation.sampler}`, {evaluation.num_steps} steps, "
-        f"{_caching(evaluation.cache_interval)}guidance "
-        f"{evaluation.guidance_scale:g}, seed {evaluation.seed}; "
-        f"{evaluation.seconds_per_image:.3f} s an image in batches of {evaluation.batch_size} "
-        f"({evaluation.device}, {evaluation.num_threads} threads).",
+        f"{render_sampling(evaluation.sampling)}{_caching(evaluation.cache_interval)}, "
+        f"seed {evaluation.seed}; {evaluation.seconds_per_image:.3f} s an image in batches of "
+        f"{evaluation.batch_size} ({evaluation.device}, {evaluation.num_threads} threads).",
     ]
     for name, metrics in evaluation.classifiers.items():
         lines += [
@@ -124,5 +123,15 @@ def _filled(images: torch.Tensor, num_images: int, like: torch.Tensor) -> torch.
     return torch.cat([images, white])
 
 
+def render_sampling(sampling: Sampling) -> str:
+    """Return the start of a sentence that says how images were sampled."""
+    easing = f" eased by {sampling.time_easing:g}" if sampling.time_easing else ""
+    guidance = "no guidance"
+    if sampling.guidance_scale != 1:
+        low, high = sampling.guidance_interval
+        guidance = f"guidance {sampling.guidance_scale:g} from t = {low:g} to {high:g}"
+    return f"Sampler `{sampling.sampler}`, {sampling.num_steps} steps{easing}, {guidance}"
+
+
 def _caching(interval: int) -> str:
-    return f"middle blocks in one call of {interval}, " if interval > 1 else ""
+    return f", middle blocks in one call of {interval}" if interval > 1 else ""

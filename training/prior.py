@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import fingerprint
 from models.conditioning import Conditions, drop_conditions
-from models.config import Count, PipelineConfig, PriorConfig, SamplingDefaults, UnitTime
+from models.config import Count, PipelineConfig, PriorConfig, Sampling, UnitTime
 from models.flow import draw_noise, draw_times, interpolate, velocity
 from models.pipeline import load_prior, load_tokenizer, save_pipeline
 from models.prior import DiT
@@ -38,7 +38,7 @@ class PriorTrainingConfig(FitConfig):
     prior: PriorConfig
     tokenizer: Path
     output: Path
-    defaults: SamplingDefaults
+    defaults: Sampling
     data: str = "fashion-mnist"
     text_encoder: Path | None = None
     start_from: Path | None = None
@@ -154,7 +154,7 @@ def save_samples(
     tokenizer: Tokenizer,
     prior: DiT,
     conditions: Conditions,
-    defaults: SamplingDefaults,
+    sampling: Sampling,
     seed: int,
 ) -> None:
     """Save a picture of a sample for each of ``conditions``, from the same noise every time."""
@@ -167,11 +167,7 @@ def save_samples(
             noise.to(device),
             conditions,
             prior.null_conditions(len(conditions)),
-            sampler=defaults.sampler,
-            num_steps=defaults.num_steps,
-            guidance_scale=defaults.guidance_scale,
-            guidance_interval=defaults.guidance_interval,
-            time_easing=defaults.time_easing,
+            sampling,
         )
     images = tokenizer.decode_codes(tokenizer.quantize(latents).codes)
     save_grid(path, images.cpu(), num_columns=8)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from training.data.captioned import CaptionedDataset
 from training.data.dataset import scale_to_unit
+from training.model_card import render_sampling
 from training.plots import GridBlock, save_captioned_grid, save_labelled_grid
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ def render_prompt_evaluation(evaluation: "PromptEvaluation") -> str:
         "",
         "### Generated images",
         "",
-        f"One for each held-out pair and unseen emoji, under its name and style. Sampler "
-        f"`{evaluation.sampler}`, {evaluation.num_steps} steps, guidance {evaluation.guidance_scale:g}, seed "
-        f"{evaluation.seed}; {evaluation.seconds_per_image:.3f} s an image in batches of "
-        f"{evaluation.batch_size} ({evaluation.num_threads} threads).",
+        f"One for each held-out pair and unseen emoji, under its name and style. "
+        f"{render_sampling(evaluation.sampling)}, seed {evaluation.seed}; "
+        f"{evaluation.seconds_per_image:.3f} s an image in batches of {evaluation.batch_size} "
+        f"({evaluation.num_threads} threads).",
         "",
         "| the true emoji is found among all real ones of the style | images | first | in the first five |",
         "|---|---|---|---|",
@@ -67,13 +68,15 @@ def render_prompt_evaluation(evaluation: "PromptEvaluation") -> str:
         f"| distance to the nearest training image, over that of real held-out and unseen images "
         f"| {evaluation.nearest_train_ratio:.2f} | 1 |",
         "",
-        "| style | held-out pairs | generated, first | real in other styles, first |",
-        "|---|---|---|---|",
+        "| style | held-out pairs | generated, first | real in other styles, first | generated, in the style "
+        "| real, in the style |",
+        "|---|---|---|---|---|---|",
     ]
     for style, scores in evaluation.by_style.items():
         lines.append(
             f"| {style} | {scores.generated.num_queries} | {scores.generated.recall_at_1:.1%} "
-            f"| {scores.real_in_other_styles.recall_at_1:.1%} |"
+            f"| {scores.real_in_other_styles.recall_at_1:.1%} "
+            f"| {scores.style_accuracy:.1%} | {scores.real_style_accuracy:.1%} |"
         )
     lines += [
         "",

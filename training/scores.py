@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from models.config import Sampling
 from training.classifier import TrainedClassifier, classify, measure_accuracy
 from training.data.dataset import scale_to_unit
 from training.metrics import (
@@ -76,10 +77,8 @@ class Evaluation:
     pipeline: str
     tokenizer_fingerprint: str
     data: str
-    num_steps: int
+    sampling: Sampling
     cache_interval: int
-    guidance_scale: float
-    sampler: str
     seed: int
     device: str
     num_threads: int

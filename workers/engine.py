@@ -17,7 +17,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
@@ -141,10 +141,11 @@ class Engine:
             else:
                 assert request.sampler is not None
                 assert request.num_steps is not None
-                time_easing = pipeline.config.defaults.time_easing
-                calls = make_calls(request.sampler, request.num_steps, time_easing)
+                sampling = replace(
+                    pipeline.config.defaults, sampler=request.sampler, num_steps=request.num_steps
+                )
                 asked = Asked.of(request, pipeline)
-                job = Job(item.job_id, request, pipeline, calls, request.num_images, asked)
+                job = Job(item.job_id, request, pipeline, make_calls(sampling), request.num_images, asked)
                 self._starting.append(job)
             self._jobs[job.id] = job
 

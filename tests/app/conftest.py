@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from app.main import create_app
 from app.server import Server
 from app.settings import AppSettings
-from models.config import PipelineConfig, PriorConfig, SamplingDefaults, TokenizerConfig
+from models.config import PipelineConfig, PriorConfig, Sampling, TokenizerConfig
 from workers import redis_server
 from workers.artifacts import ArtifactStore
 from workers.errors import InternalError, NotFinite, OutOfMemory, ServiceError, StorageFull
@@ -31,7 +31,7 @@ CONFIG = PipelineConfig(
     tokenizer=TokenizerConfig(image_size_px=8, downsample_factor=4, codebook_size=256),
     tokenizer_fingerprint="0123456789abcdef",
     prior=PriorConfig(grid=(2, 2), hidden_size=16, num_heads=2, num_classes=2),
-    defaults=SamplingDefaults(num_steps=5, sampler="heun", guidance_scale=1.5),
+    defaults=Sampling(num_steps=5, sampler="heun", guidance_scale=1.5),
 )
 FAILURES: dict[int, ServiceError] = {  # by the seed that brings them about
     666: NotFinite("the model made NaN for image 0"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.config import PipelineConfig, PriorConfig, SamplingDefaults, TokenizerConfig
+from models.config import PipelineConfig, PriorConfig, Sampling, TokenizerConfig
 
 FASHION_MNIST = Path(__file__).parents[2] / "weights/fashion-mnist"
 
@@ -96,7 +96,7 @@ def test_a_taken_port_is_said_at_once(tmp_path):
         tokenizer=TokenizerConfig(image_size_px=8),
         tokenizer_fingerprint="0" * 16,
         prior=PriorConfig(grid=(4, 4), num_classes=2),
-        defaults=SamplingDefaults(),
+        defaults=Sampling(),
     )
     (tmp_path / "tiny").mkdir()
     config.save(tmp_path / "tiny" / "pipeline.json")

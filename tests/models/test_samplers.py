@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.config import Sampling
 from models.samplers import guide, is_guided, make_calls, sample, take_step, time_grid
 
 SAMPLERS = ("euler", "heun", "dpmpp_2m")
@@ -30,10 +31,7 @@ def solve(
         noise,
         labels,
         1,
-        sampler=sampler,
-        num_steps=num_steps,
-        guidance_scale=1.0,
-        time_easing=time_easing,
+        Sampling(sampler=sampler, num_steps=num_steps, time_easing=time_easing),
     )
     return float((x - (mean + std * noise)).abs().max())
 
@@ -77,14 +75,17 @@ def test_easing_makes_the_same_number_of_steps_better() -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_calls_are_counted(sampler) -> None:
-    assert len(make_calls(sampler, 10)) == (19 if sampler == "heun" else 10)
-    assert make_calls(sampler, 1)[0].t == 0
+    assert len(make_calls(Sampling(sampler=sampler, num_steps=10))) == (19 if sampler == "heun" else 10)
+    assert make_calls(Sampling(sampler=sampler, num_steps=1))[0].t == 0
 
 
 def test_samples_of_different_schedules_step_together_as_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     velocity = gaussian_velocity(1.0, 0.3)
-    schedules = [make_calls("euler", 5), make_calls("heun", 3), make_calls("dpmpp_2m", 5)]
+    schedules = [
+        make_calls(Sampling(sampler=sampler, num_steps=num_steps))
+        for sampler, num_steps in (("euler", 5), ("heun", 3), ("dpmpp_2m", 5))
+    ]
     assert len({len(calls) for calls in schedules}) == 1
     noise = torch.randn(3, 1, generator=generator)
     alone = []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.config import PriorConfig, TokenizerConfig
+from models.config import PipelineConfig, PriorConfig, Sampling, TokenizerConfig
 from tests.tiny import save_untrained
 from training.classifier import (
     ClassifierConfig,
@@ -140,10 +140,8 @@ def make_evaluation() -> Evaluation:
         pipeline="tiny",
         tokenizer_fingerprint="0" * 16,
         data="halves",
-        num_steps=8,
+        sampling=Sampling(num_steps=8, sampler="heun", guidance_scale=1.5, guidance_interval=(0.1, 0.9)),
         cache_interval=1,
-        guidance_scale=1.5,
-        sampler="heun",
         seed=0,
         device="cpu",
         num_threads=2,
@@ -165,6 +163,7 @@ def test_card_section_is_replaced_in_place(tmp_path: Path) -> None:
     assert once.endswith("<!-- /evaluation -->\n\n## Licence\n")
     assert "stale figures" not in once
     assert "| 30.00 dB |" in once
+    assert "Sampler `heun`, 8 steps, guidance 1.5 from t = 0.1 to 0.9, seed 0; 0.100 s an image" in once
 
 
 def test_card_is_made_or_completed(tmp_path: Path) -> None:
@@ -222,7 +221,9 @@ def test_evaluation_of_a_pipeline_is_written_into_its_folder(
     )
     evaluation = evaluate(folder, options)
 
-    assert (evaluation.num_steps, evaluation.sampler, evaluation.data) == (2, "euler", "halves")
+    defaults = PipelineConfig.load(folder / "pipeline.json").defaults
+    assert evaluation.sampling == replace(defaults, num_steps=2, sampler="euler")
+    assert evaluation.data == "halves"
     assert evaluation.tokenizer.num_images == 64
     assert set(evaluation.classifiers) == {"residual-1", "plain-2"}
     for metrics in evaluation.classifiers.values():

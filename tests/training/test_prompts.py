@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.config import SamplingDefaults
+from models.config import Sampling
 from models.pipeline import Pipeline
 from tests.tiny import PRIOR, TOKENIZER, tiny_prompt_encoder
 from training.data.captioned import load_captioned
@@ -49,7 +49,7 @@ def trained(captioned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             tokenizer=tokenizer,
             folder=folder / "prior",
             output=folder / "drawn",
-            defaults=SamplingDefaults(num_steps=4, guidance_scale=2.0),
+            defaults=Sampling(num_steps=4, guidance_scale=2.0),
             data=str(captioned),
             text_encoder=folder / "text",
             example_prompt="a red cat",

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from models.conditioning import Conditions
-from models.config import PriorConfig, SamplingDefaults, TokenizerConfig
+from models.config import PriorConfig, Sampling, TokenizerConfig
 from models.pipeline import Pipeline
 from training.prior import PriorTrainingConfig, train_prior
 from training.run import TrainingError, load_config
@@ -117,7 +117,7 @@ def squares(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> PriorTr
         tokenizer=tokenizer,
         folder=tmp_path / "prior",
         output=tmp_path / "weights" / "squares",
-        defaults=SamplingDefaults(num_steps=8, guidance_scale=1.0),
+        defaults=Sampling(num_steps=8, guidance_scale=1.0),
         data=str(pictures),
         batch_size=64,
         num_steps=300,

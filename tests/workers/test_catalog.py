@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from models.config import ConfigError, PipelineConfig, PriorConfig, SamplingDefaults, TokenizerConfig
+from models.config import ConfigError, PipelineConfig, PriorConfig, Sampling, TokenizerConfig
 from workers.catalog import Catalog
 from workers.errors import InvalidCodes, InvalidRequest, UnknownPipeline
 from workers.messages import DecodeRequest, EncodeRequest, GenerateRequest
@@ -14,7 +14,7 @@ CONFIG = PipelineConfig(
     tokenizer=TokenizerConfig(image_size_px=8, downsample_factor=4, codebook_size=16),
     tokenizer_fingerprint="0123456789abcdef",
     prior=PriorConfig(grid=(2, 2), hidden_size=16, num_heads=2, num_classes=2),
-    defaults=SamplingDefaults(num_steps=5, sampler="heun", guidance_scale=1.5),
+    defaults=Sampling(num_steps=5, sampler="heun", guidance_scale=1.5),
 )
 PROMPTED = replace(
     CONFIG,

@@ -3,6 +3,7 @@
 import base64
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,9 +107,8 @@ def test_engine_and_pipeline_generate_the_same_codes(pipelines, resolve) -> None
         expected = pipeline.generate(
             pipeline.conditions(class_label=2).expand(3),
             5,
-            num_steps=6,
-            sampler=sampler,
-            cache_interval=interval,
+            replace(pipeline.config.defaults, num_steps=6, sampler=sampler),
+            cache_interval=interval or 1,
         )
         assert finished.codes is not None
         made = pipeline.tokenizer.decode_codes(torch.tensor(finished.codes.codes))

@@ -43,17 +43,16 @@ def psnr_db(squared_errors: torch.Tensor) -> torch.Tensor:
 
 
 def measure_ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Measure the structural similarity of each image, (B,) float64, averaged over channels and positions.
+    """Measure the structural similarity of each image, (B,), averaged over channels and positions.
 
     Both: (B, C, H, W) float in [-1, 1], at least 11 pixels a side. Wang et al. 2004
     (doi:10.1109/TIP.2003.819861): Gaussian window of 11 pixels and sigma 1.5, K = (0.01, 0.03), windows
     inside the image only. Unlike theirs, images aren't scaled down first.
     """
-    images, targets = images.double(), targets.double()
     channels = images.shape[1]
     offsets = torch.arange(_SSIM_WINDOW, dtype=torch.float64) - _SSIM_WINDOW // 2
     weights = torch.exp(-offsets.square() / (2 * _SSIM_SIGMA**2))
-    weights = (weights / weights.sum()).to(images.device).expand(channels, 1, 1, _SSIM_WINDOW)
+    weights = (weights / weights.sum()).to(images).expand(channels, 1, 1, _SSIM_WINDOW)
 
     def blur(x: torch.Tensor) -> torch.Tensor:
         x = F.conv2d(x, weights, groups=channels)

@@ -132,7 +132,7 @@ def score_reconstructions(
         rows = slice(start, start + _BATCH_SIZE)
         targets = scale_to_unit(images[rows])
         errors.append(measure_squared_errors(reconstructions[rows], targets))
-        similarities.append(measure_ssim(reconstructions[rows], targets))
+        similarities.append(measure_ssim(reconstructions[rows].double(), targets.double()))
     squared_errors = torch.cat(errors)
     use = measure_codebook_use(codes, codebook_size)
     return TokenizerMetrics(

@@ -59,6 +59,7 @@ class TokenizerTrainingConfig:
     l1_weight: Annotated[float, Field(ge=0)] = 0.1
     l2_weight: Annotated[float, Field(ge=0)] = 1.0
     edge_weight: Annotated[float, Field(ge=0)] = 0.0
+    ssim_weight: Annotated[float, Field(ge=0)] = 0.0
     adversarial_weight: Annotated[float, Field(ge=0)] = 0.0
     adversarial_start: Annotated[int, Field(ge=0)] = 0
     adversarial_learning_rate: Annotated[float, Field(gt=0)] = 2e-4
@@ -179,6 +180,7 @@ class _Stepper:
             l1_weight=config.l1_weight,
             l2_weight=config.l2_weight,
             edge_weight=config.edge_weight,
+            ssim_weight=config.ssim_weight,
         )
         total = loss if quantized is None else loss + quantized.loss
         adversary = self.adversary if step >= config.adversarial_start else None

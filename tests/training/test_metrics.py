@@ -29,7 +29,7 @@ def test_psnr_of_a_constant_error_has_its_closed_form() -> None:
 
 
 def test_ssim_of_equal_images_is_one() -> None:
-    images = normal(3, 3, 16, 16).clamp(-1, 1)
+    images = normal(3, 3, 16, 16).double().clamp(-1, 1)
     assert measure_ssim(images, images).tolist() == pytest.approx([1.0] * 3, abs=1e-9)
 
 

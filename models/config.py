@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 SamplerName = Literal["euler", "heun", "dpmpp_2m"]
 QuantizerName = Literal["vector", "fsq"]
 PIPELINE_FORMAT = 1
+MAX_STEPS = 200
 
 _FOLDER_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 _CHECKED = ConfigDict(extra="forbid")
@@ -139,7 +140,7 @@ class Sampling:
     up to 1, those near the noise and near the data get shorter (``samplers.time_grid``).
     """
 
-    num_steps: Annotated[int, Field(ge=1, le=200)] = 16
+    num_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 16
     sampler: SamplerName = "dpmpp_2m"
     guidance_scale: Annotated[float, Field(ge=0, le=20)] = 1.0
     guidance_interval: tuple[UnitTime, UnitTime] = (0.0, 1.0)

@@ -174,7 +174,7 @@ def evaluate_prompts(
             if any(query.style == style for query in others)
         },
         style_accuracy=_share(in_style),
-        real_style_accuracy=style_classifier.test_accuracy,
+        real_style_accuracy=_share(real_in_style),
         frechet_distance=frechet_distance(measure_statistics(made.features), target),
         frechet_distance_of_reconstructions=frechet_distance(
             measure_statistics(reconstructed.features), target

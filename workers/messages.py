@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.config import SamplerName
+from models.config import MAX_STEPS, SamplerName
 
 ImageFormat = Literal["png", "webp", "jpeg"]
 Priority = Literal["interactive", "batch"]
@@ -17,7 +17,6 @@ Background = Literal["white", "transparent"]
 Codes = list[list[int]]
 
 MAX_IMAGES_PER_JOB = 64
-MAX_STEPS = 200
 MAX_GUIDANCE_SCALE = 20.0
 MAX_CACHE_INTERVAL = 4
 MAX_IMAGE_BASE64_CHARS = 14 * 2**20  # 10 MiB of image bytes, and a little

@@ -103,7 +103,12 @@ class VectorQuantizer(nn.Module):
             self.codebook.copy_(means)
         if dist.is_initialized():
             dist.broadcast(self.codebook, src=0)
-        self.num_assigned.fill_(len(vectors) / self.codebook_size)
+        self.start_averages(len(vectors))
+
+    @torch.no_grad()
+    def start_averages(self, num_vectors: int) -> None:
+        """Begin the moving averages at the codebook, as if ``num_vectors`` a step had used it evenly."""
+        self.num_assigned.fill_(num_vectors / self.codebook_size)
         self.sum_assigned.copy_(self.codebook * self.num_assigned[:, None])
         self.is_initialised.fill_(True)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,8 +42,9 @@ class TokenizerTrainingConfig:
     ``data`` is "fashion-mnist" or a folder of images; ``folder`` keeps checkpoints, logs and, at the
     end, ``tokenizer.safetensors``. ``continuous_steps`` train without quantising first, so that the
     codebook starts from latents worth a k-means. From ``adversarial_start`` on, ``adversarial_weight`` above
-    0 adds VQGAN's discriminator. ``decoder_of`` names a finished tokenizer of which only the decoder is
-    trained on: images keep their codes, so a prior that was trained on them stays good.
+    0 adds VQGAN's discriminator. ``start_from`` names a finished tokenizer to go on from, of the same shape
+    or of fewer blocks: more of them start as the identity. ``decoder_of`` names one of which only the decoder
+    is trained on: images keep their codes, so a prior that was trained on them stays good.
     """
 
     tokenizer: TokenizerConfig
@@ -63,6 +65,7 @@ class TokenizerTrainingConfig:
     adversarial_weight: Annotated[float, Field(ge=0)] = 0.0
     adversarial_start: Annotated[int, Field(ge=0)] = 0
     adversarial_learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    start_from: Path | None = None
     decoder_of: Path | None = None
     horizontal_flips: bool = True
     seed: int = 0
@@ -141,14 +144,41 @@ def _batch(data: ImageDataset, config: TokenizerTrainingConfig, step: int, proce
 
 
 def _start(config: TokenizerTrainingConfig) -> Tokenizer:
-    """Return the tokenizer to train: a new one, or a finished one whose decoder alone is to change."""
-    if config.decoder_of is None:
-        return Tokenizer(config.tokenizer)
-    tokenizer = load_tokenizer(config.decoder_of)
-    if tokenizer.config != config.tokenizer:
-        raise TrainingError(f"decoder_of: {config.decoder_of} has another shape: {tokenizer.config}")
-    tokenizer.decoder.requires_grad_(True)
+    """Return the tokenizer to train: a new one, or a finished one to train on, whole or its decoder alone."""
+    if config.start_from is not None and config.decoder_of is not None:
+        raise TrainingError(
+            "start_from trains a tokenizer on, decoder_of its decoder alone: give one of them"
+        )
+    if config.decoder_of is not None:
+        tokenizer = load_tokenizer(config.decoder_of)
+        if tokenizer.config != config.tokenizer:
+            raise TrainingError(f"decoder_of: {config.decoder_of} has another shape: {tokenizer.config}")
+        tokenizer.decoder.requires_grad_(True)
+        return tokenizer
+    tokenizer = Tokenizer(config.tokenizer)
+    if config.start_from is not None:
+        finished = load_tokenizer(config.start_from)
+        num_blocks = finished.config.num_blocks
+        if (
+            dataclasses.replace(config.tokenizer, num_blocks=num_blocks) != finished.config
+            or num_blocks > config.tokenizer.num_blocks
+        ):
+            raise TrainingError(f"start_from: {config.start_from} has another shape: {finished.config}")
+        _copy_weights(finished, tokenizer)
+        if isinstance(tokenizer.quantizer, VectorQuantizer):
+            tokenizer.quantizer.start_averages(config.batch_size * math.prod(config.tokenizer.grid))
     return tokenizer
+
+
+def _copy_weights(finished: Tokenizer, tokenizer: Tokenizer) -> None:
+    """Copy all weights into a tokenizer of as many blocks, or more: those it has more stay the identity."""
+    weights = {name: w for name, w in finished.exported().items() if ".stages." not in name}
+    tokenizer.load_state_dict(weights, strict=False)
+    for old, new in ((finished.encoder, tokenizer.encoder), (finished.decoder, tokenizer.decoder)):
+        layers = iter(new.stages)
+        for old_layer in old.stages:
+            layer = next(layer for layer in layers if type(layer) is type(old_layer))
+            layer.load_state_dict(old_layer.state_dict())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""VQGAN's discriminator, and decoders that are trained on."""
+"""VQGAN's discriminator, and tokenizers that are trained on."""
 
 import json
 from dataclasses import replace
@@ -115,3 +115,49 @@ def test_a_decoder_trained_on_draws_better_from_the_same_codes(
     other = replace(config.tokenizer, codebook_size=8)
     with pytest.raises(TrainingError, match=r"decoder_of: .* has another shape"):
         train_tokenizer(replace(config, folder=config.folder.parent / "x", decoder_of=first, tokenizer=other))
+
+
+def test_a_tokenizer_trained_on_with_more_blocks_begins_as_the_finished_one(
+    config: TokenizerTrainingConfig, captioned: Path
+) -> None:
+    first = train_tokenizer(config)
+    deeper = replace(
+        config,
+        tokenizer=replace(config.tokenizer, num_blocks=config.tokenizer.num_blocks + 1),
+        folder=config.folder.parent / "deeper",
+        start_from=first,
+        continuous_steps=0,
+        warmup_steps=0,
+        num_steps=60,
+    )
+    images = scale_to_unit(load_dataset(captioned, "train").images)
+    errors = []
+    for path in (
+        first,
+        train_tokenizer(
+            replace(deeper, folder=config.folder.parent / "same", learning_rate=1e-9, num_steps=1)
+        ),
+        train_tokenizer(deeper),
+    ):
+        tokenizer = load_tokenizer(path)
+        made = tokenizer.decode_codes(tokenizer.quantize(tokenizer.encode(images)).codes)
+        errors.append((made - images).square().mean().item())
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)  # the codebook moves a little in a step
+    assert errors[2] < 0.9 * errors[0]
+
+    with pytest.raises(TrainingError, match=r"start_from: .* has another shape"):
+        train_tokenizer(
+            replace(
+                deeper,
+                folder=config.folder.parent / "x",
+                tokenizer=replace(config.tokenizer, hidden_channels=48),
+            )
+        )
+    with pytest.raises(TrainingError, match=r"start_from: .* has another shape"):  # fewer blocks
+        train_tokenizer(
+            replace(
+                config,
+                folder=config.folder.parent / "y",
+                start_from=config.folder.parent / "deeper/tokenizer.safetensors",
+            )
+        )

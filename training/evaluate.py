@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from models.conditioning import Conditions
-from models.config import SamplerName, Sampling
+from models.config import ConfigError, SamplerName, Sampling
 from models.pipeline import Pipeline
 from models.tokenizer import Tokenizer
 from training.classifier import (
@@ -232,7 +232,7 @@ def _load_data(pipeline: Pipeline, options: EvaluationOptions) -> tuple[ImageDat
         for split in ("train", "test")
     )
     if test.class_names != config.class_names:
-        raise ValueError(
+        raise ConfigError(
             f"the classes of {options.data} {test.class_names} are not the pipeline's {config.class_names}"
         )
     return train, test

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.conditioning import stack_conditions
-from models.config import Sampling
+from models.config import ConfigError, Sampling
 from models.pipeline import Pipeline
 from training.classifier import (
     ClassifierTraining,
@@ -111,9 +111,17 @@ def evaluate_prompts(
     judge_training: JudgeTraining | None = None,
     style_training: ClassifierTraining | None = None,
 ) -> PromptEvaluation:
-    """Measure the pipeline in ``folder`` and write metrics.json, the pictures and the model card there."""
+    """Measure the pipeline in ``folder`` and write metrics.json, the pictures and the model card there.
+
+    Raises: ConfigError when the data set has other styles than the pipeline.
+    """
     pipeline = Pipeline.load(folder, device=options.device)
     data = load_captioned(Path(options.data))
+    if data.style_names != pipeline.config.style_names:
+        raise ConfigError(
+            f"the styles of {options.data} {data.style_names} are not the pipeline's "
+            f"{pipeline.config.style_names}"
+        )
     train, new = data.where("train"), data.where("held_out", "unseen")
     (style_classifier,) = load_or_train_classifiers(
         f"{Path(options.data).name}-styles",

@@ -81,9 +81,8 @@ def render_prompt_evaluation(evaluation: "PromptEvaluation") -> str:
     lines += [
         "",
         "The judge is an image encoder trained on the real training images alone, to know an emoji in "
-        "every style; so is the classifier of styles. `fluent`, `fluent-3d` and `fluent-flat` are near twins "
-        "of each other: a held-out pair of theirs is easier to draw, and the first two are often taken for "
-        "each other.",
+        "every style; so is the classifier of styles. `fluent` and `fluent-flat` are the same drawings, "
+        "shaded and not: a held-out pair of theirs is easier to draw.",
         "",
         "### Free prompts",
         "",

@@ -1,6 +1,7 @@
 """From captioned pictures to a measured pipeline that takes prompts."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from models.config import Sampling
+from models.config import ConfigError, Sampling
 from models.pipeline import Pipeline
 from tests.tiny import PRIOR, TOKENIZER, tiny_prompt_encoder
-from training.data.captioned import load_captioned
+from training.data.captioned import CAPTIONS_FILE, load_captioned
 from training.data.sources import load_dataset
 from training.evaluate import EvaluationOptions
 from training.evaluate_prompts import FREE_PROMPTS, STYLE_TRAINING, evaluate_prompts
@@ -101,6 +102,17 @@ def test_evaluation_finds_what_was_generated_and_writes_the_card(
     with Image.open(trained / "prompts.png") as picture:
         assert picture.width > 8 * 100
     assert len(FREE_PROMPTS) == len(set(FREE_PROMPTS)) == 40
+
+
+def test_a_pipeline_is_not_measured_on_data_of_other_styles(
+    trained: Path, captioned: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(captioned, other)
+    captions = (captioned / CAPTIONS_FILE).read_text()
+    (other / CAPTIONS_FILE).write_text(captions.replace('"flat"', '"flatter"'))
+    with pytest.raises(ConfigError, match=r"the styles of .*'flatter'.* are not the pipeline's"):
+        evaluate_prompts(trained, EvaluationOptions(data=str(other), classifier_folder=tmp_path))
 
 
 def test_a_judge_knows_things_in_other_styles(captioned: Path, tmp_path: Path) -> None:

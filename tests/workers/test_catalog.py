@@ -20,7 +20,7 @@ PROMPTED = replace(
     CONFIG,
     name="prompted",
     class_names=(),
-    style_names=("noto", "fluent-3d"),
+    style_names=("noto", "fluent-flat"),
     group_names=("food",),
     example_prompt="a smiling cat",
     tokenizer=replace(CONFIG.tokenizer, image_channels=3),
@@ -182,7 +182,7 @@ def test_a_request_goes_to_the_first_pipeline_that_can_do_it(mixed, asked, name)
 
 
 def test_labels_of_every_kind_become_numbers(mixed):
-    resolved = mixed.resolve(GenerateRequest(prompt="a cat", style="FLUENT-3D", group="food"))
+    resolved = mixed.resolve(GenerateRequest(prompt="a cat", style="FLUENT-FLAT", group="food"))
     assert (resolved.style, resolved.group, resolved.class_label) == (1, 0, None)
     assert mixed.resolve(GenerateRequest(style=1)).style == 1
 
@@ -190,7 +190,7 @@ def test_labels_of_every_kind_become_numbers(mixed):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"style": "neon"}, r"style: prompted has no style 'neon'; known are noto, fluent-3d"),
+        ({"style": "neon"}, r"style: prompted has no style 'neon'; known are noto, fluent-flat"),
         ({"style": 2}, r"style: prompted has numbers 0 to 1, got 2"),
         ({"class_label": "boot"}, r"class_label: tiny has no class 'boot'"),
         ({"pipeline": "tiny", "prompt": "a cat"}, r"prompt: tiny takes no prompt; it takes class_label$"),
@@ -210,6 +210,6 @@ def test_what_a_pipeline_does_not_know_is_refused_by_name(mixed, asked, said):
 def test_info_of_a_pipeline_that_takes_prompts(mixed):
     info = mixed.info()[1]
     assert info.takes_prompt
-    assert info.style_names == ("noto", "fluent-3d")
+    assert info.style_names == ("noto", "fluent-flat")
     assert (info.example.prompt, info.example.style) == ("a smiling cat", "noto")
     assert mixed.resolve(info.example).pipeline == "prompted"

@@ -49,12 +49,12 @@ class Source:
     is_share_alike: bool = False
 
 
+# Not among them: Fluent Emoji in 3D, which at 64 pixels are nearly the pictures of `fluent`.
 SOURCES = (
     Source("noto", "@iconify-json/noto", "Apache-2.0", "Noto Emoji, Google LLC"),
     Source("twemoji", "@iconify-json/twemoji", "CC-BY-4.0", "Twemoji, Twitter, Inc and other contributors"),
     Source("fluent-flat", "@iconify-json/fluent-emoji-flat", "MIT", "Fluent Emoji, Microsoft Corporation"),
     Source("fluent", "@iconify-json/fluent-emoji", "MIT", "Fluent Emoji, Microsoft Corporation"),
-    Source("fluent-3d", "@lobehub/fluent-emoji-3d", "MIT", "Fluent Emoji 3D, Microsoft Corporation; LobeHub"),
     Source("noto-v1", "@iconify-json/noto-v1", "Apache-2.0", "Noto Emoji before 2018, Google LLC"),
     Source("emojione", "@iconify-json/emojione", "CC-BY-4.0", "EmojiTwo, from EmojiOne 2.2"),
     Source("fxemoji", "@iconify-json/fxemoji", "Apache-2.0", "FxEmojis, Mozilla Foundation"),
@@ -184,14 +184,14 @@ def _draw_all(
         drawn: set[str] = set()
         folder = out / "images" / source.style
         folder.mkdir(parents=True)
-        pictures = list(_pictures(source, unpacked / _slug(source.package), code_points_by_name))
-        for code_point, data in tqdm(pictures, desc=source.style, unit="image"):
+        pictures = list(_pictures(unpacked / _slug(source.package), code_points_by_name))
+        for code_point, svg in tqdm(pictures, desc=source.style, unit="image"):
             if code_point not in emoji:
                 left_out["unknown emoji"] += 1
                 continue
             if code_point in drawn:
                 continue
-            image = _rasterise(data)
+            image = _rasterise(svg)
             pixels = np.asarray(image)
             digest = hashlib.sha256(pixels.tobytes()).digest()
             if (pixels < 250).any(-1).mean() < _MIN_INK:
@@ -237,14 +237,9 @@ def _known_names(sources: list[Source], emoji: dict[str, Emoji], unpacked: Path)
     return {name: code_point for name, code_point in known.items() if name not in disputed}
 
 
-def _pictures(source: Source, package: Path, known: dict[str, str]) -> Iterator[tuple[str, str | Path]]:
-    """Yield (code point, SVG text or path of a WebP file) of every picture of a package."""
+def _pictures(package: Path, known: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield (code point, SVG text) of every picture of a package."""
     root = package / "package"
-    if (root / "assets").is_dir():
-        for path in sorted((root / "assets").glob("*.webp")):
-            if not path.stem.startswith("1f1"):  # flags, whose origin is unclear
-                yield _bare(path.stem), path
-        return
     icons = json.loads((root / "icons.json").read_text())
     own = {
         name: _bare(code_point) for code_point, name in json.loads((root / "chars.json").read_text()).items()
@@ -266,16 +261,12 @@ def _svg(icons: dict[str, Any], icon: dict[str, Any]) -> str:
     )
 
 
-def _rasterise(data: str | Path) -> Image.Image:
+def _rasterise(svg: str) -> Image.Image:
     """Return 64×64 RGB on white."""
     import resvg_py  # an extra
 
-    if isinstance(data, Path):
-        with Image.open(data) as opened:
-            image = opened.convert("RGBA")
-    else:
-        rendered = resvg_py.svg_to_bytes(svg_string=data, width=2 * IMAGE_SIZE_PX, skip_system_fonts=True)
-        image = Image.open(io.BytesIO(bytes(rendered))).convert("RGBA")
+    rendered = resvg_py.svg_to_bytes(svg_string=svg, width=2 * IMAGE_SIZE_PX, skip_system_fonts=True)
+    image = Image.open(io.BytesIO(bytes(rendered))).convert("RGBA")
     side = max(image.size)
     canvas = Image.new("RGBA", (side, side), "white")
     canvas.alpha_composite(image, ((side - image.width) // 2, (side - image.height) // 2))

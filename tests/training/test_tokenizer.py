@@ -1,4 +1,4 @@
-"""VQGAN's discriminator, and tokenizers that are trained on."""
+"""Training a tokenizer against VQGAN's discriminator, and going on from a finished one."""
 
 import json
 from dataclasses import replace
@@ -145,19 +145,13 @@ def test_a_tokenizer_trained_on_with_more_blocks_begins_as_the_finished_one(
     assert errors[1] == pytest.approx(errors[0], rel=0.05)  # the codebook moves a little in a step
     assert errors[2] < 0.9 * errors[0]
 
-    with pytest.raises(TrainingError, match=r"start_from: .* has another shape"):
-        train_tokenizer(
-            replace(
-                deeper,
-                folder=config.folder.parent / "x",
-                tokenizer=replace(config.tokenizer, hidden_channels=48),
-            )
-        )
-    with pytest.raises(TrainingError, match=r"start_from: .* has another shape"):  # fewer blocks
-        train_tokenizer(
-            replace(
-                config,
-                folder=config.folder.parent / "y",
-                start_from=config.folder.parent / "deeper/tokenizer.safetensors",
-            )
-        )
+    folder = config.folder.parent
+    wider = replace(deeper.tokenizer, hidden_channels=48)
+    with_fewer_blocks = replace(config, start_from=folder / "deeper/tokenizer.safetensors")
+    for refused, said in (
+        (replace(deeper, tokenizer=wider), r"start_from: .* has another shape"),
+        (with_fewer_blocks, r"start_from: .* has another shape"),
+        (replace(deeper, decoder_of=first), r"give one of them"),
+    ):
+        with pytest.raises(TrainingError, match=said):
+            train_tokenizer(replace(refused, folder=folder / "refused"))

@@ -32,7 +32,9 @@ class PriorTrainingConfig(FitConfig):
     For a prior that takes prompts, ``data`` is a folder with captions, and ``text_encoder`` one with
     ``text_encoder.safetensors``; without it, all-MiniLM-L6-v2 comes from its package. A share of
     ``condition_dropout`` of the samples is trained without conditions. ``start_from`` is a
-    ``prior.safetensors`` whose weights the run starts with, in place of random ones.
+    ``prior.safetensors`` whose weights the run starts with, in place of random ones. With ``num_variants``
+    above 1, each image is there so often: shifted by up to two pixels, but for one of them, and with
+    ``horizontal_flips`` also flipped where its caption allows it.
     """
 
     prior: PriorConfig
@@ -54,7 +56,8 @@ class PriorTrainingConfig(FitConfig):
     condition_dropout: UnitTime = 0.1
     time_mean: float = 0.0
     time_std: Annotated[float, Field(gt=0)] = 1.0
-    horizontal_flips: bool = True
+    num_variants: Count = 1
+    horizontal_flips: bool = False
     log_every: Count = 50
     samples_every: Count = 1000
 
@@ -70,9 +73,10 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
     examples = load_examples(
         tokenizer,
         config.data,
-        with_flips=config.horizontal_flips,
         text_encoder=config.text_encoder,
         cache=config.folder,
+        num_variants=config.num_variants,
+        with_flips=config.horizontal_flips,
     )
     pipeline_config = _pipeline_config(config, tokenizer, examples)
 

@@ -124,7 +124,6 @@ def squares(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> PriorTr
         warmup_steps=10,
         ema_decay=0.98,
         is_compiled=False,
-        horizontal_flips=False,
         samples_every=300,
     )
     train_prior(prior)

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from models.checkpoint import load_checkpoint, load_into, save_checkpoint
-from training.data.dataset import ImageDataset, augment, scale_to_unit
+from training.data.dataset import ImageDataset, scale_to_unit
 from training.precision import autocast
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ class ClassifierTraining:
     batch_size: int = 256
     max_learning_rate: float = 0.2
     weight_decay: float = 5e-4
-    shift_px: int = 2
-    may_flip: bool = True
+    crop_padding_px: int = 2
+    is_flipped: bool = True
 
 
 DEFAULT_TRAININGS = (ClassifierTraining(architecture="residual", seed=1),)
@@ -182,8 +182,8 @@ def train_classifier(
                 images = augment(
                     train.images[rows],
                     generator,
-                    shift_px=training.shift_px,
-                    may_flip=training.may_flip,
+                    padding_px=training.crop_padding_px,
+                    is_flipped=training.is_flipped,
                 ).to(device, memory_format=torch.channels_last)
                 labels = train.labels[rows].to(device)
                 with autocast(device):
@@ -291,3 +291,23 @@ def batches(num_images: int, batch_size: int) -> list[slice]:
         return [slice(0, num_images)]
     last_start = num_images - batch_size
     return [slice(start, start + batch_size) for start in range(0, last_start + 1, batch_size)]
+
+
+def augment(
+    images: torch.Tensor, generator: torch.Generator, *, padding_px: int, is_flipped: bool
+) -> torch.Tensor:
+    """Shift each image at random by up to ``padding_px`` and, if so asked, flip every second one.
+
+    images: (B, C, H, W) uint8. Returns floats in [-1, 1].
+    """
+    num_images, _, height, width = images.shape
+    shifts = torch.randint(-padding_px, padding_px + 1, (2, num_images, 1), generator=generator)
+    top, left = shifts
+    rows = (top + torch.arange(height)).clamp(0, height - 1)  # (B, H), edges repeated
+    columns = (left + torch.arange(width)).clamp(0, width - 1)  # (B, W)
+    if is_flipped:
+        flipped = torch.rand(num_images, 1, generator=generator) < 0.5
+        columns = torch.where(flipped, columns.flip(1), columns)
+    index = torch.arange(num_images)[:, None, None]
+    cut = images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
+    return scale_to_unit(cut.permute(0, 3, 1, 2))

@@ -54,6 +54,7 @@ class DistillConfig(FitConfig):
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     decay_fraction: UnitTime = 0.5
     ema_decay: UnitTime = 0.98
+    horizontal_flips: bool = False
     log_every: Count = 10
     samples_every: Count = 100
 
@@ -70,6 +71,7 @@ def train_distilled(config: DistillConfig, *, resume: bool = False) -> Path:
     examples = load_examples(
         teacher.tokenizer,
         config.data,
+        with_flips=config.horizontal_flips,
         text_encoder=config.teacher,
         cache=config.folder,
     )

@@ -13,13 +13,11 @@ from models.conditioning import Conditions
 from models.text_encoder import PromptEncoder, find_minilm, import_minilm
 from models.tokenizer import Tokenizer
 from training.data.captioned import Caption, is_captioned, load_captioned
-from training.data.dataset import augment, scale_to_unit
+from training.data.dataset import scale_to_unit
 from training.data.sources import load_dataset
 
 _NUM_KEYWORD_CAPTIONS = 3
 _NUM_SHOWN = 64
-_SHIFT_PX = 2
-_AUGMENTATION_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -56,29 +54,23 @@ class Examples:
 
 
 def load_examples(
-    tokenizer: Tokenizer,
-    data: str,
-    *,
-    text_encoder: Path | None,
-    cache: Path,
-    num_variants: int = 1,
-    with_flips: bool = False,
+    tokenizer: Tokenizer, data: str, *, with_flips: bool, text_encoder: Path | None, cache: Path
 ) -> Examples:
     """Encode a data set's training images; a folder with captions gives styles, groups and prompts.
 
-    num_variants: how often each image is there: once as it is, else shifted by up to two pixels and, with
-    flips, in half of the cases flipped, unless its caption says that it has a direction.
     text_encoder: a folder with ``text_encoder.safetensors``; None imports all-MiniLM-L6-v2 from its package.
     cache: a folder to keep the captions' states in.
     """
     if is_captioned(Path(data)):
-        return _captioned_examples(tokenizer, Path(data), text_encoder, cache, num_variants, with_flips)
+        return _captioned_examples(tokenizer, Path(data), text_encoder, cache)
     config = tokenizer.config
     dataset = load_dataset(data, "train", image_size_px=config.image_size_px, channels=config.image_channels)
-    may_flip = torch.full((len(dataset),), with_flips)
+    latents = encode_images(tokenizer, dataset.images)
+    if with_flips:
+        latents = torch.cat([latents, encode_images(tokenizer, dataset.images.flip(-1))])
     return Examples(
-        latents=_encode_variants(tokenizer, dataset.images, num_variants, may_flip),
-        labels=dataset.labels.repeat(num_variants)[:, None],
+        latents=latents,
+        labels=dataset.labels.repeat(2 if with_flips else 1)[:, None],
         caption_rows=(),
         caption_states=None,
         shown=Conditions(torch.arange(len(dataset.class_names)).repeat_interleave(8)[:, None]),
@@ -86,19 +78,9 @@ def load_examples(
     )
 
 
-def _encode_variants(tokenizer: Tokenizer, images: Tensor, num_variants: int, may_flip: Tensor) -> Tensor:
-    """Return latents (num_variants · N, d, h, w) of uint8 ``images`` (N, C, H, W), N by N."""
-    generator = torch.Generator().manual_seed(_AUGMENTATION_SEED)
-    latents = [encode_images(tokenizer, images)]
-    for _ in tqdm(range(num_variants - 1), desc="variants", unit="pass", disable=num_variants == 1):
-        variants = augment(images, generator, shift_px=_SHIFT_PX, may_flip=may_flip)
-        latents.append(encode_images(tokenizer, variants))
-    return torch.cat(latents)
-
-
 @torch.inference_mode()
 def encode_images(tokenizer: Tokenizer, images: Tensor) -> Tensor:
-    """Return latents (N, d, h, w) bfloat16 of ``images`` (N, C, H, W), uint8 or float in [-1, 1]."""
+    """Return latents (N, d, h, w) bfloat16 of uint8 ``images`` (N, C, H, W)."""
     device = tokenizer.latent_mean.device
     batches = [scale_to_unit(batch).to(device) for batch in images.split(500)]
     return torch.cat([tokenizer.encode(batch).to("cpu", torch.bfloat16) for batch in batches])
@@ -123,12 +105,7 @@ def caption_texts(caption: Caption) -> list[str]:
 
 
 def _captioned_examples(
-    tokenizer: Tokenizer,
-    folder: Path,
-    text_encoder: Path | None,
-    cache: Path,
-    num_variants: int,
-    with_flips: bool,
+    tokenizer: Tokenizer, folder: Path, text_encoder: Path | None, cache: Path
 ) -> Examples:
     data = load_captioned(folder)
     train = data.where("train")
@@ -145,12 +122,10 @@ def _captioned_examples(
         shown = train
     rows = torch.linspace(0, len(shown) - 1, min(_NUM_SHOWN, len(shown))).long()
     shown_texts = torch.stack([encoder.encode(shown.captions[row].name).states for row in rows.tolist()])
-    caption_rows = tuple(torch.tensor([row_of[text] for text in texts]) for texts in texts_of)
-    may_flip = torch.tensor([with_flips and not caption.has_direction for caption in train.captions])
     return Examples(
-        latents=_encode_variants(tokenizer, train.images, num_variants, may_flip),
-        labels=torch.stack([train.styles, train.groups], dim=1).repeat(num_variants, 1),
-        caption_rows=caption_rows * num_variants,
+        latents=encode_images(tokenizer, train.images),
+        labels=torch.stack([train.styles, train.groups], dim=1),
+        caption_rows=tuple(torch.tensor([row_of[text] for text in texts]) for texts in texts_of),
         caption_states=_encode_texts(encoder, list(row_of), cache / "captions.safetensors"),
         shown=Conditions(torch.stack([shown.styles, shown.groups], dim=1)[rows], shown_texts),
         style_names=data.style_names,

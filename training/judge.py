@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.checkpoint import load_checkpoint, load_into, save_checkpoint
-from training.classifier import ResidualBlock, batches, convolution
+from training.classifier import ResidualBlock, augment, batches, convolution
 from training.data.captioned import CaptionedDataset
-from training.data.dataset import augment, scale_to_unit
+from training.data.dataset import scale_to_unit
 from training.precision import autocast
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ def _train(judge: Judge, train: CaptionedDataset, training: JudgeTraining, devic
 
 def _augment(images: Tensor, training: JudgeTraining, generator: torch.Generator) -> Tensor:
     """Shift images and change their brightness, contrast and a little of their hue."""
-    shifted = augment(images, generator, shift_px=training.shift_px, may_flip=False)
+    shifted = augment(images, generator, padding_px=training.shift_px, is_flipped=False)
     gains = 1 + 0.15 * torch.randn(len(images), 3, 1, 1, generator=generator)
     darker = (shifted - 1) * gains.clamp(0.5, 1.5) + 1  # white stays white
     return darker.clamp(-1, 1)

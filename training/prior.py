@@ -32,10 +32,7 @@ class PriorTrainingConfig(FitConfig):
     For a prior that takes prompts, ``data`` is a folder with captions, and ``text_encoder`` one with
     ``text_encoder.safetensors``; without it, all-MiniLM-L6-v2 comes from its package. A share of
     ``condition_dropout`` of the samples is trained without conditions. ``start_from`` is a
-    ``prior.safetensors`` whose weights the run starts with, in place of random ones, and which have a share
-    of ``start_share`` in the finished ones: a mean that often generalises better than both (Wortsman et al.
-    2022, arXiv:2109.01903). With ``num_variants`` above 1, each image is there so often: once as it is, else
-    shifted by up to two pixels, and with ``horizontal_flips`` also flipped where its caption allows it.
+    ``prior.safetensors`` whose weights the run starts with, in place of random ones.
     """
 
     prior: PriorConfig
@@ -45,7 +42,6 @@ class PriorTrainingConfig(FitConfig):
     data: str = "fashion-mnist"
     text_encoder: Path | None = None
     start_from: Path | None = None
-    start_share: UnitTime = 0.0
     example_prompt: str | None = None
     batch_size: Count = 256
     num_steps: Count = 4000
@@ -58,8 +54,7 @@ class PriorTrainingConfig(FitConfig):
     condition_dropout: UnitTime = 0.1
     time_mean: float = 0.0
     time_std: Annotated[float, Field(gt=0)] = 1.0
-    num_variants: Count = 1
-    horizontal_flips: bool = False
+    horizontal_flips: bool = True
     log_every: Count = 50
     samples_every: Count = 1000
 
@@ -75,10 +70,9 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
     examples = load_examples(
         tokenizer,
         config.data,
+        with_flips=config.horizontal_flips,
         text_encoder=config.text_encoder,
         cache=config.folder,
-        num_variants=config.num_variants,
-        with_flips=config.horizontal_flips,
     )
     pipeline_config = _pipeline_config(config, tokenizer, examples)
 
@@ -109,8 +103,6 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
             config.seed,
         ),
     )
-    if config.start_share:
-        _mix_in(_first_prior(config).to(processes.device), prior, config.start_share)
     if processes.is_main:
         save_pipeline(config.output, pipeline_config, tokenizer, prior, examples.prompt_encoder)
     return config.output
@@ -118,20 +110,11 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
 
 def _first_prior(config: PriorTrainingConfig) -> DiT:
     if config.start_from is None:
-        if config.start_share:
-            raise TrainingError("start_share is of the weights in start_from: give that, too")
         return DiT(config.prior)
     prior = load_prior(config.start_from)
     if prior.config != config.prior:
         raise TrainingError(f"start_from: {config.start_from} has another shape: {prior.config}")
     return prior
-
-
-@torch.no_grad()
-def _mix_in(first: DiT, prior: DiT, share: float) -> None:
-    """Give ``first`` a share in the weights of ``prior``."""
-    for weights, first_weights in zip(prior.parameters(), first.parameters(), strict=True):
-        weights.lerp_(first_weights.to(weights.dtype), share)
 
 
 def _pipeline_config(config: PriorTrainingConfig, tokenizer: Tokenizer, examples: Examples) -> PipelineConfig:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from training.data import image_folder
-from training.data.dataset import ImageDataset, augment, scale_to_unit
+from training.data.dataset import ImageDataset
 from training.data.fashion_mnist import CLASS_NAMES
 from training.data.image_folder import is_test_file
 from training.data.sources import load_dataset
@@ -143,23 +143,3 @@ def test_empty_or_missing_folders_are_named(tmp_path: Path) -> None:
 def test_labels_must_match_the_class_names() -> None:
     with pytest.raises(ValueError, match=r"labels must lie in 0\.\.0"):
         ImageDataset(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.tensor([1]), ("only",))
-
-
-def test_only_images_that_may_be_are_flipped() -> None:
-    images = torch.arange(40 * 3 * 4 * 4).remainder(251).to(torch.uint8).view(40, 3, 4, 4)
-    may_flip = torch.arange(40) < 20
-    made = augment(images, torch.Generator().manual_seed(0), shift_px=0, may_flip=may_flip)
-    same = (made == scale_to_unit(images)).all((1, 2, 3))
-    flipped = (made == scale_to_unit(images.flip(-1))).all((1, 2, 3))
-    assert (same | flipped).all()
-    assert 5 <= int(flipped.sum()) <= 15
-    assert not flipped[~may_flip].any()
-
-
-def test_shifted_images_keep_what_they_show() -> None:
-    images = torch.full((50, 1, 9, 9), 255, dtype=torch.uint8)
-    images[:, :, 4, 4] = 0
-    made = augment(images, torch.Generator().manual_seed(0), shift_px=2, may_flip=False)
-    rows, columns = (made[:, 0] == -1).nonzero()[:, 1:].T
-    assert len(rows) == 50
-    assert set(rows.tolist()) == set(columns.tolist()) == {2, 3, 4, 5, 6}

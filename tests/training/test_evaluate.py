@@ -30,8 +30,8 @@ from training.scores import (
 
 CLASS_NAMES = ("left", "right")
 QUICK = (
-    ClassifierTraining("residual", seed=1, width=4, num_epochs=2, batch_size=32, may_flip=False),
-    ClassifierTraining("plain", seed=2, width=4, num_epochs=2, batch_size=32, may_flip=False),
+    ClassifierTraining("residual", seed=1, width=4, num_epochs=2, batch_size=32, is_flipped=False),
+    ClassifierTraining("plain", seed=2, width=4, num_epochs=2, batch_size=32, is_flipped=False),
 )
 
 

@@ -16,7 +16,7 @@ from training.data.captioned import CAPTIONS_FILE, load_captioned
 from training.data.sources import load_dataset
 from training.evaluate import EvaluationOptions
 from training.evaluate_prompts import FREE_PROMPTS, STYLE_TRAINING, evaluate_prompts
-from training.examples import caption_texts, load_examples
+from training.examples import caption_texts
 from training.judge import JudgeTraining, judge_images, load_or_train_judge
 from training.prior import PriorTrainingConfig, train_prior
 from training.tokenizer import TokenizerTrainingConfig, train_tokenizer
@@ -145,46 +145,6 @@ def test_captions_vary_and_hold_to_the_same_thing(captioned: Path) -> None:
     assert texts[4] == "red cat, fur, meow, pet, whiskers"
     assert len(texts) == len(set(texts)) == 8
     assert texts == caption_texts(caption)
-
-
-def test_variants_of_an_image_share_its_labels_and_captions(captioned: Path, trained: Path) -> None:
-    tokenizer = Pipeline.load(trained).tokenizer
-    once, thrice = (
-        load_examples(
-            tokenizer,
-            str(captioned),
-            text_encoder=trained.parent / "text",
-            cache=trained.parent / "prior",
-            num_variants=number,
-            with_flips=True,
-        )
-        for number in (1, 3)
-    )
-    assert (len(once), len(thrice)) == (20, 60)
-    assert torch.equal(thrice.latents[:20], once.latents)
-    assert not torch.equal(thrice.latents[20:40], once.latents)
-    assert not torch.equal(thrice.latents[40:], thrice.latents[20:40])
-    assert torch.equal(thrice.labels, once.labels.repeat(3, 1))
-    rows = torch.arange(20)
-    first, last = (thrice.conditions(of, torch.Generator().manual_seed(0)) for of in (rows, rows + 40))
-    assert first.equals(last)
-
-
-@pytest.mark.parametrize(
-    ("group", "subgroup", "name", "has_direction"),
-    [
-        ("animals-nature", "animal-mammal", "dog face", False),
-        ("symbols", "arrow", "up arrow", True),
-        ("travel-places", "time", "two o’clock", True),
-        ("people-body", "hand-single-finger", "backhand index pointing left", True),
-        ("people-body", "person", "leftover", False),
-    ],
-)
-def test_some_things_show_another_when_flipped(
-    captioned: Path, group: str, subgroup: str, name: str, has_direction: bool
-) -> None:
-    caption = load_captioned(captioned).captions[0]
-    assert replace(caption, group=group, subgroup=subgroup, name=name).has_direction is has_direction
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,6 @@ from tqdm import tqdm
 
 CAPTIONS_FILE = "captions.jsonl"
 
-_DIRECTED_GROUPS = {"flags", "symbols"}
-_DIRECTED_SUBGROUPS = {"book-paper", "computer", "mail", "money", "office", "place-map", "time"}
-_DIRECTED_WORDS = {"left", "right", "moon"}
-
 CaptionSplit = Literal["train", "held_out", "unseen"]
 
 
@@ -35,15 +31,6 @@ class Caption:
     licence: str
     credit: str
     split: CaptionSplit
-
-    @property
-    def has_direction(self) -> bool:
-        """Whether the image shows something else when flipped: text, an arrow, a clock, a moon."""
-        return (
-            self.group in _DIRECTED_GROUPS
-            or self.subgroup in _DIRECTED_SUBGROUPS
-            or not _DIRECTED_WORDS.isdisjoint(self.name.split())
-        )
 
 
 @dataclass(frozen=True)

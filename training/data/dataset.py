@@ -42,22 +42,3 @@ class ImageDataset:
 def scale_to_unit(images: torch.Tensor) -> torch.Tensor:
     """Return uint8 images as float in [-1, 1], and float images as they are."""
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
-
-
-def augment(
-    images: torch.Tensor, generator: torch.Generator, *, shift_px: int, may_flip: bool | torch.Tensor
-) -> torch.Tensor:
-    """Shift each image at random by up to ``shift_px`` and flip every second one of those that may be.
-
-    images: (B, C, H, W) uint8. may_flip: for all of them, or (B,) bool. Returns floats in [-1, 1].
-    """
-    num_images, _, height, width = images.shape
-    shifts = torch.randint(-shift_px, shift_px + 1, (2, num_images, 1), generator=generator)
-    top, left = shifts
-    rows = (top + torch.arange(height)).clamp(0, height - 1)  # (B, H), edges repeated
-    columns = (left + torch.arange(width)).clamp(0, width - 1)  # (B, W)
-    flipped = (torch.rand(num_images, generator=generator) < 0.5) & may_flip
-    columns = torch.where(flipped[:, None], columns.flip(1), columns)
-    index = torch.arange(num_images)[:, None, None]
-    cut = images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
-    return scale_to_unit(cut.permute(0, 3, 1, 2))

@@ -36,7 +36,7 @@ from training.scores import TokenizerMetrics, score_reconstructions
 logger = logging.getLogger(__name__)
 
 STYLE_TRAINING = ClassifierTraining(
-    architecture="residual", seed=1, num_epochs=16, batch_size=128, is_flipped=False
+    architecture="residual", seed=1, num_epochs=30, batch_size=128, crop_padding_px=4, is_flipped=False
 )
 FREE_PROMPTS = (
     "a blue apple", "a robot cat", "a smiling pizza", "a green heart", "a sad cloud", "a red car",

@@ -32,7 +32,9 @@ class PriorTrainingConfig(FitConfig):
     For a prior that takes prompts, ``data`` is a folder with captions, and ``text_encoder`` one with
     ``text_encoder.safetensors``; without it, all-MiniLM-L6-v2 comes from its package. A share of
     ``condition_dropout`` of the samples is trained without conditions. ``start_from`` is a
-    ``prior.safetensors`` whose weights the run starts with, in place of random ones.
+    ``prior.safetensors`` whose weights the run starts with, in place of random ones. With
+    ``horizontal_flips`` each image is also learnt from flipped; not in a folder with captions, where what is
+    said of an image may not hold of its mirror image.
     """
 
     prior: PriorConfig

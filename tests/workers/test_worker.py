@@ -73,7 +73,7 @@ def in_process(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., Any]]:
             redis_url,
             engine,
             store or ArtifactStore(tmp_path / "artifacts"),
-            WorkerConfig(lease_s=1, **config),
+            WorkerConfig(**{"lease_s": 1, **config}),
         )
         thread = threading.Thread(target=worker.run)
         thread.start()
@@ -174,34 +174,32 @@ def test_an_exception_costs_only_its_job(redis_url, in_process, tmp_path):
 
 
 def test_a_cancelled_job_leaves_its_neighbours_alone(redis_url, in_process, tmp_path):
-    async def use(queue: JobQueue) -> float:
-        long, neighbour = request_of(1, num_steps=200), request_of(2, num_steps=60)
+    async def use(queue: JobQueue) -> str:
+        long, neighbour = request_of(1, num_steps=200), request_of(2, num_steps=20)
         ids = [(await queue.submit(request)).id for request in (long, neighbour)]
         await until(queue, ids, JobStatus.RUNNING)
-        start = time.monotonic()
         assert (await queue.cancel(ids[0])).status == JobStatus.CANCELLED
-        while not engine.company or ids[0] in engine.company[-1]:
-            await asyncio.sleep(0.001)
-        took_s = time.monotonic() - start
-        view = await queue.wait(ids[1], 10)
+        view = await queue.wait(ids[1], 20)
         assert_right(view, neighbour, tmp_path / "artifacts")
         assert (await queue.get(ids[0])).status == JobStatus.CANCELLED
-        return took_s
+        return ids[0]
 
-    engine = ToyEngine(step_s=0.01)
-    assert in_process(use, engine) < 0.1, "about one step"
+    engine = ToyEngine(step_s=0.05)
+    cancelled = in_process(use, engine, lease_s=60)
+    assert engine.dropped[cancelled] < 100, "told before the next beat, which comes after 20 s, or 400 steps"
 
 
 def test_a_running_job_ends_at_its_deadline(redis_url, in_process):
-    async def use(queue: JobQueue) -> None:
+    async def use(queue: JobQueue) -> str:
         view = await queue.submit(request_of(1, num_steps=200, deadline_s=0.2))
-        start = time.monotonic()
-        view = await queue.wait(view.id, 10)
+        view = await queue.wait(view.id, 20)
         assert view.error.code == "deadline_exceeded"
-        assert 0.1 < time.monotonic() - start < 0.5
         assert (await queue.wait((await queue.submit(request_of(2))).id, 10)).status == JobStatus.SUCCEEDED
+        return view.id
 
-    in_process(use, ToyEngine(step_s=0.01))
+    engine = ToyEngine(step_s=0.01)
+    overdue = in_process(use, engine)
+    assert engine.dropped[overdue] < 25, "20 steps fit at most"
 
 
 def test_progress_is_told(redis_url, in_process):
@@ -307,7 +305,7 @@ def test_a_job_that_computes_nothing_costs_little(redis_url, worker_processes):
             assert view.status == JobStatus.SUCCEEDED
         return took
 
-    assert statistics.median(run(redis_url, use)) < 0.05, "5 ms on an idle machine"
+    assert statistics.median(run(redis_url, use)) < 0.25, "5 ms on an idle machine; no poll waits for it"
 
 
 def test_health_counts_living_workers_only(redis_url, worker_processes):

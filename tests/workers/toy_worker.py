@@ -31,13 +31,17 @@ def toy_images(request: GenerateRequest) -> tuple[np.ndarray, ...]:
 
 
 class ToyEngine:
-    """Steps every job at once, ``step_s`` for all together; remembers the company of each job."""
+    """Steps every job at once, ``step_s`` for all together.
+
+    Remembers the company of each job, and the step at which a job was dropped.
+    """
 
     def __init__(self, num_slots: int = 8, step_s: float = 0.002) -> None:
         self._num_slots = num_slots
         self._step_s = step_s
         self._jobs: dict[str, tuple[GenerateRequest, int]] = {}
         self.company: deque[set[str]] = deque(maxlen=1000)
+        self.dropped: dict[str, int] = {}
 
     @property
     def free_slots(self) -> int:
@@ -57,7 +61,7 @@ class ToyEngine:
 
     def drop(self, job_ids: Collection[str]) -> None:
         for job_id in job_ids:
-            del self._jobs[job_id]
+            self.dropped[job_id] = self._jobs.pop(job_id)[1]
 
     def step(self) -> list[Finished]:
         time.sleep(self._step_s)

@@ -66,12 +66,16 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class StyleScores:
-    """Of one style: retrieval of held-out pairs, style accuracies of held-out pairs and unseen emoji."""
+    """Of one style: retrieval of held-out pairs, style accuracies of held-out pairs and unseen emoji.
+
+    style_accuracy is of generated images, reconstructed_ of real ones through the tokenizer.
+    """
 
     generated: Retrieval
     real_in_other_styles: Retrieval
     style_accuracy: float
     real_style_accuracy: float
+    reconstructed_style_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class PromptEvaluation:
     by_style: dict[str, StyleScores]
     style_accuracy: float
     real_style_accuracy: float
+    reconstructed_style_accuracy: float
     frechet_distance: float
     frechet_distance_of_reconstructions: float
     frechet_distance_of_real: float
@@ -141,8 +146,9 @@ def evaluate_prompts(
     generated = generate_captions(pipeline, new.captions, new.style_names, options)
     seconds_per_image = (time.perf_counter() - started) / len(new)
 
-    in_style = classify(style_classifier.model, generated).logits.argmax(1) == new.styles  # (N,)
-    real_in_style = classify(style_classifier.model, new.images).logits.argmax(1) == new.styles  # (N,)
+    def is_in_style(images: Tensor) -> Tensor:
+        return classify(style_classifier.model, images).logits.argmax(1) == new.styles  # (N,)
+
     real, made = judge_images(judge, data.images), judge_images(judge, generated)
     gallery = _Gallery(data, real)
     held_out, others = _queries(new, "held_out", made), _other_styles(data, real)
@@ -152,6 +158,8 @@ def evaluate_prompts(
     target = measure_statistics(real.features[new_rows])
     reconstructions = reconstruct(pipeline.tokenizer, data.images, options)
     reconstructed = judge_images(judge, reconstructions.images[drawn])
+    in_style, real_in_style = is_in_style(generated), is_in_style(new.images)
+    reconstructed_in_style = is_in_style(reconstructions.images[new_rows])
     unseen_rows = data.rows("unseen")
     evaluation = PromptEvaluation(
         pipeline=pipeline.config.name,
@@ -177,12 +185,14 @@ def evaluate_prompts(
                 gallery.retrieve([query for query in others if query.style == style]),
                 _share(in_style[new.styles == number]),
                 _share(real_in_style[new.styles == number]),
+                _share(reconstructed_in_style[new.styles == number]),
             )
             for number, style in enumerate(data.style_names)
             if any(query.style == style for query in others)
         },
         style_accuracy=_share(in_style),
         real_style_accuracy=_share(real_in_style),
+        reconstructed_style_accuracy=_share(reconstructed_in_style),
         frechet_distance=frechet_distance(measure_statistics(made.features), target),
         frechet_distance_of_reconstructions=frechet_distance(
             measure_statistics(reconstructed.features), target

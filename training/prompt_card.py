@@ -57,26 +57,27 @@ def render_prompt_evaluation(evaluation: "PromptEvaluation") -> str:
         f"another style reach; unseen emoji are in the first five "
         f"{unseen.recall_at_5 / unseen.chance_at_5:.1f} times as often as by chance.",
         "",
-        "| measure | generated | real |",
-        "|---|---|---|",
+        "| measure | generated | real, through the tokenizer | real |",
+        "|---|---|---|---|",
         f"| in the style asked for by a classifier of styles "
-        f"| {evaluation.style_accuracy:.1%} | {evaluation.real_style_accuracy:.1%} |",
-        f"| Fréchet distance to real held-out and unseen images | {evaluation.frechet_distance:.4f} "
+        f"| {evaluation.style_accuracy:.1%} | {evaluation.reconstructed_style_accuracy:.1%} "
+        f"| {evaluation.real_style_accuracy:.1%} |",
+        f"| Fréchet distance to real held-out and unseen images (real ones here: of training) "
+        f"| {evaluation.frechet_distance:.4f} | {evaluation.frechet_distance_of_reconstructions:.4f} "
         f"| {evaluation.frechet_distance_of_real:.4f} |",
-        f"| … of real training images through the tokenizer | "
-        f"| {evaluation.frechet_distance_of_reconstructions:.4f} |",
         f"| distance to the nearest training image, over that of real held-out and unseen images "
-        f"| {evaluation.nearest_train_ratio:.2f} | 1 |",
+        f"| {evaluation.nearest_train_ratio:.2f} | | 1 |",
         "",
-        "| style | held-out pairs | generated, first | real in other styles, first | generated, in the style "
-        "| real, in the style |",
-        "|---|---|---|---|---|---|",
+        "| style | held-out pairs | generated, first | real in other styles, first | in the style: generated "
+        "| real, through the tokenizer | real |",
+        "|---|---|---|---|---|---|---|",
     ]
     for style, scores in evaluation.by_style.items():
         lines.append(
             f"| {style} | {scores.generated.num_queries} | {scores.generated.recall_at_1:.1%} "
             f"| {scores.real_in_other_styles.recall_at_1:.1%} "
-            f"| {scores.style_accuracy:.1%} | {scores.real_style_accuracy:.1%} |"
+            f"| {scores.style_accuracy:.1%} | {scores.reconstructed_style_accuracy:.1%} "
+            f"| {scores.real_style_accuracy:.1%} |"
         )
     lines += [
         "",

@@ -196,11 +196,12 @@ def generate(
 def encode(
     image: Annotated[Path, typer.Argument(help="A PNG, JPEG or WebP file; - is standard input.")],
     pipeline: PipelineName = None,
+    effort: Annotated[int, typer.Option(help="Sweeps over the image in search of better codes.")] = 0,
 ) -> None:
     """Turn an image into codes: JSON on standard output, as POST /encode answers."""
     from workers.messages import EncodeRequest, EncodeResult
 
-    asked = {"image": base64.b64encode(_read(image)).decode(), "pipeline": pipeline}
+    asked = {"image": base64.b64encode(_read(image)).decode(), "pipeline": pipeline, "effort": effort}
     _, finished = _compute(EncodeRequest, asked)
     assert finished.codes is not None
     typer.echo(EncodeResult(pipeline=finished.pipeline, **finished.codes.model_dump()).model_dump_json())

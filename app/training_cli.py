@@ -85,6 +85,9 @@ def evaluate(
     guidance_scale: GuidanceScale = None,
     sampler: SamplerChoice = None,
     cache_interval: CacheInterval = None,
+    effort: Annotated[
+        int | None, typer.Option(help="Also search codes, in so many sweeps, where images have captions.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ….  [default: cpu]")] = None,
 ) -> None:
     """Measure a pipeline against real images; writes metrics.json, samples.png and the model card."""
@@ -97,6 +100,7 @@ def evaluate(
         "guidance_scale": guidance_scale,
         "sampler": sampler,
         "cache_interval": cache_interval,
+        "effort": effort,
         "device": device,
     }
     show_log("INFO")

@@ -40,7 +40,8 @@ class EvaluationOptions:
     """What to measure with. None leaves a sampling setting to the pipeline's defaults.
 
     data: as ``load_dataset`` takes it. num_images: how many are generated, and at most how many real ones
-    are drawn from the training split.
+    are drawn from the training split. effort: so many sweeps also search codes for a data set's images, where
+    it has captions; the nearest are always measured.
     """
 
     data: str = "fashion-mnist"
@@ -52,6 +53,7 @@ class EvaluationOptions:
     guidance_scale: float | None = None
     sampler: SamplerName | None = None
     cache_interval: int | None = None
+    effort: int = 0
     num_neighbours: int = 5
     trainings: tuple[ClassifierTraining, ...] = DEFAULT_TRAININGS
     classifier_folder: Path = Path("runs/classifiers")
@@ -63,6 +65,8 @@ class EvaluationOptions:
             )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.effort < 0:
+            raise ValueError(f"effort must be at least 0, got {self.effort}")
 
     def sampling(self, defaults: Sampling) -> Sampling:
         """Return a pipeline's ``defaults`` with what is asked for in their place."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from models.code_search import search_codes
 from models.conditioning import stack_conditions
 from models.config import ConfigError, Sampling
 from models.pipeline import Pipeline
@@ -30,6 +31,7 @@ from training.evaluate import EvaluationOptions, reconstruct
 from training.judge import Judgement, JudgeTraining, judge_images, load_or_train_judge
 from training.metrics import frechet_distance, measure_statistics, nearest_distances
 from training.model_card import write_card_section
+from training.precision import autocast
 from training.prompt_card import render_prompt_evaluation, save_pairs, save_prompts
 from training.scores import TokenizerMetrics, score_reconstructions
 
@@ -38,6 +40,7 @@ logger = logging.getLogger(__name__)
 STYLE_TRAINING = ClassifierTraining(
     architecture="residual", seed=1, num_epochs=30, batch_size=128, crop_padding_px=4, is_flipped=False
 )
+_SEARCHED_AT_ONCE = 16
 FREE_PROMPTS = (
     "a blue apple", "a robot cat", "a smiling pizza", "a green heart", "a sad cloud", "a red car",
     "a golden crown", "a purple dragon", "a penguin with a hat", "a house in the snow", "a flying pig",
@@ -82,6 +85,8 @@ class StyleScores:
 class PromptEvaluation:
     """All that ``evaluate_prompts`` measures.
 
+    tokenizer and searched are of unseen images: of the codes nearest to their latents, and of those that were
+    searched for with ``effort``.
     held_out and unseen are of generated images; real_in_other_styles has real pictures of the held-out pairs'
     emoji in the styles of training as queries. Fréchet distances are to the real held-out and unseen images:
     of as many real training images, of the same images through the tokenizer, and of generated ones. Nearest
@@ -97,6 +102,8 @@ class PromptEvaluation:
     batch_size: int
     seconds_per_image: float
     tokenizer: TokenizerMetrics
+    effort: int
+    searched: TokenizerMetrics | None
     held_out: Retrieval
     real_in_other_styles: Retrieval
     unseen: Retrieval
@@ -176,6 +183,8 @@ def evaluate_prompts(
             reconstructions.codes,  # of all images: usage is of the whole set
             pipeline.tokenizer.config.codebook_size,
         ),
+        effort=options.effort,
+        searched=_score_searched(pipeline, data.images[unseen_rows], options) if options.effort else None,
         held_out=gallery.retrieve(held_out),
         real_in_other_styles=gallery.retrieve(others),
         unseen=gallery.retrieve(_queries(new, "unseen", made)),
@@ -206,6 +215,16 @@ def evaluate_prompts(
     write_card_section(folder / "README.md", evaluation.pipeline, render_prompt_evaluation(evaluation))
     logger.info("evaluated pipeline=%s", evaluation.pipeline)
     return evaluation
+
+
+def _score_searched(pipeline: Pipeline, images: Tensor, options: EvaluationOptions) -> TokenizerMetrics:
+    codes = []
+    for batch in tqdm(scale_to_unit(images).split(_SEARCHED_AT_ONCE), desc="search codes", unit="batch"):
+        with autocast(pipeline.device):
+            codes.append(search_codes(pipeline.tokenizer, batch.to(pipeline.device), options.effort))
+    decoded = torch.cat([pipeline.tokenizer.decode_codes(batch).cpu() for batch in codes])
+    size = pipeline.tokenizer.config.codebook_size
+    return score_reconstructions(scale_to_unit(images), decoded, torch.cat(codes), size)
 
 
 def generate_captions(

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+
+from models.similarity import measure_similarity
 
 _BLOCK_ROWS = 2000
-_SSIM_WINDOW = 11
-_SSIM_SIGMA = 1.5
 _DATA_RANGE = 2.0  # images lie in [-1, 1]
 
 
@@ -45,27 +44,9 @@ def psnr_db(squared_errors: torch.Tensor) -> torch.Tensor:
 def measure_ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Measure the structural similarity of each image, (B,), averaged over channels and positions.
 
-    Both: (B, C, H, W) float in [-1, 1], at least 11 pixels a side. Wang et al. 2004
-    (doi:10.1109/TIP.2003.819861): Gaussian window of 11 pixels and sigma 1.5, K = (0.01, 0.03), windows
-    inside the image only. Unlike theirs, images aren't scaled down first.
+    Both: (B, C, H, W) float in [-1, 1], at least 11 pixels a side; see models/similarity.py.
     """
-    channels = images.shape[1]
-    offsets = torch.arange(_SSIM_WINDOW, dtype=torch.float64) - _SSIM_WINDOW // 2
-    weights = torch.exp(-offsets.square() / (2 * _SSIM_SIGMA**2))
-    weights = (weights / weights.sum()).to(images).expand(channels, 1, 1, _SSIM_WINDOW)
-
-    def blur(x: torch.Tensor) -> torch.Tensor:
-        x = F.conv2d(x, weights, groups=channels)
-        return F.conv2d(x, weights.transpose(2, 3), groups=channels)
-
-    c1, c2 = (0.01 * _DATA_RANGE) ** 2, (0.03 * _DATA_RANGE) ** 2
-    mean_x, mean_y = blur(images), blur(targets)
-    variance_x = blur(images * images) - mean_x * mean_x
-    variance_y = blur(targets * targets) - mean_y * mean_y
-    covariance = blur(images * targets) - mean_x * mean_y
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    similarity /= (mean_x.square() + mean_y.square() + c1) * (variance_x + variance_y + c2)
-    return similarity.mean(dim=(1, 2, 3))
+    return measure_similarity(images, targets).mean(dim=(1, 2, 3))
 
 
 def measure_codebook_use(codes: torch.Tensor, codebook_size: int) -> CodebookUse:

@@ -13,6 +13,7 @@ from training.plots import GridBlock, save_captioned_grid, save_labelled_grid
 
 if TYPE_CHECKING:
     from training.evaluate_prompts import PromptEvaluation, Retrieval
+    from training.scores import TokenizerMetrics
 
 _NUM_PAIRS = 6  # in a row of the picture
 
@@ -35,6 +36,7 @@ def render_prompt_evaluation(evaluation: "PromptEvaluation") -> str:
         f"| PSNR, mean over images | {tokenizer.psnr_db_mean_of_images:.2f} dB |",
         f"| PSNR of the mean squared error | {tokenizer.psnr_db_of_mean_error:.2f} dB |",
         f"| SSIM | {tokenizer.ssim:.4f} |",
+        *_searched(evaluation.searched, evaluation.effort),
         f"| codes used over all images, of {tokenizer.codebook_size:,} "
         f"| {tokenizer.codebook_used_share:.1%} |",
         f"| perplexity of the codes | {tokenizer.codebook_perplexity:.0f} |",
@@ -126,6 +128,16 @@ def _stride(real: CaptionedDataset, style: str) -> int:
     """Return how many held-out pairs to go on by, so that those shown come from all groups."""
     num_pairs = sum(caption.style == style and caption.split == "held_out" for caption in real.captions)
     return max(1, num_pairs // _NUM_PAIRS)
+
+
+def _searched(metrics: "TokenizerMetrics | None", effort: int) -> list[str]:
+    if metrics is None:
+        return []
+    return [
+        f"| PSNR, mean over images, of codes searched for with effort {effort} "
+        f"| {metrics.psnr_db_mean_of_images:.2f} dB |",
+        f"| SSIM, of these | {metrics.ssim:.4f} |",
+    ]
 
 
 def _row(name: str, retrieval: "Retrieval") -> str:

@@ -9,9 +9,12 @@ from typing import Annotated, Any
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from models.checkpoint import save_checkpoint
+from models.code_search import search_codes
 from models.config import Count, TokenizerConfig, UnitTime
 from models.pipeline import load_tokenizer
 from models.quantizers import Quantized, VectorQuantizer
@@ -44,7 +47,9 @@ class TokenizerTrainingConfig:
     codebook starts from latents worth a k-means. From ``adversarial_start`` on, ``adversarial_weight`` above
     0 adds VQGAN's discriminator. ``start_from`` names a finished tokenizer to go on from, of the same shape
     or of fewer blocks: more of them start as the identity. ``decoder_of`` names one of which only the decoder
-    is trained on: images keep their codes, so a prior that was trained on them stays good.
+    is trained on: images keep their codes, so a prior that was trained on them stays good. With
+    ``num_searched`` such a decoder also learns, in half of every batch, from codes that were searched for so
+    many training images in ``search_sweeps`` sweeps (models/code_search.py).
     """
 
     tokenizer: TokenizerConfig
@@ -67,6 +72,8 @@ class TokenizerTrainingConfig:
     adversarial_learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     start_from: Path | None = None
     decoder_of: Path | None = None
+    num_searched: Annotated[int, Field(ge=0)] = 0
+    search_sweeps: Count = 1
     horizontal_flips: bool = True
     seed: int = 0
     num_threads: Count | None = None
@@ -102,6 +109,7 @@ def train_tokenizer(config: TokenizerTrainingConfig, *, resume: bool = False) ->
             adversary.restore(state["adversary"])
         first_step = state["step"]
 
+    searched = _search(tokenizer, data, config, processes) if config.num_searched else None
     encode: Any = processes.wrap(tokenizer.encoder) if config.decoder_of is None else tokenizer.encoder
     decode: Any = processes.wrap(tokenizer.decoder)
     if config.is_compiled:
@@ -111,7 +119,7 @@ def train_tokenizer(config: TokenizerTrainingConfig, *, resume: bool = False) ->
         factor = learning_rate_factor(step, config.num_steps, config.warmup_steps, config.decay_fraction)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
-        logged = stepper.take(_batch(data, config, step, processes), step)
+        logged = stepper.take(*_batch(data, searched, config, step, processes), step)
         is_last = step == config.num_steps - 1
         if step % config.log_every == 0 or is_last:
             run.log(step, **{name: float(value) for name, value in logged.items()})
@@ -133,14 +141,55 @@ def train_tokenizer(config: TokenizerTrainingConfig, *, resume: bool = False) ->
     return path
 
 
-def _batch(data: ImageDataset, config: TokenizerTrainingConfig, step: int, processes: Processes) -> Tensor:
-    rows = batch_rows(len(data.images), config.batch_size, step, config.seed, processes)
-    images = data.images[rows]
+@dataclasses.dataclass(frozen=True)
+class _Searched:
+    """Training images (M, C, H, W) uint8, and the codes (M, h, w) searched for them."""
+
+    images: Tensor
+    codes: Tensor
+
+
+def _search(
+    tokenizer: Tokenizer, data: ImageDataset, config: TokenizerTrainingConfig, processes: Processes
+) -> _Searched:
+    """Search codes for some training images, as the tokenizer is before it is trained; kept in the folder."""
+    if config.decoder_of is None:
+        raise TrainingError("num_searched is for a decoder trained by itself: give decoder_of")
+    order = torch.randperm(len(data.images), generator=generator_for(config.seed, -4, 0))
+    images = data.images[order[: config.num_searched]]
+    path = config.folder / "searched_codes.safetensors"
+    if not path.exists():
+        found = []
+        for batch in tqdm(images.split(16), desc="search codes", unit="batch"):
+            with autocast(processes.device):
+                found.append(
+                    search_codes(
+                        tokenizer, scale_to_unit(batch).to(processes.device), config.search_sweeps
+                    ).cpu()
+                )
+        save_file({"codes": torch.cat(found)}, path)
+    return _Searched(images, load_file(path)["codes"])
+
+
+def _batch(
+    data: ImageDataset,
+    searched: _Searched | None,
+    config: TokenizerTrainingConfig,
+    step: int,
+    processes: Processes,
+) -> tuple[Tensor, Tensor | None]:
+    """Return images (B, C, H, W) in [-1, 1], and the codes of the last half where they were searched."""
+    size = config.batch_size if searched is None else config.batch_size // 2
+    images = data.images[batch_rows(len(data.images), size, step, config.seed, processes)]
     if config.horizontal_flips:
         generator = generator_for(config.seed, step, processes.rank)
-        flipped = torch.rand(len(rows), generator=generator) < 0.5
+        flipped = torch.rand(len(images), generator=generator) < 0.5
         images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-    return scale_to_unit(images).to(processes.device, memory_format=torch.channels_last)
+    codes = None
+    if searched is not None:
+        rows = batch_rows(len(searched.images), size, step, config.seed, processes)
+        images, codes = torch.cat([images, searched.images[rows]]), searched.codes[rows].to(processes.device)
+    return scale_to_unit(images).to(processes.device, memory_format=torch.channels_last), codes
 
 
 def _start(config: TokenizerTrainingConfig) -> Tokenizer:
@@ -192,17 +241,20 @@ class _Stepper:
     adversary: Adversary | None
     config: TokenizerTrainingConfig
 
-    def take(self, images: Tensor, step: int) -> dict[str, Tensor]:
-        """Take one step; return the loss and the PSNR of the mean error, and the discriminator's loss."""
+    def take(self, images: Tensor, codes: Tensor | None, step: int) -> dict[str, Tensor]:
+        """Take one step; return the loss and the PSNR of the mean error, and the discriminator's loss.
+
+        codes: of the last of the images, where they aren't to be encoded.
+        """
         config, tokenizer = self.config, self.tokenizer
         tokenizer.train(config.decoder_of is None)
         with autocast(images.device):
             if config.decoder_of is None:
                 latents, quantized = self._quantize(images, step)
             else:
+                quantized = None
                 with torch.no_grad():
-                    latents = tokenizer.quantizer.bound(self.encode(images))
-                    quantized = tokenizer.quantizer.quantize(latents)
+                    latents = self._known_latents(images, codes)
             reconstructed = self.decode(latents if quantized is None else quantized.latents)
         loss = reconstruction_loss(
             reconstructed,
@@ -229,6 +281,14 @@ class _Stepper:
         if adversary is not None:
             logged["discriminator"] = adversary.learn(images, reconstructed)
         return logged
+
+    def _known_latents(self, images: Tensor, codes: Tensor | None) -> Tensor:
+        """Return what a decoder trained by itself is given: the latents of codes."""
+        quantizer = self.tokenizer.quantizer
+        if codes is None:
+            return quantizer.quantize(quantizer.bound(self.encode(images))).latents
+        encoded = quantizer.bound(self.encode(images[: -len(codes)]))
+        return torch.cat([quantizer.quantize(encoded).latents, quantizer.lookup(codes)])
 
     def _quantize(self, images: Tensor, step: int) -> tuple[Tensor, Quantized | None]:
         """Return latents, and what they are snapped to once the codebook has been started."""

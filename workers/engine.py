@@ -2,7 +2,7 @@
 
 One ``step`` gives every running image one call of its sampler, in one batch for each pipeline, then
 decodes the images that ended. Images start and end between steps, so no request waits for the end of
-another. Encode and decode requests ride along, one batch a step.
+another. Encode and decode requests ride along, one batch a step; those that search for codes take many.
 
 On a CPU the rows of a batch are shared out among lanes (``workers/lanes.py``).
 
@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from models.code_search import CALLS_PER_SWEEP, CodeSearch
 from models.flow import draw_noise
 from models.pipeline import Pipeline
 from models.samplers import make_calls
@@ -53,6 +53,18 @@ class _Grid:
     job: Job
     index: int
     codes: Tensor
+
+
+@dataclass
+class _Search:
+    """An encode request that looks for better codes, always of one image, so that its bits stay the same."""
+
+    job_id: str
+    pipeline: Pipeline
+    search: CodeSearch
+    codes: Tensor  # (1, h, w), the best so far
+    num_calls: int
+    calls_done: int = 0
 
 
 class Engine:
@@ -85,6 +97,7 @@ class Engine:
         self._running: list[Sample] = []
         self._decoding: deque[_Grid] = deque()
         self._encoding: deque[tuple[str, EncodeRequest]] = deque()
+        self._searching: deque[_Search] = deque()
         self._previews: dict[str, Preview] = {}
         self._previews_due_s = 0.0
 
@@ -92,13 +105,14 @@ class Engine:
     def free_slots(self) -> int:
         """How many images could start now."""
         waiting = sum(job.num_images - job.num_started for job in self._starting)
-        taken = len(self._running) + waiting + len(self._decoding) + len(self._encoding)
+        encoding = len(self._encoding) + len(self._searching)
+        taken = len(self._running) + waiting + len(self._decoding) + encoding
         return max(0, min(self._max_batch_size, sum(self._num_slots.values())) - taken)
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self._jobs or self._encoding)
+        return not (self._jobs or self._encoding or self._searching)
 
     def warm_up(self) -> None:
         """Measure how many images of each pipeline fit in memory, and compute what requests will ask for.
@@ -158,14 +172,19 @@ class Engine:
         self._running = [sample for sample in self._running if sample.job.id not in job_ids]
         self._decoding = deque(grid for grid in self._decoding if grid.job.id not in job_ids)
         self._encoding = deque(item for item in self._encoding if item[0] not in job_ids)
+        self._searching = deque(each for each in self._searching if each.job_id not in job_ids)
 
     def progress(self) -> Mapping[str, Progress]:
         """How far the jobs are that have steps."""
-        return {
+        generating = {
             job.id: Progress(step=job.calls_done, total=len(job.calls) * job.num_images)
             for job in self._jobs.values()
             if job.calls
         }
+        searching = {
+            each.job_id: Progress(step=each.calls_done, total=each.num_calls) for each in self._searching
+        }
+        return generating | searching
 
     def previews(self) -> Mapping[str, Preview]:
         """Return the pictures made since the last call, of running jobs that asked for them."""
@@ -186,7 +205,7 @@ class Engine:
         self._finish_samples()
         for name in self._pipelines:
             self._decode(name)
-        finished = self._encode()
+        finished = self._search() + self._encode()
         ended = [job for job in self._jobs.values() if job.has_ended]
         self.drop({job.id for job in ended})
         return finished + [_finish(job) for job in ended]
@@ -294,19 +313,26 @@ class Engine:
         of_pipeline = (item for item in self._encoding if item[1].pipeline == name)
         chosen = list(islice(of_pipeline, self._max_batch_size))
         config = pipeline.config.tokenizer
+        self.drop({job_id for job_id, _ in chosen})
         finished, job_ids, images = [], [], []
         for job_id, request in chosen:
             try:
                 data = base64.b64decode(request.image)
-                images.append(load_image(data, config.image_size_px, config.image_channels))
-                job_ids.append(job_id)
+                image = load_image(data, config.image_size_px, config.image_channels)
             except ServiceError as error:
                 finished.append(Finished(job_id, name, error=error))
-        self.drop({job_id for job_id, _ in chosen})
+                continue
+            pixels = torch.tensor(image, device=pipeline.device).movedim(-1, 0).float() / 127.5 - 1
+            if request.effort:
+                search = CodeSearch(pipeline.tokenizer, pixels[None])
+                num_calls = request.effort * CALLS_PER_SWEEP
+                self._searching.append(_Search(job_id, pipeline, search, search.nearest, num_calls))
+            else:
+                job_ids.append(job_id)
+                images.append(pixels)
         if not images:
             return finished
-        pixels = torch.from_numpy(np.stack(images)).to(pipeline.device).movedim(-1, 1)
-        batch = pixels.float() / 127.5 - 1
+        batch = torch.stack(images)
         codes, failures = self._batches[name].compute(
             lambda rows: pipeline.tokenizer.quantize(pipeline.tokenizer.encode(batch[rows])).codes,
             len(images),
@@ -318,6 +344,34 @@ class Engine:
             elif codes is not None:
                 finished.append(Finished(job_id, name, codes=_codes_info(pipeline, [codes[row].long()])))
         return finished
+
+    def _search(self) -> list[Finished]:
+        """Take the searches of a few images of one pipeline a call further."""
+        if not self._searching:
+            return []
+        pipeline = self._searching[0].pipeline
+        of_pipeline = (each for each in self._searching if each.pipeline is pipeline)
+        chosen = list(islice(of_pipeline, TOKENIZER_ROWS))
+        name = pipeline.config.name
+        codes, failures = self._batches[name].compute(
+            lambda rows: torch.cat([_improve(chosen[row]) for row in rows]), len(chosen)
+        )
+        finished = []
+        for row, each in enumerate(chosen):
+            if row in failures:
+                finished.append(Finished(each.job_id, name, error=failures[row]))
+                continue
+            assert codes is not None
+            each.codes = codes[row, None]
+            each.calls_done += 1
+            if each.calls_done == each.num_calls:
+                finished.append(Finished(each.job_id, name, codes=_codes_info(pipeline, [codes[row].long()])))
+        self.drop({each.job_id for each in finished})
+        return finished
+
+
+def _improve(each: _Search) -> Tensor:
+    return each.search.improve(each.codes, each.calls_done)
 
 
 @torch.inference_mode()

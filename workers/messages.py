@@ -19,6 +19,7 @@ Codes = list[list[int]]
 MAX_IMAGES_PER_JOB = 64
 MAX_GUIDANCE_SCALE = 20.0
 MAX_CACHE_INTERVAL = 4
+MAX_EFFORT = 8
 MAX_IMAGE_BASE64_CHARS = 14 * 2**20  # 10 MiB of image bytes, and a little
 MAX_GRID_SIDE = 256
 MAX_PROMPT_CHARS = 1000
@@ -106,6 +107,11 @@ class EncodeRequest(_Request):
 
     image: Annotated[str, Field(min_length=4, max_length=MAX_IMAGE_BASE64_CHARS)] = Field(
         description="A PNG, JPEG or WebP file in base64. Resized to the pipeline's size if it has another."
+    )
+    effort: Annotated[int, Field(ge=0, le=MAX_EFFORT)] = Field(
+        default=0,
+        description="0 takes the code nearest to each latent. More also tries other codes and keeps those"
+        " that decode best, in so many sweeps over the image: two bring most of what can be had.",
     )
 
 

@@ -299,6 +299,14 @@ def test_encode_takes_base64_and_files_alike(service):
     assert result.tokenizer == CONFIG.tokenizer_fingerprint
 
 
+def test_encode_takes_an_effort_within_bounds(service):
+    for asked in ({"effort": "2"}, {"effort": "0"}):
+        assert job_of(service.client.post("/encode", files={"file": SQUARE}, data=asked, headers=WAIT)).result
+    for asked in ("-1", "9", "much"):
+        refused = service.client.post("/encode", files={"file": SQUARE}, data={"effort": asked}, headers=WAIT)
+        assert "effort" in problem_of(refused, 422, "invalid_request").errors[0].field
+
+
 def test_what_encode_gives_decode_takes(service):
     encoded = job_of(service.client.post("/encode", files={"file": SQUARE}, headers=WAIT)).result
     body = {"codes": encoded.codes, "tokenizer": encoded.tokenizer}

@@ -87,7 +87,7 @@ def test_training_ends_in_a_pipeline_that_takes_prompts(trained: Path) -> None:
 def test_evaluation_finds_what_was_generated_and_writes_the_card(
     trained: Path, captioned: Path, tmp_path: Path
 ) -> None:
-    options = EvaluationOptions(data=str(captioned), batch_size=8, classifier_folder=tmp_path)
+    options = EvaluationOptions(data=str(captioned), batch_size=8, effort=1, classifier_folder=tmp_path)
     evaluation = evaluate_prompts(trained, options, QUICK_JUDGE, QUICK_STYLES)
 
     assert (evaluation.held_out.num_queries, evaluation.unseen.num_queries) == (1, 3)
@@ -96,6 +96,7 @@ def test_evaluation_finds_what_was_generated_and_writes_the_card(
     assert list(evaluation.by_style) == ["flat"]
     assert 0 <= evaluation.style_accuracy <= 1
     assert 0 <= evaluation.reconstructed_style_accuracy <= evaluation.real_style_accuracy
+    assert evaluation.searched.psnr_db_mean_of_images > evaluation.tokenizer.psnr_db_mean_of_images
     assert evaluation.frechet_distance > evaluation.frechet_distance_of_real, "hardly trained"
     card = (trained / "README.md").read_text()
     assert "| **generated**, held-out pairs of emoji and style | 1 |" in card

@@ -56,7 +56,7 @@ def random_requests(count: int, chance: random.Random, fingerprint: str) -> list
                 dtype=torch.uint8,
             )
             image = base64.b64encode(encode_image(pixels.numpy(), "png")).decode()
-            requests.append(EncodeRequest(image=image))
+            requests.append(EncodeRequest(image=image, effort=chance.choice([0, 0, 1])))
         else:
             grids = [
                 [[chance.randrange(32) for _ in range(6)] for _ in range(6)]
@@ -184,6 +184,26 @@ def test_encoded_codes_decode_to_what_the_tokenizer_makes(pipelines, resolve) ->
     assert (
         torch.tensor(decoded.images[0]).float() - ((expected[0, 0, :, :, None] + 1) * 127.5)
     ).abs().max() <= 1
+
+
+def test_effort_finds_codes_that_decode_better(pipelines, resolve) -> None:
+    tokenizer = pipelines["tiny"].tokenizer
+    shades = torch.linspace(0, 255, 12).to(torch.uint8)[:, None].expand(12, 12)[..., None]
+    image = base64.b64encode(encode_image(shades.numpy(), "png")).decode()
+    engine = Engine(pipelines)
+    engine.admit([Work("x", resolve(EncodeRequest(image=image, effort=2)))])
+    engine.step()
+    engine.step()
+    assert (engine.progress()["x"].step, engine.progress()["x"].total) == (1, 50)
+    found = run(engine, [])["x"].codes
+    assert found is not None
+    target = (shades.float() / 127.5 - 1).movedim(-1, 0)[None]
+    nearest = tokenizer.quantize(tokenizer.encode(target)).codes
+    error, nearest_error = (
+        (tokenizer.decode_codes(codes) - target).square().mean()
+        for codes in (torch.tensor(found.codes), nearest)
+    )
+    assert error < nearest_error
 
 
 def test_a_late_short_job_ends_before_an_early_long_one(pipelines, resolve) -> None:

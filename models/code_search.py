@@ -14,7 +14,7 @@ from models.tokenizer import Tokenizer
 
 SPACING = 5  # in rows and columns: between codes that change at once; of the square an error is summed over
 CALLS_PER_SWEEP = SPACING**2
-_NUM_CANDIDATES = 8
+NUM_CANDIDATES = 8
 _SIMILARITY_WEIGHT = 0.2
 
 
@@ -25,12 +25,12 @@ class CodeSearch:
     calls of ``improve``, each code may change once.
     """
 
-    def __init__(self, tokenizer: Tokenizer, images: Tensor) -> None:
+    def __init__(self, tokenizer: Tokenizer, images: Tensor, num_candidates: int = NUM_CANDIDATES) -> None:
         self._tokenizer = tokenizer
         self._images = images
         latents = tokenizer.encode(images)
         self.nearest = tokenizer.quantize(latents).codes
-        self._candidates = _nearest_codes(tokenizer, latents)  # (candidates, B, h, w)
+        self._candidates = _nearest_codes(tokenizer, latents, num_candidates)  # (candidates, B, h, w)
 
     @torch.inference_mode()
     def improve(self, codes: Tensor, call: int) -> Tensor:
@@ -58,23 +58,25 @@ class CodeSearch:
 
 
 @torch.inference_mode()
-def search_codes(tokenizer: Tokenizer, images: Tensor, num_sweeps: int) -> Tensor:
+def search_codes(
+    tokenizer: Tokenizer, images: Tensor, num_sweeps: int, num_candidates: int = NUM_CANDIDATES
+) -> Tensor:
     """Return the codes (B, h, w) of ``images`` (B, C, H, W) in [-1, 1] after so many sweeps."""
-    search = CodeSearch(tokenizer, images)
+    search = CodeSearch(tokenizer, images, num_candidates)
     codes = search.nearest
     for call in range(num_sweeps * CALLS_PER_SWEEP):
         codes = search.improve(codes, call)
     return codes
 
 
-def _nearest_codes(tokenizer: Tokenizer, latents: Tensor) -> Tensor:
-    """Return the codes (candidates, B, h, w) next to ``latents`` (B, d, h, w), the nearest first."""
+def _nearest_codes(tokenizer: Tokenizer, latents: Tensor, count: int) -> Tensor:
+    """Return the codes (count + 1, B, h, w) next to ``latents`` (B, d, h, w), the nearest first."""
     size = tokenizer.config.codebook_size
     every = torch.arange(size, device=latents.device).view(1, 1, size)
     book = (tokenizer.lookup(every) * tokenizer.latent_std)[0, :, 0].T  # (codes, d)
     vectors = (latents * tokenizer.latent_std).permute(0, 2, 3, 1)  # (B, h, w, d)
     distances = torch.cdist(vectors.flatten(0, 2), book)
-    nearest = distances.topk(min(_NUM_CANDIDATES + 1, size), largest=False).indices
+    nearest = distances.topk(min(count + 1, size), largest=False).indices
     return nearest.T.reshape(-1, *vectors.shape[:3])
 
 

@@ -45,6 +45,9 @@ def test_codes_come_back_as_they_went(smalti, tmp_path):
     codes = json.loads((tmp_path / "a.json").read_text())
     assert codes["grid"] == [6, 6]
     assert codes["codebook_size"] == 32
+    searched = json.loads(smalti("encode", "a.webp", "--effort", "1")[0])
+    assert searched["codes"] != codes["codes"]
+    assert searched["tokenizer"] == codes["tokenizer"]
     smalti("decode", "a.json", "--out", "b.png")
     with Image.open(tmp_path / "b.png") as image:
         assert image.size == (12, 12)

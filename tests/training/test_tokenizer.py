@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.checkpoint import load_checkpoint
+from models.code_search import search_codes
 from models.config import TokenizerConfig
 from models.pipeline import load_tokenizer
 from tests.tiny import TOKENIZER
@@ -115,6 +116,27 @@ def test_a_decoder_trained_on_draws_better_from_the_same_codes(
     other = replace(config.tokenizer, codebook_size=8)
     with pytest.raises(TrainingError, match=r"decoder_of: .* has another shape"):
         train_tokenizer(replace(config, folder=config.folder.parent / "x", decoder_of=first, tokenizer=other))
+
+
+def test_a_decoder_also_learns_from_searched_codes(config: TokenizerTrainingConfig, captioned: Path) -> None:
+    first = train_tokenizer(config)
+    images = scale_to_unit(load_dataset(captioned, "train").images)
+    codes = search_codes(load_tokenizer(first), images, 1)
+    errors = []
+    for name, num_searched in (("without", 0), ("with", len(images))):
+        trained_on = replace(
+            config,
+            folder=config.folder.parent / name,
+            decoder_of=first,
+            num_steps=100,
+            num_searched=num_searched,
+        )
+        tokenizer = load_tokenizer(train_tokenizer(trained_on))
+        errors.append((tokenizer.decode_codes(codes) - images).square().mean())
+    assert errors[1] < 0.9 * errors[0]
+
+    with pytest.raises(TrainingError, match="give decoder_of"):
+        train_tokenizer(replace(config, folder=config.folder.parent / "x", num_searched=2))
 
 
 def test_a_tokenizer_trained_on_with_more_blocks_begins_as_the_finished_one(

@@ -78,15 +78,6 @@ def load_examples(
     )
 
 
-def balanced(labels: Tensor) -> Tensor:
-    """Return the rows (M,) of ``labels`` (N,), those of a rare label several times.
-
-    So often, a whole number, that there are about as many as of the most frequent label.
-    """
-    counts = labels.bincount()[labels]  # (N,)
-    return torch.arange(len(labels)).repeat_interleave((counts.max() / counts).round().long())
-
-
 @torch.inference_mode()
 def encode_images(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     """Return latents (N, d, h, w) bfloat16 of uint8 ``images`` (N, C, H, W)."""

@@ -17,7 +17,7 @@ from models.pipeline import load_prior, load_tokenizer, save_pipeline
 from models.prior import DiT
 from models.samplers import sample
 from models.tokenizer import Tokenizer
-from training.examples import Examples, balanced, load_examples
+from training.examples import Examples, load_examples
 from training.fit import FitConfig, fit
 from training.plots import save_grid
 from training.precision import autocast
@@ -33,7 +33,6 @@ class PriorTrainingConfig(FitConfig):
     ``text_encoder.safetensors``; without it, all-MiniLM-L6-v2 comes from its package. A share of
     ``condition_dropout`` of the samples is trained without conditions. ``start_from`` is a
     ``prior.safetensors`` whose weights the run starts with, in place of random ones. With
-    ``balance_styles`` the pictures of a rare style are shown more often, by whole numbers. With
     ``horizontal_flips`` each image is also learnt from flipped; not in a folder with captions, where what is
     said of an image may not hold of its mirror image.
     """
@@ -57,7 +56,6 @@ class PriorTrainingConfig(FitConfig):
     condition_dropout: UnitTime = 0.1
     time_mean: float = 0.0
     time_std: Annotated[float, Field(gt=0)] = 1.0
-    balance_styles: bool = False
     horizontal_flips: bool = True
     log_every: Count = 50
     samples_every: Count = 1000
@@ -86,10 +84,8 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
     if config.is_compiled:
         predict = torch.compile(predict)
 
-    shown = balanced(examples.labels[:, 0]) if config.balance_styles else torch.arange(len(examples))
-
     def loss_of(step: int) -> Tensor:
-        rows = shown[batch_rows(len(shown), config.batch_size, step, config.seed, processes)]
+        rows = batch_rows(len(examples), config.batch_size, step, config.seed, processes)
         generator = generator_for(config.seed, step, processes.rank)
         latents = examples.latents[rows].to(processes.device).float()
         conditions = examples.conditions(rows, generator).to(processes.device)

@@ -16,7 +16,7 @@ from training.data.captioned import CAPTIONS_FILE, load_captioned
 from training.data.sources import load_dataset
 from training.evaluate import EvaluationOptions
 from training.evaluate_prompts import FREE_PROMPTS, STYLE_TRAINING, evaluate_prompts
-from training.examples import balanced, caption_texts
+from training.examples import caption_texts
 from training.judge import JudgeTraining, judge_images, load_or_train_judge
 from training.prior import PriorTrainingConfig, train_prior
 from training.tokenizer import TokenizerTrainingConfig, train_tokenizer
@@ -54,7 +54,6 @@ def trained(captioned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             data=str(captioned),
             text_encoder=folder / "text",
             example_prompt="a red cat",
-            balance_styles=True,
             batch_size=10,
             num_steps=150,
             warmup_steps=5,
@@ -131,13 +130,6 @@ def test_a_judge_knows_things_in_other_styles(captioned: Path, tmp_path: Path) -
     assert torch.equal(judge_images(again, train.images).embeddings, judged.embeddings)
     other = load_or_train_judge(train, replace(QUICK_JUDGE, num_epochs=1), folder=tmp_path)
     assert not torch.equal(judge_images(other, train.images).embeddings, judged.embeddings)
-
-
-def test_rare_styles_are_shown_as_often_as_others() -> None:
-    styles = torch.tensor([0, 2, 0, 1, 0, 1, 0, 0, 0])
-    rows = balanced(styles)
-    assert styles[rows].bincount().tolist() == [6, 6, 6]
-    assert rows.unique().tolist() == list(range(9))
 
 
 def test_a_folder_with_captions_is_a_data_set_of_styles(captioned: Path) -> None:

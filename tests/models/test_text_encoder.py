@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models import text_encoder
 from models.checkpoint import CheckpointError
-from models.text_encoder import PromptEncoder, find_minilm, import_minilm
+from models.text_encoder import TENSORS_FILE, PromptEncoder, find_minilm, import_minilm
 from tests.tiny import WORDS, tiny_prompt_encoder, tiny_words
 
 SIZE, DEPTH, INNER = 8, 2, 16
@@ -28,6 +28,15 @@ def test_a_saved_encoder_gives_the_same_states_after_every_loading(tmp_path: Pat
     assert (first.num_tokens, first.is_cut) == (5, False)
     assert first.states[:5].any(1).all()
     assert not first.states[5:].any()
+
+
+def test_a_saved_encoder_is_small_and_nearly_as_it_was(tmp_path: Path) -> None:
+    encoder = tiny_prompt_encoder()
+    encoder.save(tmp_path)
+    wide = [tensor for tensor in load_file(tmp_path / TENSORS_FILE).values() if tensor.shape[1:] > (1,)]
+    assert {tensor.dtype for tensor in wide} == {torch.int8}
+    was, states = encoder.encode("a red cat").states, PromptEncoder.load(tmp_path).encode("a red cat").states
+    assert 0 < (states - was).norm() < 0.03 * was.norm()
 
 
 def test_case_and_blanks_at_the_ends_do_not_matter() -> None:

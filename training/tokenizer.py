@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.checkpoint import save_checkpoint
+from models.checkpoint import fingerprint, save_checkpoint
 from models.code_search import search_codes
 from models.config import Count, TokenizerConfig, UnitTime
 from models.pipeline import load_tokenizer
@@ -99,6 +99,7 @@ def train_tokenizer(config: TokenizerTrainingConfig, *, resume: bool = False) ->
     optimizer = torch.optim.AdamW(
         trained.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
+    searched = _search(tokenizer, data, config, processes) if config.num_searched else None
     adversary = None
     if config.adversarial_weight:
         discriminator = PatchDiscriminator(config.tokenizer.image_channels).to(processes.device)
@@ -111,7 +112,6 @@ def train_tokenizer(config: TokenizerTrainingConfig, *, resume: bool = False) ->
             adversary.restore(state["adversary"])
         first_step = state["step"]
 
-    searched = _search(tokenizer, data, config, processes) if config.num_searched else None
     encode: Any = processes.wrap(tokenizer.encoder) if config.decoder_of is None else tokenizer.encoder
     decode: Any = processes.wrap(tokenizer.decoder)
     if config.is_compiled:
@@ -154,21 +154,29 @@ class _Searched:
 def _search(
     tokenizer: Tokenizer, data: ImageDataset, config: TokenizerTrainingConfig, processes: Processes
 ) -> _Searched:
-    """Search codes for some training images, as the tokenizer is before it is trained; kept in the folder."""
+    """Search codes for some training images, by the tokenizer as it is before it is trained.
+
+    They are kept in the folder, for the next start.
+    """
     if config.decoder_of is None:
         raise TrainingError("num_searched is for a decoder trained by itself: give decoder_of")
     order = torch.randperm(len(data.images), generator=generator_for(config.seed, -4, 0))
     images = data.images[order[: config.num_searched]]
+    digest = fingerprint(tokenizer.config, tokenizer.exported())
+    key = f"{digest} seed={config.seed} images={len(images)} sweeps={config.search_sweeps}"
     path = config.folder / "searched_codes.safetensors"
-    if not path.exists():
-        found = []
-        for batch in tqdm(images.split(16), desc="search codes", unit="batch"):
-            targets = scale_to_unit(batch).to(processes.device)
-            with autocast(processes.device):
-                codes = search_codes(tokenizer, targets, config.search_sweeps, _SEARCH_CANDIDATES)
-            found.append(codes.cpu())
-        save_file({"codes": torch.cat(found)}, path)
-    return _Searched(images, load_file(path)["codes"])
+    if path.exists() and key in (kept := load_file(path)):
+        return _Searched(images, kept[key])
+    found = []
+    for batch in tqdm(images.split(16), desc="search codes", unit="batch"):
+        targets = scale_to_unit(batch).to(processes.device)
+        with autocast(processes.device):
+            codes = search_codes(tokenizer, targets, config.search_sweeps, _SEARCH_CANDIDATES)
+        found.append(codes.cpu())
+    searched = _Searched(images, torch.cat(found))
+    if processes.is_main:
+        save_file({key: searched.codes}, path)
+    return searched
 
 
 def _batch(

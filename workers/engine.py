@@ -61,10 +61,17 @@ class _Search:
 
     job_id: str
     pipeline: Pipeline
-    search: CodeSearch
-    codes: Tensor  # (1, h, w), the best so far
+    image: Tensor  # (1, C, H, W) in [-1, 1]
     num_calls: int
     calls_done: int = 0
+    search: CodeSearch | None = None  # from the first call on
+    codes: Tensor | None = None  # (1, h, w), the best so far
+
+    def improve(self) -> Tensor:
+        """Return the codes (1, h, w) after the next call; whoever counts it keeps them."""
+        if self.search is None:
+            self.search = CodeSearch(self.pipeline.tokenizer, self.image)
+        return self.search.improve(self.search.nearest if self.codes is None else self.codes, self.calls_done)
 
 
 class Engine:
@@ -324,9 +331,8 @@ class Engine:
                 continue
             pixels = torch.tensor(image, device=pipeline.device).movedim(-1, 0).float() / 127.5 - 1
             if request.effort:
-                search = CodeSearch(pipeline.tokenizer, pixels[None])
                 num_calls = request.effort * CALLS_PER_SWEEP
-                self._searching.append(_Search(job_id, pipeline, search, search.nearest, num_calls))
+                self._searching.append(_Search(job_id, pipeline, pixels[None], num_calls))
             else:
                 job_ids.append(job_id)
                 images.append(pixels)
@@ -354,7 +360,7 @@ class Engine:
         chosen = list(islice(of_pipeline, TOKENIZER_ROWS))
         name = pipeline.config.name
         codes, failures = self._batches[name].compute(
-            lambda rows: torch.cat([_improve(chosen[row]) for row in rows]), len(chosen)
+            lambda rows: torch.cat([chosen[row].improve() for row in rows]), len(chosen)
         )
         finished = []
         for row, each in enumerate(chosen):
@@ -368,10 +374,6 @@ class Engine:
                 finished.append(Finished(each.job_id, name, codes=_codes_info(pipeline, [codes[row].long()])))
         self.drop({each.job_id for each in finished})
         return finished
-
-
-def _improve(each: _Search) -> Tensor:
-    return each.search.improve(each.codes, each.calls_done)
 
 
 @torch.inference_mode()

@@ -118,7 +118,9 @@ def test_a_decoder_trained_on_draws_better_from_the_same_codes(
         train_tokenizer(replace(config, folder=config.folder.parent / "x", decoder_of=first, tokenizer=other))
 
 
-def test_a_decoder_also_learns_from_searched_codes(config: TokenizerTrainingConfig, captioned: Path) -> None:
+def test_a_decoder_also_learns_from_searched_codes(
+    config: TokenizerTrainingConfig, captioned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = train_tokenizer(config)
     images = scale_to_unit(load_dataset(captioned, "train").images)
     codes = search_codes(load_tokenizer(first), images, 1)
@@ -135,6 +137,9 @@ def test_a_decoder_also_learns_from_searched_codes(config: TokenizerTrainingConf
         errors.append((tokenizer.decode_codes(codes) - images).square().mean())
     assert errors[1] < 0.9 * errors[0]
 
+    with monkeypatch.context() as patched:
+        patched.setattr("training.tokenizer.search_codes", lambda *_: pytest.fail("searched again"))
+        train_tokenizer(trained_on, resume=True)
     with pytest.raises(TrainingError, match="give decoder_of"):
         train_tokenizer(replace(config, folder=config.folder.parent / "x", num_searched=2))
 

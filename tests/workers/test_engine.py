@@ -206,6 +206,23 @@ def test_effort_finds_codes_that_decode_better(pipelines, resolve) -> None:
     assert error < nearest_error
 
 
+def test_a_search_that_fails_costs_only_its_job(tiny_weights, resolve) -> None:
+    pipeline = Pipeline.load(tiny_weights / "tiny")
+    image = base64.b64encode(encode_image(torch.zeros(12, 12, 1, dtype=torch.uint8).numpy(), "png")).decode()
+    searched = resolve(EncodeRequest(image=image, effort=1))
+    generated = resolve(GenerateRequest(seed=3, num_steps=2))
+    alone = digest(run(Engine({"tiny": pipeline}), [Work("x", generated)])["x"])
+
+    def fail(images: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("boom")
+
+    pipeline.tokenizer.encode = fail
+    ended = run(Engine({"tiny": pipeline}), [Work("bad", searched), Work("good", generated)])
+    assert ended["bad"].error is not None
+    assert ended["bad"].error.code == "internal_error"
+    assert digest(ended["good"]) == alone
+
+
 def test_a_late_short_job_ends_before_an_early_long_one(pipelines, resolve) -> None:
     engine = Engine(pipelines, max_batch_size=8)
     engine.admit([Work("long", resolve(GenerateRequest(seed=0, num_images=2, num_steps=50)))])

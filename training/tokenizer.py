@@ -51,7 +51,7 @@ class TokenizerTrainingConfig:
     or of fewer blocks: more of them start as the identity. ``decoder_of`` names one of which only the decoder
     is trained on: images keep their codes, so a prior that was trained on them stays good. With
     ``num_searched`` such a decoder also learns, in half of every batch, from codes that were searched for so
-    many training images in ``search_sweeps`` sweeps (models/code_search.py).
+    many training images in one sweep (models/code_search.py).
     """
 
     tokenizer: TokenizerConfig
@@ -75,7 +75,6 @@ class TokenizerTrainingConfig:
     start_from: Path | None = None
     decoder_of: Path | None = None
     num_searched: Annotated[int, Field(ge=0)] = 0
-    search_sweeps: Count = 1
     horizontal_flips: bool = True
     seed: int = 0
     num_threads: Count | None = None
@@ -158,12 +157,15 @@ def _search(
 
     They are kept in the folder, for the next start.
     """
-    if config.decoder_of is None:
-        raise TrainingError("num_searched is for a decoder trained by itself: give decoder_of")
+    if config.decoder_of is None or config.batch_size < 2:
+        raise TrainingError(
+            "num_searched is for half of each batch of a decoder trained by itself:"
+            " give decoder_of, and a batch_size of at least 2"
+        )
     order = torch.randperm(len(data.images), generator=generator_for(config.seed, -4, 0))
     images = data.images[order[: config.num_searched]]
     digest = fingerprint(tokenizer.config, tokenizer.exported())
-    key = f"{digest} seed={config.seed} images={len(images)} sweeps={config.search_sweeps}"
+    key = f"{digest} seed={config.seed} images={len(images)}"
     path = config.folder / "searched_codes.safetensors"
     if path.exists() and key in (kept := load_file(path)):
         return _Searched(images, kept[key])
@@ -171,7 +173,7 @@ def _search(
     for batch in tqdm(images.split(16), desc="search codes", unit="batch"):
         targets = scale_to_unit(batch).to(processes.device)
         with autocast(processes.device):
-            codes = search_codes(tokenizer, targets, config.search_sweeps, _SEARCH_CANDIDATES)
+            codes = search_codes(tokenizer, targets, num_sweeps=1, num_candidates=_SEARCH_CANDIDATES)
         found.append(codes.cpu())
     searched = _Searched(images, torch.cat(found))
     if processes.is_main:

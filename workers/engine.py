@@ -2,17 +2,17 @@
 
 One ``step`` gives every running image one call of its sampler, in one batch for each pipeline, then
 decodes the images that ended. Images start and end between steps, so no request waits for the end of
-another. Encode and decode requests ride along, one batch a step; those that search for codes take many.
+another. Decode requests ride along, one batch a step, and so does what ``workers/encoding.py`` does.
 
 On a CPU the rows of a batch are shared out among lanes (``workers/lanes.py``).
 
 No image's bytes depend on the batch it was computed in: its noise comes from (seed, index) alone, and
 a row's bits from nothing but the row. The prior gives that on a CPU in bfloat16 at any batch size; the
 tokenizer computes in float32, where it does not hold, so it always runs on ``TOKENIZER_ROWS`` rows,
-padded. ``tests/workers/test_engine.py`` proves it over random mixes.
+padded; a search for codes, on the trials of one image. ``tests/workers/test_engine.py`` proves it over
+random mixes.
 """
 
-import base64
 import logging
 import time
 from collections import Counter, deque
@@ -24,23 +24,21 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from models.code_search import CALLS_PER_SWEEP, CodeSearch
 from models.flow import draw_noise
 from models.pipeline import Pipeline
 from models.samplers import make_calls
 from models.step_cache import StepCache
 from workers.denoising import Asked, Job, Sample, advance
-from workers.errors import ServiceError
-from workers.images import Pixels, load_image
+from workers.encoding import Encoding, codes_info
+from workers.images import Pixels
 from workers.lanes import Lanes
 from workers.memory import num_that_fit
-from workers.messages import CodesInfo, DecodeRequest, EncodeRequest, GenerateRequest, Progress
-from workers.row_batches import RowBatches
+from workers.messages import DecodeRequest, EncodeRequest, GenerateRequest, Progress
+from workers.row_batches import TOKENIZER_ROWS, RowBatches
 from workers.work import Finished, Preview, Work
 
 logger = logging.getLogger(__name__)
 
-TOKENIZER_ROWS = 4
 ROWS_PER_SAMPLE = 2  # of the prior, where guidance is applied
 PREVIEW_EVERY_S = 0.5
 PREVIEW_SHARE = 0.1  # of the engine's time, at most
@@ -53,25 +51,6 @@ class _Grid:
     job: Job
     index: int
     codes: Tensor
-
-
-@dataclass
-class _Search:
-    """An encode request that looks for better codes, always of one image, so that its bits stay the same."""
-
-    job_id: str
-    pipeline: Pipeline
-    image: Tensor  # (1, C, H, W) in [-1, 1]
-    num_calls: int
-    calls_done: int = 0
-    search: CodeSearch | None = None  # from the first call on
-    codes: Tensor | None = None  # (1, h, w), the best so far
-
-    def improve(self) -> Tensor:
-        """Return the codes (1, h, w) after the next call; whoever counts it keeps them."""
-        if self.search is None:
-            self.search = CodeSearch(self.pipeline.tokenizer, self.image)
-        return self.search.improve(self.search.nearest if self.codes is None else self.codes, self.calls_done)
 
 
 class Engine:
@@ -103,8 +82,7 @@ class Engine:
         self._starting: deque[Job] = deque()
         self._running: list[Sample] = []
         self._decoding: deque[_Grid] = deque()
-        self._encoding: deque[tuple[str, EncodeRequest]] = deque()
-        self._searching: deque[_Search] = deque()
+        self._encoding = Encoding(pipelines, self._batches, max_batch_size)
         self._previews: dict[str, Preview] = {}
         self._previews_due_s = 0.0
 
@@ -112,14 +90,13 @@ class Engine:
     def free_slots(self) -> int:
         """How many images could start now."""
         waiting = sum(job.num_images - job.num_started for job in self._starting)
-        encoding = len(self._encoding) + len(self._searching)
-        taken = len(self._running) + waiting + len(self._decoding) + encoding
+        taken = len(self._running) + waiting + len(self._decoding) + len(self._encoding)
         return max(0, min(self._max_batch_size, sum(self._num_slots.values())) - taken)
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self._jobs or self._encoding or self._searching)
+        return not (self._jobs or self._encoding)
 
     def warm_up(self) -> None:
         """Measure how many images of each pipeline fit in memory, and compute what requests will ask for.
@@ -152,7 +129,7 @@ class Engine:
         for item in work:
             request = item.request
             if isinstance(request, EncodeRequest):
-                self._encoding.append((item.job_id, request))
+                self._encoding.admit(item.job_id, request)
                 continue
             pipeline = self._pipelines[request.pipeline or ""]
             if isinstance(request, DecodeRequest):
@@ -178,8 +155,7 @@ class Engine:
         self._starting = deque(job for job in self._starting if job.id not in job_ids)
         self._running = [sample for sample in self._running if sample.job.id not in job_ids]
         self._decoding = deque(grid for grid in self._decoding if grid.job.id not in job_ids)
-        self._encoding = deque(item for item in self._encoding if item[0] not in job_ids)
-        self._searching = deque(each for each in self._searching if each.job_id not in job_ids)
+        self._encoding.drop(job_ids)
 
     def progress(self) -> Mapping[str, Progress]:
         """How far the jobs are that have steps."""
@@ -188,10 +164,7 @@ class Engine:
             for job in self._jobs.values()
             if job.calls
         }
-        searching = {
-            each.job_id: Progress(step=each.calls_done, total=each.num_calls) for each in self._searching
-        }
-        return generating | searching
+        return generating | self._encoding.progress()
 
     def previews(self) -> Mapping[str, Preview]:
         """Return the pictures made since the last call, of running jobs that asked for them."""
@@ -212,7 +185,7 @@ class Engine:
         self._finish_samples()
         for name in self._pipelines:
             self._decode(name)
-        finished = self._search() + self._encode()
+        finished = self._encoding.step()
         ended = [job for job in self._jobs.values() if job.has_ended]
         self.drop({job.id for job in ended})
         return finished + [_finish(job) for job in ended]
@@ -311,70 +284,6 @@ class Engine:
                 grid.job.images[grid.index] = pixels[row]
                 grid.job.codes[grid.index] = grid.codes
 
-    def _encode(self) -> list[Finished]:
-        """Turn at most a batch of images of one pipeline into codes."""
-        if not self._encoding:
-            return []
-        name = self._encoding[0][1].pipeline or ""
-        pipeline = self._pipelines[name]
-        of_pipeline = (item for item in self._encoding if item[1].pipeline == name)
-        chosen = list(islice(of_pipeline, self._max_batch_size))
-        config = pipeline.config.tokenizer
-        self.drop({job_id for job_id, _ in chosen})
-        finished, job_ids, images = [], [], []
-        for job_id, request in chosen:
-            try:
-                data = base64.b64decode(request.image)
-                image = load_image(data, config.image_size_px, config.image_channels)
-            except ServiceError as error:
-                finished.append(Finished(job_id, name, error=error))
-                continue
-            pixels = torch.tensor(image, device=pipeline.device).movedim(-1, 0).float() / 127.5 - 1
-            if request.effort:
-                num_calls = request.effort * CALLS_PER_SWEEP
-                self._searching.append(_Search(job_id, pipeline, pixels[None], num_calls))
-            else:
-                job_ids.append(job_id)
-                images.append(pixels)
-        if not images:
-            return finished
-        batch = torch.stack(images)
-        codes, failures = self._batches[name].compute(
-            lambda rows: pipeline.tokenizer.quantize(pipeline.tokenizer.encode(batch[rows])).codes,
-            len(images),
-            TOKENIZER_ROWS,
-        )
-        for row, job_id in enumerate(job_ids):
-            if row in failures:
-                finished.append(Finished(job_id, name, error=failures[row]))
-            elif codes is not None:
-                finished.append(Finished(job_id, name, codes=_codes_info(pipeline, [codes[row].long()])))
-        return finished
-
-    def _search(self) -> list[Finished]:
-        """Take the searches of a few images of one pipeline a call further."""
-        if not self._searching:
-            return []
-        pipeline = self._searching[0].pipeline
-        of_pipeline = (each for each in self._searching if each.pipeline is pipeline)
-        chosen = list(islice(of_pipeline, TOKENIZER_ROWS))
-        name = pipeline.config.name
-        codes, failures = self._batches[name].compute(
-            lambda rows: torch.cat([chosen[row].improve() for row in rows]), len(chosen)
-        )
-        finished = []
-        for row, each in enumerate(chosen):
-            if row in failures:
-                finished.append(Finished(each.job_id, name, error=failures[row]))
-                continue
-            assert codes is not None
-            each.codes = codes[row, None]
-            each.calls_done += 1
-            if each.calls_done == each.num_calls:
-                finished.append(Finished(each.job_id, name, codes=_codes_info(pipeline, [codes[row].long()])))
-        self.drop({each.job_id for each in finished})
-        return finished
-
 
 @torch.inference_mode()
 def _call_prior(pipeline: Pipeline, num_samples: int) -> None:
@@ -403,15 +312,5 @@ def _finish(job: Job) -> Finished:
     images = tuple(job.images[i] for i in range(job.num_images))
     codes = None
     if isinstance(job.request, GenerateRequest) and job.request.return_codes:
-        codes = _codes_info(job.pipeline, [job.codes[i] for i in range(job.num_images)])
+        codes = codes_info(job.pipeline, [job.codes[i] for i in range(job.num_images)])
     return Finished(job.id, name, images, codes, warnings=job.asked.warnings if job.asked else ())
-
-
-def _codes_info(pipeline: Pipeline, codes: list[Tensor]) -> CodesInfo:
-    config = pipeline.config
-    return CodesInfo(
-        codes=[grid.tolist() for grid in codes],
-        grid=config.tokenizer.grid,
-        codebook_size=config.tokenizer.codebook_size,
-        tokenizer=config.tokenizer_fingerprint,
-    )

@@ -12,6 +12,8 @@ from workers.lanes import Lanes
 
 logger = logging.getLogger(__name__)
 
+TOKENIZER_ROWS = 4  # in every call of a tokenizer: see workers/engine.py
+
 
 class RowBatches:
     """Batches of at most ``max_rows`` rows a lane; fewer once memory has run out."""

@@ -138,10 +138,12 @@ def test_a_decoder_also_learns_from_searched_codes(
     assert errors[1] < 0.9 * errors[0]
 
     with monkeypatch.context() as patched:
-        patched.setattr("training.tokenizer.search_codes", lambda *_: pytest.fail("searched again"))
+        patched.setattr("training.tokenizer.search_codes", lambda *_, **__: pytest.fail("searched again"))
         train_tokenizer(trained_on, resume=True)
     with pytest.raises(TrainingError, match="give decoder_of"):
         train_tokenizer(replace(config, folder=config.folder.parent / "x", num_searched=2))
+    with pytest.raises(TrainingError, match="batch_size of at least 2"):
+        train_tokenizer(replace(trained_on, folder=config.folder.parent / "x", batch_size=1))
 
 
 def test_a_tokenizer_trained_on_with_more_blocks_begins_as_the_finished_one(

@@ -8,7 +8,7 @@ RUN pip install --upgrade "pip>=25.1" \
     && useradd --uid 10001 --create-home smalti \
     && install --directory --owner smalti --group smalti /data
 WORKDIR /srv/smalti
-# Results lie in /data, which the API and the workers share.
+# Results, blobs and verdicts lie in /data, which the API and the workers share.
 ENV SMALTI_WEIGHTS_DIR=/srv/smalti/weights SMALTI_DATA_DIR=/data
 VOLUME /data
 
@@ -30,7 +30,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
 CMD ["smalti", "serve"]
 
 FROM base AS worker
-# Which PyTorch: arguments of pip. The default brings CUDA along on Linux; see README.md for a smaller one.
+# Which PyTorch: arguments of pip. The default brings CUDA along on Linux; see docs/deployment.md for a smaller one.
 ARG TORCH="torch==2.13.0"
 # hadolint ignore=DL3013,SC2086
 RUN pip install ${TORCH}

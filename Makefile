@@ -1,33 +1,40 @@
 # `make help` says what there is. Everything is installed into .venv and nowhere else.
 #
 # PYTHON  the interpreter that .venv is made with, 3.11 or newer
-# TORCH   the PyTorch to install, as arguments of pip; see "Which PyTorch" in README.md
+# TORCH   the PyTorch to install, as arguments of pip; see docs/deployment.md
+# NUM_PROCESSES  of tests, for machines with more than two cores
 # ARGS    handed on: make serve ARGS="--port 9000 --workers 2", make test ARGS="-k seed"
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+NUM_PROCESSES ?= 2
 ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# A file of tests in each process at a time; compute threads that spin would take the cores from others.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses $(NUM_PROCESSES) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test faults check format bench clean
+.PHONY: help install serve test test-ci test-all check format bench clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile | expand -t 12
 
 install: $(VENV)/.dev  ## make .venv with everything for development
 
 serve: $(VENV)/.smalti  ## start the queue, the API and a worker; Ctrl-C stops them
 	@$(BIN)/smalti up $(ARGS)
 
-test: $(VENV)/.dev  ## prove that it works: run the test suite
-	$(BIN)/pytest $(ARGS)
+test: $(VENV)/.dev  ## prove that it works: under ten minutes on two cores
+	$(PYTEST) $(ARGS)
 
-faults: $(VENV)/.dev  ## 1,000 jobs under 60 random kills and pauses of workers and the queue server
-	FAULTS=60 FAULT_JOBS=1000 $(BIN)/pytest tests/workers/test_faults.py -o log_cli=true --log-cli-level=INFO
+test-ci: $(VENV)/.dev  ## long mixes over the shipped weights, and fuzz: ten minutes more
+	$(PYTEST) -m ci $(ARGS)
+
+test-all: $(VENV)/.dev  ## every test, with faults and soaks: hours
+	$(PYTEST) -m "" $(ARGS)
 
 check: $(VENV)/.dev  ## lint, formatting, types, who imports whom
 	$(BIN)/ruff check .

@@ -1,22 +1,21 @@
 """Failures as HTTP: each code has one status, and each answer one problem+json body (RFC 9457)."""
 
-import difflib
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.field_errors import FieldError, field_errors
+from models.media.base import MEDIA
 from workers.errors import InvalidRequest, QueueFull, ServiceError
 from workers.messages import JobError
 
@@ -24,11 +23,7 @@ logger = logging.getLogger(__name__)
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 _DEFAULT_RETRY_AFTER_S = 2
-_MAX_VALUE_CHARS = 60
-
-
-class BodyTooLarge(ServiceError):
-    code = "body_too_large"
+_MAX_ERRORS_TOLD = 10
 
 
 class UnsupportedMediaType(ServiceError):
@@ -37,6 +32,14 @@ class UnsupportedMediaType(ServiceError):
 
 class NotAcceptable(ServiceError):
     code = "not_acceptable"
+
+
+class RangeNotSatisfiable(ServiceError):
+    code = "range_not_satisfiable"
+
+    def __init__(self, message: str, num_bytes: int) -> None:
+        super().__init__(message)
+        self.num_bytes = num_bytes
 
 
 class NotReady(ServiceError):
@@ -53,33 +56,33 @@ _KINDS: dict[str, _Kind] = {
     "bad_request": _Kind(HTTPStatus.BAD_REQUEST, "The request can't be read"),
     "not_found": _Kind(HTTPStatus.NOT_FOUND, "There is nothing at this address"),
     "method_not_allowed": _Kind(HTTPStatus.METHOD_NOT_ALLOWED, "This address takes another method"),
-    "not_acceptable": _Kind(HTTPStatus.NOT_ACCEPTABLE, "The answer has no such media type"),
+    "not_acceptable": _Kind(HTTPStatus.NOT_ACCEPTABLE, "The answer has none of these media types"),
     "body_too_large": _Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
     "unsupported_media_type": _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body has another media type"),
+    "range_not_satisfiable": _Kind(
+        HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "The output has no such bytes"
+    ),
     "invalid_request": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The request can't be served as it is"),
-    "invalid_image": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The image can't be used"),
+    **{
+        f"invalid_{medium}": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, f"The {medium} can't be used")
+        for medium in MEDIA
+    },
     "invalid_codes": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The codes can't be used"),
     "unknown_pipeline": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "There is no such pipeline"),
     "queue_full": _Kind(HTTPStatus.TOO_MANY_REQUESTS, "Too many jobs wait"),
     "queue_unavailable": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The queue does not answer"),
     "not_ready": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
-    "job_not_found": _Kind(HTTPStatus.NOT_FOUND, "There is no such job or image"),
+    "job_not_found": _Kind(HTTPStatus.NOT_FOUND, "There is no such job or output"),
     "job_cancelled": _Kind(HTTPStatus.CONFLICT, "The job was cancelled"),
     "deadline_exceeded": _Kind(HTTPStatus.GATEWAY_TIMEOUT, "The job was not done within its deadline"),
     "out_of_memory": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The job is too large for this server"),
     "not_finite": _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "The model failed on this request"),
     "storage_full": _Kind(HTTPStatus.INSUFFICIENT_STORAGE, "The result could not be stored"),
+    "pipeline_not_served": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "No worker has the pipeline"),
     "worker_lost": _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "The workers that ran the job died"),
     "internal_error": _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "Something failed inside the server"),
 }
-_RETRIED = frozenset({"queue_full", "queue_unavailable", "not_ready"})
-
-
-class FieldError(BaseModel):
-    """What is wrong with one field."""
-
-    field: str
-    message: str
+_RETRIED = frozenset({"queue_full", "queue_unavailable", "not_ready", "pipeline_not_served"})
 
 
 class Problem(BaseModel):
@@ -94,19 +97,23 @@ class Problem(BaseModel):
     code: str = Field(description="Stable; match on this.")
     instance: str | None = Field(default=None, description="The job's address, for the failure of a job.")
     job_id: str | None = None
-    errors: tuple[FieldError, ...] | None = Field(default=None, description="Each bad field, if some are.")
+    errors: tuple[FieldError, ...] | None = Field(
+        default=None, description=f"The bad fields, if some are: {_MAX_ERRORS_TOLD} at most."
+    )
+    num_errors: int | None = Field(default=None, description="How many bad fields there are.")
 
 
 class InvalidFields(InvalidRequest):
     """Fields that are missing, unknown or out of bounds."""
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
-        super().__init__("; ".join(f"{error.field}: {error.message}" for error in errors))
+        first = errors[:_MAX_ERRORS_TOLD]
+        super().__init__("; ".join(f"{error.field}: {error.message}" for error in first))
         self.errors = tuple(errors)
 
 
 class InternalErrors:
-    """Middleware that logs what nobody expected, and answers 500.
+    """Middleware that logs unexpected failures, and answers 500.
 
     A handler for Exception would answer too, but Starlette then raises the exception on, and the server
     closes a connection on which its client may have sent the next request already.
@@ -137,7 +144,8 @@ def problem_of(
     code: str, detail: str, *, job_id: str | None = None, errors: tuple[FieldError, ...] | None = None
 ) -> Problem:
     """Describe a failure; one of an unknown code has the status of an internal error."""
-    kind = _KINDS.get(code, _KINDS["internal_error"])
+    default = "invalid_request" if code.startswith("invalid_") else "internal_error"
+    kind = _KINDS.get(code, _KINDS[default])  # a medium that is new here has a code of its own
     return Problem(
         type=f"urn:smalti:error:{code}",
         title=kind.title,
@@ -146,7 +154,8 @@ def problem_of(
         code=code,
         instance=None if job_id is None else f"/jobs/{job_id}",
         job_id=job_id,
-        errors=errors,
+        errors=errors[:_MAX_ERRORS_TOLD] if errors else None,
+        num_errors=len(errors) if errors else None,
     )
 
 
@@ -168,25 +177,6 @@ def job_problem_response(job_id: str, error: JobError) -> Response:
     )
 
 
-def field_errors(errors: Sequence[ErrorDetails | Any], fields: Sequence[str] = ()) -> tuple[FieldError, ...]:
-    """Say what pydantic found, one entry a field, with the value where it is short.
-
-    fields: the names that there are, to point out a misspelt one.
-    """
-    found: dict[str, list[ErrorDetails | Any]] = {}
-    for error in errors:
-        found.setdefault(_field_name(error["loc"]), []).append(error)
-    # Of a union's errors, those that say more than "not this type".
-    telling = {
-        name: [error for error in same if not error["type"].endswith(("_type", "_parsing"))] or same
-        for name, same in found.items()
-    }
-    return tuple(
-        FieldError(field=name, message=" or ".join(_message(error, name, fields) for error in same))
-        for name, same in telling.items()
-    )
-
-
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every failure with problem+json."""
     app.add_exception_handler(ServiceError, _on_service_error)
@@ -199,16 +189,28 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     errors = error.errors if isinstance(error, InvalidFields) else None
     headers = None
-    if isinstance(error, QueueFull):
-        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    match error:
+        case QueueFull():
+            headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+        case RangeNotSatisfiable():
+            headers = {"Content-Range": f"bytes */{error.num_bytes}"}
     return problem_response(problem_of(error.code, str(error), errors=errors), headers)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    # The first part of each place is "path", "query" or "header".
-    found = [{**item, "loc": item["loc"][1:]} for item in error.errors()]
-    return await _on_service_error(request, InvalidFields(field_errors(found)))
+    # The first part of each place is "body", "path", "query" or "header".
+    found = [
+        {**item, "loc": () if item["type"] == "json_invalid" else item["loc"][1:]} for item in error.errors()
+    ]
+    return await _on_service_error(request, InvalidFields(field_errors(found, _body_fields(request))))
+
+
+def _body_fields(request: Request) -> tuple[str, ...]:
+    """Return the names of the fields that the body of this request's route has."""
+    body = getattr(request.scope.get("route"), "body_field", None)
+    kind = None if body is None else body.field_info.annotation
+    return tuple(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else ()
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -220,37 +222,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = (error.headers or {}).get("Allow", "another method")
             problem = problem_of("method_not_allowed", f"{path}: use {allowed}")
+        case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            problem = problem_of("body_too_large", str(error.detail))
         case _:
             problem = problem_of("bad_request", str(error.detail))
     return problem_response(problem, dict(error.headers or {}))
-
-
-def _field_name(location: Sequence[int | str]) -> str:
-    """Return `codes[0][2]` for ("codes", 0, 2, "int"): later names are those of a union's types."""
-    if not location:
-        return "body"
-    indices = "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))
-    return f"{location[0]}{indices}"
-
-
-def _message(error: ErrorDetails, name: str, fields: Sequence[str]) -> str:
-    if error["type"] == "missing":
-        return "is required"
-    if error["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(name, fields, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(fields)}"
-        return f"unknown field; {hint}"
-    message = error["msg"].removeprefix("Input ").removeprefix("String ").removeprefix("Value error, ")
-    return message if name == "body" else f"{message}{_value(error['input'])}"
-
-
-def _value(value: object) -> str:
-    match value:
-        case str() if len(value) > _MAX_VALUE_CHARS:
-            return f", got {len(value)} characters"
-        case list() | tuple():
-            return f", got {len(value)} of them"
-        case str() | int() | float() | None:
-            return f", got {str(value)[:_MAX_VALUE_CHARS] if isinstance(value, int) else repr(value)}"
-        case _:
-            return ""

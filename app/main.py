@@ -4,29 +4,33 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
 
+from app.body_limit import LimitBodies
 from app.errors import add_error_handlers
 from app.metrics import CountRequests, HttpMetrics
-from app.openapi import DESCRIPTION, use_openapi
+from app.openapi import DESCRIPTION, any_problem, use_openapi
 from app.queue import JobQueue
-from app.routes import decode, encode, events, generate, health, jobs, metrics, pipelines
+from app.routes import decode, encode, events, generate, health, jobs, metrics, outputs, pipelines
 from app.services import Services
 from app.settings import AppSettings
-from workers.artifacts import ArtifactStore
+from workers.blobs import BlobStore
 from workers.catalog import Catalog
+from workers.errors import QueueUnavailable
+from workers.results import ResultStore
 from workers.settings import SettingsError
 
 logger = logging.getLogger(__name__)
 
 _SWEEP_EVERY_S = 60
-_SWEEP_MARGIN_S = 300  # images are stored a little before their job ends
+_SWEEP_MARGIN_S = 300  # outputs are stored a little before their job ends, sources before it is submitted
 _TAGS = [
     {"name": "work", "description": "Requests that become jobs."},
-    {"name": "jobs", "description": "Jobs, their progress and their images."},
+    {"name": "jobs", "description": "Jobs, their progress and their outputs."},
     {"name": "pipelines", "description": "What there is to ask for."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -47,9 +51,10 @@ def create_app(settings: AppSettings) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         queue = JobQueue(redis_url, max_length=settings.max_queue_length, result_ttl_s=settings.result_ttl_s)
-        artifacts = ArtifactStore(settings.artifacts_dir)
-        app.state.services = Services(settings, catalog, queue, artifacts)
-        sweeping = asyncio.create_task(_sweep(artifacts, settings.result_ttl_s + _SWEEP_MARGIN_S))
+        results, blobs = ResultStore(settings.results_dir), BlobStore(settings.blobs_dir)
+        services = Services(settings, catalog, queue, results, blobs)
+        app.state.services = services
+        sweeping = asyncio.create_task(_sweep_forever(services))
         try:
             yield
         finally:
@@ -57,17 +62,21 @@ def create_app(settings: AppSettings) -> FastAPI:
             await asyncio.gather(sweeping, return_exceptions=True)
             await queue.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs with the scripts that come with the package, instead of a CDN's
+        redoc_url=None,
         title="Smalti",
         version=importlib.metadata.version("smalti"),
         description=DESCRIPTION,
         openapi_tags=_TAGS,
+        responses=any_problem(),
+        swagger_ui_parameters={"validatorUrl": None},  # which is a public server's by default
         lifespan=lifespan,
     )
     app.state.http_metrics = HttpMetrics()
     add_error_handlers(app)
+    app.add_middleware(LimitBodies)
     app.add_middleware(CountRequests, metrics=app.state.http_metrics)
-    for routes in (generate, encode, decode, jobs, events, pipelines, health, metrics):
+    for routes in (generate, encode, decode, jobs, outputs, events, pipelines, health, metrics):
         app.include_router(routes.router)
     app.add_api_route("/", _home, include_in_schema=False)
     use_openapi(app)
@@ -78,14 +87,28 @@ async def _home() -> RedirectResponse:
     return RedirectResponse("/docs")
 
 
-async def _sweep(artifacts: ArtifactStore, older_than_s: float) -> None:
-    """Remove the images of expired jobs from time to time."""
+async def _sweep_forever(services: Services) -> None:
     while True:
         try:
-            num_removed = await asyncio.to_thread(artifacts.sweep, older_than_s)
+            await sweep(services)
         except OSError as error:
-            logger.warning("results could not be swept: %s", error.strerror)
-        else:
-            if num_removed:
-                logger.info("swept the images of %d expired jobs", num_removed)
+            logger.warning("the data folder could not be swept: %s", error.strerror)
+        except QueueUnavailable:
+            pass  # which is logged already
         await asyncio.sleep(_SWEEP_EVERY_S)
+
+
+async def sweep(services: Services, margin_s: float = _SWEEP_MARGIN_S) -> None:
+    """Remove the files of expired jobs, and sources that no job refers to any more.
+
+    Raises: OSError, which a TimeoutError is, too; QueueUnavailable.
+    """
+    loop = asyncio.get_running_loop()
+
+    def is_referenced(sha256s: Sequence[str]) -> Sequence[bool]:
+        return asyncio.run_coroutine_threadsafe(services.queue.referenced_blobs(sha256s), loop).result(10)
+
+    num_jobs = await asyncio.to_thread(services.results.sweep, services.settings.result_ttl_s + margin_s)
+    num_blobs = await asyncio.to_thread(services.blobs.sweep, is_referenced, margin_s)
+    if num_jobs or num_blobs:
+        logger.info("swept the results of %d expired jobs and %d sources", num_jobs, num_blobs)

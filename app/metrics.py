@@ -5,11 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
@@ -97,7 +93,7 @@ def _families(queue: QueueMetrics | None) -> Iterator[Family]:
     yield length
     phases = GaugeMetricFamily(f"{PREFIX}_workers", "Living workers.", labels=["phase"])
     running = GaugeMetricFamily(
-        f"{PREFIX}_worker_running_images", "Images in a worker's batch.", labels=["worker"]
+        f"{PREFIX}_worker_running_samples", "Samples in a worker's batch.", labels=["worker"]
     )
     memory = GaugeMetricFamily(
         f"{PREFIX}_worker_memory_bytes", "A worker's resident memory.", labels=["worker"]
@@ -105,13 +101,20 @@ def _families(queue: QueueMetrics | None) -> Iterator[Family]:
     device_memory = GaugeMetricFamily(
         f"{PREFIX}_worker_device_memory_bytes", "Memory of GPUs that a worker holds.", labels=["worker"]
     )
+    seeds = GaugeMetricFamily(
+        f"{PREFIX}_seed_promise",
+        "Whether a worker gives the same request the same bytes in any batch, and how that is known.",
+        labels=["worker", "pipeline", "how"],
+    )
     for phase in ("starting", "ready", "draining"):
         phases.add_metric([phase], sum(worker.phase == phase for worker in queue.workers))
     for worker in queue.workers:
-        running.add_metric([worker.name], worker.num_running_images)
+        running.add_metric([worker.name], worker.num_running_samples)
         memory.add_metric([worker.name], worker.memory_bytes)
         device_memory.add_metric([worker.name], worker.device_memory_bytes)
-    yield from (phases, running, memory, device_memory)
+        for pipeline, verdict in worker.seed_verdicts.items():
+            seeds.add_metric([worker.name, pipeline, verdict.how], verdict.is_kept)
+    yield from (phases, running, memory, device_memory, seeds)
     for metric in METRICS:
         yield _family(metric, queue.totals)
 

@@ -1,34 +1,19 @@
-"""The OpenAPI document: examples made from the real types, and a problem body for every failure."""
+"""What FastAPI can't read off the routes for the OpenAPI document: answers, headers and problems."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 
-from app.errors import PROBLEM_MEDIA_TYPE, FieldError, Problem, problem_of
-from workers.images import MEDIA_TYPES
-from workers.messages import (
-    CodesInfo,
-    DecodeRequest,
-    DecodeResult,
-    EncodeRequest,
-    EncodeResult,
-    GenerateRequest,
-    GenerateResult,
-    ImageReference,
-    JobStatus,
-    JobView,
-    PipelineInfo,
-    Progress,
-)
+from app.errors import PROBLEM_MEDIA_TYPE, Problem
+from app.examples import PROBLEMS, QUEUED_JOB
+from app.negotiation import JSON_MEDIA_TYPE
+from models.media.base import MEDIA, medium_of
+from workers.messages import JobView
 
 Responses = dict[int | str, dict[str, Any]]
 
-SCHEMAS = "#/components/schemas/{model}"
 DESCRIPTION = """\
 Generate images of a class or a prompt, turn an image into a small grid of codes, and codes into an image.
 
@@ -38,138 +23,6 @@ The same request with the same seed gives the same bytes.
 
 Failures are `application/problem+json`; match on `code`.
 """
-
-_JOB_ID = "5f0c6a1e9b7d4c3e8a2f1b0d9e8c7a65"
-_TOKENIZER = "0123456789abcdef"
-_CODES = [[[17, 902], [4, 511]]]
-_CREATED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-_STARTED = _CREATED + timedelta(milliseconds=20)
-_ENDED = _CREATED + timedelta(milliseconds=400)
-
-_IMAGE = ImageReference(
-    url=f"/jobs/{_JOB_ID}/images/0",
-    media_type="image/png",
-    width_px=28,
-    height_px=28,
-    num_bytes=604,
-    sha256="9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-)
-QUEUED_JOB = JobView(
-    id=_JOB_ID, operation="generate", status=JobStatus.QUEUED, created_at=_CREATED, queue_position=3
-)
-RUNNING_JOB = QUEUED_JOB.model_copy(
-    update={
-        "status": JobStatus.RUNNING,
-        "started_at": _STARTED,
-        "num_tries": 1,
-        "queue_position": None,
-        "progress": Progress(step=5, total=16),
-        "seconds_left": 0.3,
-    }
-)
-GENERATED_JOB = QUEUED_JOB.model_copy(
-    update={
-        "status": JobStatus.SUCCEEDED,
-        "started_at": _STARTED,
-        "ended_at": _ENDED,
-        "num_tries": 1,
-        "queue_position": None,
-        "result": GenerateResult(pipeline="fashion-mnist", seed=7, images=[_IMAGE]),
-    }
-)
-ENCODED_JOB = GENERATED_JOB.model_copy(
-    update={
-        "operation": "encode",
-        "result": EncodeResult(
-            pipeline="fashion-mnist", codes=_CODES, grid=(2, 2), codebook_size=1024, tokenizer=_TOKENIZER
-        ),
-    }
-)
-DECODED_JOB = GENERATED_JOB.model_copy(
-    update={"operation": "decode", "result": DecodeResult(pipeline="fashion-mnist", images=[_IMAGE])}
-)
-PIPELINES = [
-    PipelineInfo(
-        name="emoji-64",
-        class_names=(),
-        style_names=("noto", "twemoji", "fluent-flat"),
-        group_names=("animals-nature", "food-drink", "smileys-emotion"),
-        takes_prompt=True,
-        image_size_px=64,
-        image_channels=3,
-        grid=(16, 16),
-        codebook_size=4096,
-        tokenizer="fedcba9876543210",
-        num_steps=16,
-        guidance_scale=3.0,
-        sampler="dpmpp_2m",
-        example=GenerateRequest(pipeline="emoji-64", prompt="a smiling cat", style="noto", seed=7),
-    ),
-    PipelineInfo(
-        name="fashion-mnist",
-        class_names=("t-shirt", "trouser", "pullover", "dress", "coat"),
-        image_size_px=28,
-        image_channels=1,
-        grid=(14, 14),
-        codebook_size=1024,
-        tokenizer=_TOKENIZER,
-        num_steps=14,
-        guidance_scale=1.6,
-        sampler="dpmpp_2m",
-        example=GenerateRequest(pipeline="fashion-mnist", class_label="coat", seed=7),
-    ),
-]
-CANCELLED_JOB = QUEUED_JOB.model_copy(
-    update={"status": JobStatus.CANCELLED, "ended_at": _ENDED, "queue_position": None}
-)
-
-GENERATE_EXAMPLES = {
-    "a class by name": GenerateRequest(class_label="sneaker", seed=7),
-    "a prompt, in a style": GenerateRequest(prompt="a smiling cat", style="noto", seed=7),
-    "four of a class by number": GenerateRequest(class_label=3, num_images=4, return_codes=True),
-    "all choices": GenerateRequest(
-        pipeline="fashion-mnist",
-        class_label="coat",
-        num_images=2,
-        seed=11,
-        num_steps=24,
-        guidance_scale=2.0,
-        sampler="heun",
-        format="webp",
-        deadline_s=30,
-    ),
-}
-ENCODE_EXAMPLES = {"an image in base64": EncodeRequest(image="iVBORw0KGgoAAAANSUhEUg==")}
-DECODE_EXAMPLES = {"codes of /encode": DecodeRequest(codes=_CODES, tokenizer=_TOKENIZER)}
-
-_PROBLEMS = {
-    problem.code: problem
-    for problem in (
-        problem_of("bad_request", "Invalid multipart data."),
-        problem_of("not_acceptable", "Accept: this answer can be application/json; got text/csv"),
-        problem_of("body_too_large", "the body is at most 65536 bytes, got 70000"),
-        problem_of("unsupported_media_type", "Content-Type: send application/json, got text/plain"),
-        problem_of(
-            "invalid_request",
-            "num_images: should be less than or equal to 64, got 65",
-            errors=(FieldError(field="num_images", message="should be less than or equal to 64, got 65"),),
-        ),
-        problem_of("unknown_pipeline", "pipeline: there is no 'mnist'; known are fashion-mnist"),
-        problem_of("invalid_image", "image: the bytes are no PNG, JPEG or WebP file"),
-        problem_of("invalid_codes", "codes[0][1][0]: a code is from 0 to 1023, got 1024"),
-        problem_of("queue_full", "256 jobs wait, which is the limit; try again in 3 seconds"),
-        problem_of("queue_unavailable", "the queue server does not answer"),
-        problem_of("not_ready", "no worker is ready; the first is ready once its models are loaded and warm"),
-        problem_of("job_not_found", f"there is no job {_JOB_ID}: it never was, or its result has expired"),
-        problem_of("job_cancelled", "the job was cancelled", job_id=_JOB_ID),
-        problem_of("deadline_exceeded", "not done within its deadline_s", job_id=_JOB_ID),
-        problem_of("out_of_memory", "too large for this server, even alone", job_id=_JOB_ID),
-        problem_of("not_finite", "the model made NaN for this image", job_id=_JOB_ID),
-        problem_of("storage_full", "the disk for results is full; try again later", job_id=_JOB_ID),
-        problem_of("worker_lost", "3 workers died on this job", job_id=_JOB_ID),
-        problem_of("internal_error", "The server's log says more.", job_id=_JOB_ID),
-    )
-}
 # What any request for work may be answered with; a job's own failure only where the answer waits for it.
 WORK_FAILURES = (
     "not_acceptable",
@@ -184,20 +37,10 @@ WORK_FAILURES = (
     "out_of_memory",
     "not_finite",
     "storage_full",
+    "pipeline_not_served",
     "worker_lost",
     "internal_error",
 )
-_HEADERS = {
-    "Location": "The job's address.",
-    "Content-Location": "The address of the job, or of its image.",
-    "Preference-Applied": "How long the answer waited at most.",
-    "Retry-After": "Seconds to wait before another try.",
-    "ETag": "The SHA-256 of the image.",
-    "Cache-Control": "An image never changes.",
-    "Smalti-Job-Id": "The job's id.",
-    "Smalti-Seed": "The seed, also where it was drawn.",
-    "Allow": "What this address takes.",
-}
 PREFER: dict[str, Any] = {
     "name": "Prefer",
     "in": "header",
@@ -209,123 +52,116 @@ PREFER: dict[str, Any] = {
         " if the client goes away before."
     ),
 }
+_HEADERS = {
+    "Location": "The job's address.",
+    "Content-Location": "The address of the job, or of its output.",
+    "Preference-Applied": "How long the answer waited at most.",
+    "Retry-After": "Seconds to wait before another try.",
+    "ETag": "The SHA-256 of the output.",
+    "Cache-Control": "An output never changes.",
+    "Accept-Ranges": "`Range` with one range of bytes gets that part alone.",
+    "Content-Range": "Which bytes these are, of how many.",
+    "Content-Disposition": "A name for the file.",
+    "Smalti-Job-Id": "The job's id.",
+    "Smalti-Seed": "The seed, also where it was drawn.",
+}
 
 
 def problems(*codes: str) -> Responses:
     """Describe failures: for each status the shape, and an example of each code."""
     found: Responses = {}
     for code in codes:
-        examples = {code: _PROBLEMS[code]}
-        status = _PROBLEMS[code].status
-        content = found.setdefault(
-            status,
+        problem = PROBLEMS[code]
+        response = found.setdefault(
+            problem.status,
             {
-                "description": _PROBLEMS[code].title,
-                "content": {PROBLEM_MEDIA_TYPE: schema_content(Problem, {})},
-                "headers": _describe(*(["Retry-After"] if status in (429, 503) else [])),
+                "description": problem.title,
+                "content": {
+                    PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
+                },
+                "headers": _describe(*(["Retry-After"] if problem.status in (429, 503) else [])),
             },
-        )["content"][PROBLEM_MEDIA_TYPE]
-        content["examples"] |= schema_content(Problem, examples)["examples"]
+        )
+        value = problem.model_dump(mode="json", exclude_none=True)
+        response["content"][PROBLEM_MEDIA_TYPE]["examples"][code] = {"value": value}
     return found
 
 
-def job_responses(finished: JobView, *, has_image: bool) -> Responses:
+def any_problem() -> Responses:
+    """Describe every failure that a route doesn't name; instead of FastAPI's own shape of a 422."""
+    (response,) = problems("internal_error").values()
+    return {"default": {**response, "description": "Any other failure."}}
+
+
+def job_responses(finished: JobView, *, has_output: bool) -> Responses:
     """Describe the answers to a request for work that did not fail."""
-    content: dict[str, Any] = {"application/json": schema_content(JobView, {"finished": finished})}
     headers = ["Content-Location", "Preference-Applied"]
-    if has_image:
-        content |= images_content()
+    description = "The finished job: with `Prefer: wait`."
+    if has_output:
         headers += ["ETag", "Smalti-Job-Id", "Smalti-Seed"]
-    return {
-        200: {
-            "description": "The finished job, or its image: with `Prefer: wait`, or an `Accept` of an image.",
-            "content": content,
-            "headers": _describe(*headers),
-        },
-        202: {
-            "description": "The job waits or runs.",
-            "content": {"application/json": schema_content(JobView, {"queued": QUEUED_JOB})},
-            "headers": _describe("Location", "Preference-Applied"),
-        },
-    }
+        description = "The finished job, or its one output: with `Prefer: wait`, or an `Accept` of a file."
+    done = one_job_response(200, description, *headers, finished=finished)
+    if has_output:
+        done[200]["content"] |= outputs_content()
+    return done | one_job_response(
+        202, "The job waits or runs.", "Location", "Preference-Applied", queued=QUEUED_JOB
+    )
 
 
-def one_job_response(status: int, description: str, **examples: JobView) -> Responses:
+def one_job_response(status: int, description: str, *headers: str, **examples: JobView) -> Responses:
     """Describe an answer that is a job."""
     return {
         status: {
+            "model": JobView,
             "description": description,
-            "content": {"application/json": schema_content(JobView, dict(examples))},
+            "content": {JSON_MEDIA_TYPE: {"examples": _values(examples)}},
+            "headers": _describe(*headers),
         }
     }
 
 
-def image_responses() -> Responses:
-    """Describe the answer that is an image."""
+def output_responses() -> Responses:
+    """Describe the answers that are an output's bytes, or a part of them."""
+    headers = ["ETag", "Cache-Control", "Accept-Ranges", "Content-Disposition"]
     return {
         200: {
-            "description": "The image's bytes.",
-            "content": images_content(),
-            "headers": _describe("ETag", "Cache-Control"),
+            "description": "The output's bytes.",
+            "content": outputs_content(),
+            "headers": _describe(*headers),
         },
-        304: {"description": "The client has this image already."},
+        206: {
+            "description": "The part of the bytes that `Range` asks for.",
+            "content": outputs_content(),
+            "headers": _describe(*headers, "Content-Range"),
+        },
+        304: {"description": "The client has this output already."},
     }
 
 
-def images_content() -> dict[str, Any]:
-    """Describe raw images."""
+def outputs_content() -> dict[str, Any]:
+    """Describe raw files, of every medium."""
+    media_types = [media_type for name in MEDIA for media_type in medium_of(name).formats.values()]
     return {
         media_type: {"schema": {"type": "string", "contentMediaType": media_type}}
-        for media_type in MEDIA_TYPES.values()
+        for media_type in media_types
     }
 
 
 def use_openapi(app: FastAPI) -> None:
-    """Let the application serve a document that also knows the bodies that it reads itself."""
+    """Let the application's document know the shape of problems, whose media type FastAPI doesn't support."""
+    build = app.openapi
 
-    def build() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = get_openapi(
-                title=app.title,
-                version=app.version,
-                description=app.description,
-                routes=app.routes,
-                tags=app.openapi_tags,
-            )
-            kinds = (GenerateRequest, EncodeRequest, DecodeRequest, JobView, CodesInfo, Problem)
-            _, bodies = models_json_schema([(kind, "validation") for kind in kinds], ref_template=SCHEMAS)
-            document.setdefault("components", {}).setdefault("schemas", {}).update(bodies["$defs"])
-            _remove_default_failures(document)
-            app.openapi_schema = document
-        return app.openapi_schema
+    def with_problems() -> dict[str, Any]:
+        document = build()
+        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"] |= problem.pop("$defs", {}) | {"Problem": problem}
+        return document
 
-    app.openapi = build  # type: ignore[method-assign]
+    app.openapi = with_problems  # type: ignore[method-assign]
 
 
-def _remove_default_failures(document: dict[str, Any]) -> None:
-    """Remove FastAPI's own shape of a 422, which nothing here answers with."""
-    for name in ("HTTPValidationError", "ValidationError"):
-        document["components"]["schemas"].pop(name, None)
-    for path in document["paths"].values():
-        for operation in path.values():
-            if "HTTPValidationError" in str(operation["responses"].get("422")):
-                del operation["responses"]["422"]
-
-
-def schema_content(kind: type[BaseModel], examples: Mapping[str, BaseModel]) -> dict[str, Any]:
-    """Describe a body of this type; requests show only what their client sets."""
-    is_request = not issubclass(kind, JobView | Problem)
-    return {
-        "schema": {"$ref": SCHEMAS.format(model=kind.__name__)},
-        "examples": {
-            name: {
-                "value": example.model_dump(
-                    mode="json", exclude_none=kind is Problem, exclude_unset=is_request
-                )
-            }
-            for name, example in examples.items()
-        },
-    }
+def _values(examples: Mapping[str, BaseModel]) -> dict[str, Any]:
+    return {name: {"value": example.model_dump(mode="json")} for name, example in examples.items()}
 
 
 def _describe(*names: str) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Submit, look up, wait for and cancel jobs: the front end's only user of RQ and Redis."""
+"""Submit, look up, wait for and cancel jobs: only here does the front end use RQ and Redis."""
 
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -13,18 +13,18 @@ import redis.asyncio
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from workers import transitions
+from app.job_events import JobEventReader
 from workers.errors import JobNotFound, QueueFull, QueueUnavailable
-from workers.messages import JobStatus, JobView, PreviewImage, Progress, Request
-from workers.protocol import (
-    ALONE,
-    NEWS,
-    PACE,
+from workers.messages import JobStatus, JobView, PreviewImage, Progress, Resolved, SeedVerdict
+from workers.queue.records import (
+    QUARANTINE,
     QUEUES,
-    STATUSES,
+    SEED_VERDICTS,
+    THROUGHPUT,
     TOTALS,
     VIEW_FIELDS,
     WORKERS,
+    blob_key,
     events_key,
     job_fields,
     job_key,
@@ -33,20 +33,19 @@ from workers.protocol import (
     queue_key,
     result_key,
 )
+from workers.queue.scripts import load_script
 
 logger = logging.getLogger(__name__)
 
 CHECK_TIMEOUT_S = 1.0
-LISTEN_S = 30.0
-MAX_BACKOFF_S = 1.0
 MAX_CONNECTIONS = 64
+_WORKER_FIELDS = ("phase", "running_samples", "memory_bytes", "device_memory_bytes", "seed_verdicts")
 _EVENT_ID = re.compile(r"\d{1,20}-\d{1,20}")
-_ENDS = frozenset(status.value for status in STATUSES.values() if status.is_terminal)
 
 
 @dataclass(frozen=True)
 class QueueHealth:
-    """Who would work on a job now."""
+    """Which workers would work on a job now."""
 
     num_ready_workers: int
     num_draining_workers: int
@@ -55,13 +54,14 @@ class QueueHealth:
 
 @dataclass(frozen=True)
 class WorkerGauges:
-    """A worker as it was at its last sign of life."""
+    """A worker as it was at its last heartbeat; ``seed_verdicts`` by pipeline."""
 
     name: str
     phase: str
-    num_running_images: int
+    num_running_samples: int
     memory_bytes: int
     device_memory_bytes: int
+    seed_verdicts: Mapping[str, SeedVerdict]
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,6 @@ class JobEvent:
     preview: PreviewImage | None = None
 
 
-@dataclass(eq=False)
-class _Watcher:
-    """Somebody who waits for news of one job."""
-
-    only_end: bool
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 class JobQueue:
     """The queue as the front end sees it. Every method may raise QueueUnavailable."""
 
@@ -108,14 +100,13 @@ class JobQueue:
         self._redis: redis.asyncio.Redis = redis.asyncio.Redis.from_pool(pool)
         self._max_length = max_length
         self._result_ttl_s = result_ttl_s
-        self._submit = self._redis.register_script(transitions.SUBMIT)
-        self._cancel = self._redis.register_script(transitions.CANCEL)
-        self._end_overdue = self._redis.register_script(transitions.END_OVERDUE)
-        self._watchers: dict[str, set[_Watcher]] = {}
-        self._reader: asyncio.Task[None] | None = None
+        self._submit = self._redis.register_script(load_script("submit"))
+        self._cancel = self._redis.register_script(load_script("cancel"))
+        self._end_overdue = self._redis.register_script(load_script("end_overdue"))
+        self._job_events = JobEventReader(self._redis)
 
-    async def submit(self, request: Request) -> JobView:
-        """Put a job in the queue; the request must name all that a result depends on.
+    async def submit(self, request: Resolved) -> JobView:
+        """Put a job in the queue; its sources must be in the blob store already.
 
         Raises: QueueFull.
         """
@@ -128,10 +119,10 @@ class JobQueue:
                 args=[job_id, request.priority, self._max_length, deadline_s, *flat]
             )
             if not accepted:
-                pace_s = _pace_s(await self._redis.hgetall(PACE))
+                job_s = _seconds_per_job(await self._redis.hgetall(THROUGHPUT))
                 raise QueueFull(
                     f"{num_waiting} jobs wait, which is the most that may",
-                    retry_after_s=min(60.0, max(1.0, pace_s * num_waiting / 10)),
+                    retry_after_s=min(60.0, max(1.0, job_s * num_waiting / 10)),
                 )
         view = job_view(job_id, {name: str(value) for name, value in fields.items()})
         return view.model_copy(update={"queue_position": num_waiting})
@@ -141,21 +132,7 @@ class JobQueue:
 
         Raises: JobNotFound.
         """
-        async with self._available():
-            job, value, clock = await self._read(job_id)
-            if job.get("status") == "queued" and float(job.get("deadline_at", "inf")) <= clock:
-                await self._end_overdue(args=[now_text()])  # no worker may be there to do it
-                job, value, clock = await self._read(job_id)
-            try:
-                view = job_view(job_id, job, value)
-            except KeyError:
-                raise JobNotFound(f"there is no job {job_id}, or its result has expired") from None
-            if view.status == JobStatus.QUEUED:
-                return await self._with_position(view, job["origin"])
-        if view.status == JobStatus.RUNNING and view.progress and view.progress.step:
-            ran_s, progress = clock - float(job["claimed_at"]), view.progress
-            left_s = ran_s * (progress.total - progress.step) / progress.step
-            return view.model_copy(update={"seconds_left": round(left_s, 3)})
+        view, _ = await self._look_up(job_id)
         return view
 
     async def wait(self, job_id: str, timeout_s: float) -> JobView:
@@ -165,20 +142,23 @@ class JobQueue:
         """
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + timeout_s
-        with self._watch(job_id, only_end=True) as watcher:
+        with self._job_events.watch(job_id, only_end=True) as watcher:
             while True:
-                watcher.news.clear()
+                watcher.has_news.clear()
+                look_again_at = give_up_at
                 try:
-                    view = await self.get(job_id)
+                    view, due_in_s = await self._look_up(job_id)
                 except QueueUnavailable:
                     if clock() >= give_up_at:
                         raise
                 else:
                     if view.status.is_terminal or clock() >= give_up_at:
                         return view
+                    if due_in_s > 0 or view.status == JobStatus.QUEUED:  # a running job's worker ends it
+                        look_again_at = min(give_up_at, clock() + due_in_s)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout_at(give_up_at):
-                        await watcher.news.wait()
+                    async with asyncio.timeout_at(look_again_at):
+                        await watcher.has_news.wait()
 
     async def events(self, job_id: str, last_event_id: str | None = None) -> AsyncGenerator[JobEvent]:
         """Yield what happened to a job after an event, or from its start, until it has ended.
@@ -187,9 +167,9 @@ class JobQueue:
         """
         is_known = last_event_id is not None and _EVENT_ID.fullmatch(last_event_id)
         last = f"({last_event_id}" if is_known else "-"
-        with self._watch(job_id, only_end=False) as watcher:
+        with self._job_events.watch(job_id, only_end=False) as watcher:
             while True:
-                watcher.news.clear()
+                watcher.has_news.clear()
                 async with self._available():
                     entries: Any = await self._redis.xrange(events_key(job_id), min=last)
                 for event_id, entry in entries:
@@ -200,10 +180,10 @@ class JobQueue:
                         return
                 if not entries and (await self.get(job_id)).status.is_terminal:
                     return  # the end was before ``last_event_id``
-                await watcher.news.wait()
+                await watcher.has_news.wait()
 
     async def cancel(self, job_id: str) -> JobView:
-        """End a job that has not ended; its worker lets it go between two steps.
+        """End a job that has not ended; its worker drops it between two steps.
 
         Raises: JobNotFound.
         """
@@ -212,14 +192,14 @@ class JobQueue:
         return await self.get(job_id)
 
     async def check(self) -> QueueHealth:
-        """Say who would work on a job now. Answers within CHECK_TIMEOUT_S."""
+        """Say which workers would work on a job now. Answers within CHECK_TIMEOUT_S."""
         async with (
             self._available(),
             asyncio.timeout(CHECK_TIMEOUT_S),
             self._redis.pipeline(transaction=False) as pipeline,
         ):
             pipeline.smembers(WORKERS)
-            for queue in (*QUEUES, ALONE):
+            for queue in (*QUEUES, QUARANTINE):
                 pipeline.llen(queue_key(queue))
             workers, *lengths = await pipeline.execute()
             for worker in workers:
@@ -229,37 +209,67 @@ class JobQueue:
 
     async def metrics(self) -> QueueMetrics:
         """Return what the queue and its workers have counted."""
-        queues = (*QUEUES, ALONE)
+        queues = (*QUEUES, QUARANTINE)
         async with (
             self._available(),
             asyncio.timeout(CHECK_TIMEOUT_S),
             self._redis.pipeline(transaction=False) as pipeline,
         ):
-            pipeline.smembers(WORKERS)
             pipeline.hgetall(TOTALS)
             for queue in queues:
                 pipeline.llen(queue_key(queue))
-            keys, totals, *lengths = await pipeline.execute()
-            for key in keys:
-                pipeline.hmget(key, "phase", "running_images", "memory_bytes", "device_memory_bytes")
-            workers = await pipeline.execute() if keys else []
-        return QueueMetrics(
-            {name: float(value) for name, value in totals.items()},
-            dict(zip(queues, lengths, strict=True)),
-            [
-                WorkerGauges(key.rpartition(":")[2], phase, *(int(number or 0) for number in numbers))
-                for key, (phase, *numbers) in zip(keys, workers, strict=True)
-                if phase  # others are dead
-            ],
-        )
+            totals, *lengths = await pipeline.execute()
+            return QueueMetrics(
+                {name: float(value) for name, value in totals.items()},
+                dict(zip(queues, lengths, strict=True)),
+                await self._living_workers(),
+            )
+
+    async def seed_verdicts(self) -> dict[str, list[SeedVerdict]]:
+        """Return what every living worker found of the seed promise, by pipeline."""
+        async with self._available(), asyncio.timeout(CHECK_TIMEOUT_S):
+            workers = await self._living_workers()
+        found: dict[str, list[SeedVerdict]] = {}
+        for worker in sorted(workers, key=lambda worker: worker.name):
+            for pipeline, verdict in worker.seed_verdicts.items():
+                found.setdefault(pipeline, []).append(verdict)
+        return found
+
+    async def referenced_blobs(self, sha256s: Sequence[str]) -> list[bool]:
+        """Say of each blob whether a job that has not ended refers to it."""
+        async with self._available(), self._redis.pipeline(transaction=False) as pipeline:
+            for sha256 in sha256s:
+                pipeline.exists(blob_key(sha256))
+            return [bool(answer) for answer in await pipeline.execute()] if sha256s else []
 
     async def close(self) -> None:
-        """Stop listening and close the connections."""
-        while self._reader is not None and not self._reader.done():
-            self._reader.cancel()  # which a client that connects at this moment may swallow
-            await asyncio.wait({self._reader}, timeout=0.1)
+        """Stop watching and close the connections."""
+        await self._job_events.close()
         await self._redis.aclose()
         await self._redis.connection_pool.disconnect()
+
+    async def _look_up(self, job_id: str) -> tuple[JobView, float]:
+        """Return the job as it is now, and how many seconds are left until its deadline.
+
+        Raises: JobNotFound.
+        """
+        async with self._available():
+            job, value, clock = await self._read(job_id)
+            if job.get("status") == "queued" and float(job.get("deadline_at", "inf")) <= clock:
+                await self._end_overdue(args=[now_text()])  # no worker may be there to do it
+                job, value, clock = await self._read(job_id)
+            due_in_s = float(job.get("deadline_at", "inf")) - clock
+            try:
+                view = job_view(job_id, job, value)
+            except KeyError:
+                raise JobNotFound(f"there is no job {job_id}, or its result has expired") from None
+            if view.status == JobStatus.QUEUED:
+                return await self._with_position(view, job["origin"]), due_in_s
+        if view.status == JobStatus.RUNNING and view.progress and view.progress.step:
+            ran_s, progress = clock - float(job["claimed_at"]), view.progress
+            left_s = ran_s * (progress.total - progress.step) / progress.step
+            view = view.model_copy(update={"seconds_left": round(left_s, 3)})
+        return view, due_in_s
 
     async def _read(self, job_id: str) -> tuple[dict[str, str], str | None, float]:
         """Return (fields of the job, its return value, the server's clock)."""
@@ -272,22 +282,45 @@ class JobQueue:
         value = results[0][1].get("return_value") if results else None
         return job, value, seconds + microseconds / 1e6
 
+    async def _living_workers(self) -> list[WorkerGauges]:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            keys = list(await self._smembers(WORKERS))
+            for key in keys:
+                pipeline.hmget(key, _WORKER_FIELDS)
+            workers = await pipeline.execute() if keys else []
+        return [
+            WorkerGauges(
+                name=key.rpartition(":")[2],
+                phase=phase,
+                num_running_samples=int(num_samples or 0),
+                memory_bytes=int(memory or 0),
+                device_memory_bytes=int(device_memory or 0),
+                seed_verdicts=SEED_VERDICTS.validate_json(verdicts or "{}"),
+            )
+            for key, (phase, num_samples, memory, device_memory, verdicts) in zip(keys, workers, strict=True)
+            if phase  # others are dead
+        ]
+
+    async def _smembers(self, key: str) -> set[str]:
+        members: Any = self._redis.smembers(key)
+        return set(await members)
+
     async def _with_position(self, view: JobView, queue: str) -> JobView:
         async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.lpos(queue_key(ALONE), view.id)
+            pipeline.lpos(queue_key(QUARANTINE), view.id)
             pipeline.lpos(queue_key(queue), view.id)
             pipeline.llen(queue_key("interactive"))
-            pipeline.hgetall(PACE)
-            alone, position, num_interactive, pace = await pipeline.execute()
-        if alone is not None:
-            position = alone
+            pipeline.hgetall(THROUGHPUT)
+            quarantined, position, num_interactive, throughput = await pipeline.execute()
+        if quarantined is not None:
+            position = quarantined
         elif position is not None and queue == "batch":
             position += num_interactive
         if position is None:
             return view  # taken in this moment
-        left_s = _pace_s(pace) * (position + 1)
+        left_s = _seconds_per_job(throughput) * (position + 1)
         return view.model_copy(
-            update={"queue_position": position, "seconds_left": round(left_s, 3) if pace else None}
+            update={"queue_position": position, "seconds_left": round(left_s, 3) if throughput else None}
         )
 
     @asynccontextmanager
@@ -302,48 +335,6 @@ class JobQueue:
             # redis-py's asyncio.wait_for may have swallowed it: python/cpython#86296, until Python 3.12.
             raise asyncio.CancelledError
 
-    @contextmanager
-    def _watch(self, job_id: str, *, only_end: bool) -> Iterator[_Watcher]:
-        """Hear of a job's changes; all watchers share one connection."""
-        if self._reader is None or self._reader.done():
-            self._reader = asyncio.create_task(self._read_news())
-        watcher = _Watcher(only_end)
-        self._watchers.setdefault(job_id, set()).add(watcher)
-        try:
-            yield watcher
-        finally:
-            watchers = self._watchers[job_id]
-            watchers.discard(watcher)
-            if not watchers:
-                del self._watchers[job_id]
-
-    async def _read_news(self) -> None:
-        backoff_s = 0.02
-        while True:
-            try:
-                async with self._redis.pubsub() as news:
-                    await news.subscribe(NEWS)
-                    while True:
-                        message = await news.get_message(timeout=LISTEN_S)
-                        backoff_s = 0.02
-                        if message is not None:
-                            self._tell(message)
-            except (redis.RedisError, OSError) as error:
-                logger.warning("can't hear the queue server: %s", type(error).__name__)
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
-
-    def _tell(self, message: Mapping[str, Any]) -> None:
-        if message["type"] == "subscribe":  # whatever happened before was not heard
-            for watchers in self._watchers.values():
-                for watcher in watchers:
-                    watcher.news.set()
-            return
-        job_id, _, event = message["data"].partition(" ")
-        for watcher in self._watchers.get(job_id, ()):
-            if event in _ENDS or not watcher.only_end:
-                watcher.news.set()
-
 
 def _event(event_id: str, entry: Mapping[str, str]) -> JobEvent:
     if entry["event"] == "preview":
@@ -355,6 +346,6 @@ def _event(event_id: str, entry: Mapping[str, str]) -> JobEvent:
     return JobEvent(event_id, "progress", JobStatus.RUNNING, Progress(step=int(step), total=int(total)))
 
 
-def _pace_s(pace: Mapping[Any, Any]) -> float:
+def _seconds_per_job(throughput: Mapping[Any, Any]) -> float:
     """Return the seconds that the service takes for a job, from its running sums."""
-    return float(pace["seconds"]) / float(pace["jobs"]) if pace else 0.0
+    return float(throughput["seconds"]) / float(throughput["jobs"]) if throughput else 0.0

@@ -9,10 +9,11 @@ from starlette.requests import Request as HttpRequest
 
 from app.queue import JobQueue
 from app.settings import AppSettings
-from workers.artifacts import ArtifactStore
+from workers.blobs import BlobStore
 from workers.catalog import Catalog
+from workers.results import ResultStore
 
-_MAX_IMAGES_AT_ONCE = 2  # each decoded image may take some 100 MB
+_MAX_DECODED_AT_ONCE = 2  # each decoded image may take some 100 MB
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,10 @@ class Services:
     settings: AppSettings
     catalog: Catalog
     queue: JobQueue
-    artifacts: ArtifactStore
+    results: ResultStore
+    blobs: BlobStore
     is_ending: asyncio.Event = field(default_factory=asyncio.Event)
-    image_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_IMAGES_AT_ONCE))
+    decode_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_DECODED_AT_ONCE))
 
 
 async def services_of(request: HttpRequest) -> Services:  # async, or FastAPI asks another thread

@@ -17,7 +17,7 @@ class AppSettings(ServiceSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     max_queue_length: int = Field(default=256, ge=1, description="Waiting jobs; one more is answered 429.")
     default_wait_s: float = Field(
-        default=60, gt=0, description="How long a request waits that accepts only an image and names no wait."
+        default=60, gt=0, description="How long a request waits that accepts only a file and names no wait."
     )
     max_wait_s: float = Field(default=300, gt=0, description="The longest that `Prefer: wait` is honoured.")
 

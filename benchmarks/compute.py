@@ -17,12 +17,16 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.media.image import IMAGE
+from models.options import FlowOptions, requested
 from models.pipeline import Pipeline
-from models.samplers import is_guided, make_calls
-from workers.engine import Engine, to_pixels
-from workers.images import encode_image
-from workers.messages import GenerateRequest
-from workers.work import Work
+from models.priors.flow import FlowPrior
+from models.priors.samplers import is_guided, make_calls
+from workers.catalog import Catalog, CatalogEntry
+from workers.compute import Work
+from workers.engine.engine import Engine
+from workers.engine.seed_promise import SeedPromise
+from workers.messages import GenerateRequest, Resolved
 
 MATRIX_SHAPES = ((4096, 1024, 4096), (4096, 2048, 2048), (8192, 1024, 1024))  # rows, inputs, outputs
 NUM_PASSES = 3
@@ -31,10 +35,11 @@ NUM_PASSES = 3
 def main() -> None:
     """Measure one part."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["engine", "loop"])
+    parser.add_argument("part", choices=["engine", "loop", "check"])
     parser.add_argument("pipeline", type=Path, help="the pipeline's folder")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each figure")
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--verdicts", type=Path, help="where the check of the seed promise is kept")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     arguments = parser.parse_args()
@@ -42,6 +47,11 @@ def main() -> None:
     pipeline = Pipeline.load(arguments.pipeline, device=arguments.device)
     if arguments.part == "engine":
         figures = measure_engine(pipeline, arguments.batch_sizes, arguments.seconds)
+    elif arguments.part == "check":
+        began_at = time.perf_counter()
+        engine = checked_engine(pipeline, max(arguments.batch_sizes), arguments.verdicts)
+        verdict = engine.seed_verdicts()[pipeline.spec.name]
+        figures = {"seconds": time.perf_counter() - began_at, "rows": verdict.rows}
     else:
         figures = measure_loop(pipeline, arguments.seconds)
     print(json.dumps(figures))
@@ -53,7 +63,7 @@ def measure_engine(pipeline: Pipeline, batch_sizes: list[int], seconds: float) -
     Every size, and the matrix rate, is measured in several passes that take turns, so that a slow minute
     of the machine hits all alike; the median counts.
     """
-    engine = Engine({pipeline.config.name: pipeline}, max_batch_size=max(batch_sizes))
+    engine = checked_engine(pipeline, max(batch_sizes))
     engine.warm_up()
     rates: dict[int, list[float]] = {size: [] for size in batch_sizes}
     matrix_rates = []
@@ -76,9 +86,7 @@ def measure_engine(pipeline: Pipeline, batch_sizes: list[int], seconds: float) -
         "by_batch_size": by_size,
         "prior_flops_per_image": flops,
         "matrix_flops_per_s": matrix_rate,
-        "num_steps": pipeline.config.defaults.num_steps,
-        "sampler": pipeline.config.defaults.sampler,
-        "guidance_scale": pipeline.config.defaults.guidance_scale,
+        **requested(pipeline.spec.defaults),
     }
 
 
@@ -104,8 +112,8 @@ def measure_loop(pipeline: Pipeline, seconds: float) -> dict[str, object]:
         nonlocal num_images
         request = default_request(pipeline, num_images)
         assert request.seed is not None
-        images = pipeline.generate(pipeline.conditions(class_label=request.class_label), request.seed)
-        encode_image(to_pixels(images)[0], "png")
+        images = pipeline.generate(pipeline.conditions(request.labels), request.seed)
+        IMAGE.save(IMAGE.from_signal(images[0].cpu().numpy()), "png")
         num_images += 1
 
     one()
@@ -122,26 +130,39 @@ def repeat(do: Callable[[], None], count: Callable[[], int], seconds: float) -> 
             return (count() - before) / elapsed
 
 
-def default_request(pipeline: Pipeline, seed: int) -> GenerateRequest:
-    """Return a request for one image, with the pipeline's defaults named."""
-    config = pipeline.config
-    return GenerateRequest(
-        pipeline=config.name,
-        class_label=seed % len(config.class_names),
-        seed=seed,
-        num_steps=config.defaults.num_steps,
-        guidance_scale=config.defaults.guidance_scale,
-        sampler=config.defaults.sampler,
-    )
+def checked_engine(pipeline: Pipeline, max_batch_size: int, verdicts: Path | None = None) -> Engine:
+    """Return a warm engine as a worker has it, with the seed promise checked."""
+    engine = Engine({pipeline.spec.name: pipeline}, max_batch_size, promise=SeedPromise("on", verdicts))
+    engine.warm_up()
+    while engine.needs_check:
+        engine.check_seeds(60)
+    return engine
+
+
+def default_request(pipeline: Pipeline, seed: int) -> Resolved:
+    """Return a request for one image, with the pipeline's defaults."""
+    spec = pipeline.spec
+    label = seed % len(spec.labels["class"]) if "class" in spec.labels else None
+    request = GenerateRequest(class_label=label, prompt=spec.example_prompt, seed=seed)
+    return Catalog([CatalogEntry(spec, Path())]).resolve(request)
+
+
+def guided_request(pipeline: Pipeline, seed: int) -> Resolved:
+    """Return a request of many steps, the first dozens of which are guided."""
+    request = default_request(pipeline, seed)
+    options = {**request.options, "num_steps": 200, "guidance_scale": 2.0, "sampler": "euler"}
+    return request.model_copy(update={"options": options})
 
 
 def prior_flops_per_image(pipeline: Pipeline) -> int:
     """Count the floating-point operations of the prior's matrix products for one image, with the defaults."""
-    defaults, prior = pipeline.config.defaults, pipeline.config.prior
-    latents = torch.zeros(1, prior.latent_channels, *prior.grid, device=pipeline.device)
+    defaults, prior = pipeline.spec.defaults, pipeline.prior
+    assert isinstance(prior, FlowPrior)
+    assert isinstance(defaults, FlowOptions)
+    latents = torch.zeros(1, *prior.latent_shape, device=pipeline.device)
     # The counter does not know the fused kernel of a CPU; the plain one makes the same products.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        pipeline.prior(latents, latents.new_zeros(1), pipeline.prior.null_conditions())
+        prior.network(latents, latents.new_zeros(1), prior.null_conditions())
     calls = make_calls(defaults)
     num_rows = sum(
         1 + is_guided(call.t, defaults.guidance_scale, defaults.guidance_interval) for call in calls

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,10 @@ import litserve
 import torch
 from fastapi import Response
 
-from models.conditioning import stack_conditions
-from models.flow import draw_noise
+from models.media.image import IMAGE, Pixels
+from models.options import requested
 from models.pipeline import Pipeline
-from models.samplers import sample
-from workers.engine import to_pixels
-from workers.images import Pixels, encode_image
+from models.stage import Sample, SampleSpec, run_path
 
 
 class GenerateAPI(litserve.LitAPI):
@@ -33,7 +30,7 @@ class GenerateAPI(litserve.LitAPI):
             self.predict([{"class_label": 0, "seed": 0}] * self.max_batch_size)
 
     def predict(self, requests: Sequence[dict[str, Any]]) -> list[Pixels]:
-        default = self.pipeline.config.defaults.num_steps
+        default = requested(self.pipeline.spec.defaults)["num_steps"]
         of_steps: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             of_steps.setdefault(request.get("num_steps", default), []).append(index)
@@ -46,19 +43,21 @@ class GenerateAPI(litserve.LitAPI):
     @torch.inference_mode()
     def generate(self, requests: Sequence[dict[str, Any]], num_steps: int) -> list[Pixels]:
         """Return the images of requests for as many steps."""
-        pipeline, config = self.pipeline, self.pipeline.config
-        shape = (config.prior.latent_channels, *config.prior.grid)
-        latents = sample(
-            pipeline.prior,
-            torch.stack([draw_noise(shape, each["seed"], 0) for each in requests]).to(pipeline.device),
-            stack_conditions([pipeline.conditions(class_label=each["class_label"]) for each in requests]),
-            pipeline.prior.null_conditions(len(requests)),
-            replace(config.defaults, num_steps=num_steps),
-        )
-        return to_pixels(pipeline.tokenizer.decode_codes(pipeline.tokenizer.quantize(latents).codes))
+        pipeline = self.pipeline
+        assert pipeline.prior is not None
+        options = pipeline.spec.defaults.changed({"num_steps": num_steps})
+        null = pipeline.prior.null_conditions()
+        samples = [
+            Sample(
+                SampleSpec(each["seed"], options, pipeline.conditions({"class": each["class_label"]}), null)
+            )
+            for each in requests
+        ]
+        run_path(pipeline.make_stages(len(samples)).path("generate"), samples)
+        return [IMAGE.from_signal(each.value.cpu().numpy()) for each in samples if each.value is not None]
 
     def encode_response(self, pixels: Pixels) -> Response:
-        return Response(encode_image(pixels, "png"), media_type="image/png")
+        return Response(IMAGE.save(pixels, "png"), media_type="image/png")
 
 
 def main() -> None:

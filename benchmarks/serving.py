@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import signal
 import socket
 import statistics
@@ -33,7 +34,7 @@ from typing import Any
 
 import httpx
 
-from workers import redis_server
+from workers.queue import embedded_server
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -58,6 +59,7 @@ class Bench:
     num_threads: int
     device: str
     scale: float  # of every duration and count
+    verdicts: Path  # of the check of the seed promise, which each service finds done
 
     @property
     def environment(self) -> dict[str, str]:
@@ -101,7 +103,8 @@ def main() -> None:
     chosen = arguments.only.split(",")
     if unknown := set(chosen) - set(PARTS):
         parser.error(f"--only: parts are {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
-    bench = Bench(arguments.weights.resolve(), arguments.threads, arguments.device, arguments.scale)
+    verdicts = Path(tempfile.mkdtemp()) / "seed-verdicts"
+    bench = Bench(arguments.weights.resolve(), arguments.threads, arguments.device, arguments.scale, verdicts)
     if not (bench.pipeline / "pipeline.json").exists():
         parser.error(f"--weights: there is no pipeline.json in {arguments.weights}")
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -118,6 +121,8 @@ def main() -> None:
         "versions": {"Python": platform.python_version()}
         | {name: version(name) for name in ("torch", "smalti")},
     }
+    say("the check of the seed promise, which a service makes once, while it serves")
+    results["check"] = compute(bench, "check", 0)
     for part in chosen:
         say(f"part {part}: {PARTS[part].__doc__}")
         began_at = time.monotonic()
@@ -161,7 +166,7 @@ def over_http(bench: Bench) -> Figures:
 
 def random_arrivals(bench: Bench) -> Figures:
     """mixed requests at 70 % load, against whole-request batching"""
-    with service(bench, (sys.executable, "-P", "-m", "app.cli", "worker")) as address:
+    with service(bench, (sys.executable, "-P", "-m", "app.cli.main", "worker")) as address:
         say("  the capacity")
         bodies = mixed(2000, seed=1)
         capacity = saturate(bench, address, JOB, bodies, bench.seconds(15), num_steps_of)
@@ -376,6 +381,7 @@ def compute(bench: Bench, part: str, seconds: float) -> Figures:
     command = [
         sys.executable, HERE / "compute.py", part, bench.pipeline,
         "--seconds", str(seconds), "--threads", str(bench.num_threads), "--device", bench.device,
+        "--verdicts", bench.verdicts,
     ]  # fmt: skip
     output = subprocess.run(
         command, stdout=subprocess.PIPE, env=bench.environment, text=True, check=True, timeout=600
@@ -388,7 +394,8 @@ def smalti_up(bench: Bench) -> Iterator[str]:
     """The whole service, by its one command; gives its address."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**bench.environment, "SMALTI_DATA_DIR": folder}
-        command = [sys.executable, "-P", "-m", "app.cli", "up", "--port", "0"]
+        shutil.copytree(bench.verdicts, Path(folder) / "seed-verdicts")
+        command = [sys.executable, "-P", "-m", "app.cli.main", "up", "--port", "0"]
         with running(command, environment, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             line = process.stdout.readline().decode()
@@ -403,10 +410,11 @@ def service(bench: Bench, worker: Sequence[str]) -> Iterator[str]:
     port = free_port()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        server = redis_server.start(folder / "queue")
+        shutil.copytree(bench.verdicts, folder / "seed-verdicts")
+        server = embedded_server.start(folder / "queue")
         stack.callback(server.stop)
         environment = {**bench.environment, "SMALTI_DATA_DIR": str(folder), "REDIS_URL": server.url}
-        serve = [sys.executable, "-P", "-m", "app.cli", "serve", "--port", str(port)]
+        serve = [sys.executable, "-P", "-m", "app.cli.main", "serve", "--port", str(port)]
         api = stack.enter_context(running(serve, environment))
         process = stack.enter_context(running(worker, environment))
         address = f"http://127.0.0.1:{port}"

@@ -11,11 +11,13 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from app.settings import read_settings
-from workers.artifacts import ArtifactStore
+from models.media.base import Array
+from workers.blobs import BlobStore, source_reader
 from workers.catalog import Catalog
-from workers.messages import GenerateRequest, Progress
+from workers.compute import Engine, Finished, Preview, SampleOutput, Work
+from workers.messages import Progress, SeedVerdict
+from workers.results import ResultStore
 from workers.settings import WorkerSettings
-from workers.work import Engine, Finished, Preview, Work
 from workers.worker import Worker, WorkerConfig, stop_on_signals
 
 
@@ -35,7 +37,7 @@ class WholeRequests:
 
     @property
     def free_slots(self) -> int:
-        return max(0, self._max_batch_size - sum(map(_num_images, self._waiting)))
+        return max(0, self._max_batch_size - sum(work.request.num_samples for work in self._waiting))
 
     @property
     def is_idle(self) -> bool:
@@ -52,10 +54,10 @@ class WholeRequests:
     def step(self) -> Sequence[Finished]:
         if self._engine.is_idle:
             batch = [self._waiting.popleft()]
-            num_free = self._max_batch_size - _num_images(batch[0])
-            while self._waiting and _num_images(self._waiting[0]) <= num_free:
+            num_free = self._max_batch_size - batch[0].request.num_samples
+            while self._waiting and self._waiting[0].request.num_samples <= num_free:
                 batch.append(self._waiting.popleft())
-                num_free -= _num_images(batch[-1])
+                num_free -= batch[-1].request.num_samples
             self._engine.admit(batch)
         self._ended += self._engine.step()
         if self._is_answered_together and not self._engine.is_idle:
@@ -69,12 +71,24 @@ class WholeRequests:
     def previews(self) -> Mapping[str, Preview]:
         return self._engine.previews()
 
+    @property
+    def needs_check(self) -> bool:
+        return self._engine.needs_check
+
+    def check_seeds(self, budget_s: float) -> None:
+        self._engine.check_seeds(budget_s)
+
+    def seed_verdicts(self) -> Mapping[str, SeedVerdict]:
+        return self._engine.seed_verdicts()
+
 
 class Nothing:
     """Computes nothing: every image is black, after one step."""
 
+    needs_check = False
+
     def __init__(self, side_px: int, max_batch_size: int) -> None:
-        self._image = np.zeros((side_px, side_px, 1), np.uint8)
+        self._signal: Array = np.full((1, side_px, side_px), -1, np.float32)
         self._max_batch_size = max_batch_size
         self._work: dict[str, Work] = {}
 
@@ -96,7 +110,11 @@ class Nothing:
     def step(self) -> Sequence[Finished]:
         work, self._work = self._work, {}
         return [
-            Finished(each.job_id, each.request.pipeline or "", (self._image,) * _num_images(each))
+            Finished(
+                each.job_id,
+                each.request.pipeline,
+                (SampleOutput("image", self._signal),) * each.request.num_samples,
+            )
             for each in work.values()
         ]
 
@@ -106,9 +124,11 @@ class Nothing:
     def previews(self) -> Mapping[str, Preview]:
         return {}
 
+    def check_seeds(self, budget_s: float) -> None:
+        """Check nothing."""
 
-def _num_images(work: Work) -> int:
-    return work.request.num_images if isinstance(work.request, GenerateRequest) else 1
+    def seed_verdicts(self) -> Mapping[str, SeedVerdict]:
+        return {}
 
 
 def main(kind: str) -> None:
@@ -118,14 +138,23 @@ def main(kind: str) -> None:
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
     engine: Engine
     if kind == "empty":
-        engine = Nothing(catalog.config(None).tokenizer.image_size_px, settings.max_batch_size)
+        engine = Nothing(catalog.spec(None).latents[-1], settings.max_batch_size)
     else:
-        from workers.loading import load_engine  # with torch
+        from workers.engine.loading import load_engine  # with torch
 
         smalti = load_engine(settings, catalog)
         smalti.warm_up()
+        while smalti.needs_check:
+            smalti.check_seeds(60)
         engine = WholeRequests(smalti, settings.max_batch_size, is_answered_together=kind == "together")
-    worker = Worker(settings.redis_url, engine, ArtifactStore(settings.artifacts_dir), WorkerConfig())
+    worker = Worker(
+        settings.redis_url,
+        engine,
+        ResultStore(settings.results_dir),
+        WorkerConfig(),
+        read_sources=source_reader(catalog, BlobStore(settings.blobs_dir)),
+        pipelines=catalog.names,
+    )
     stop_on_signals(worker)
     worker.run()
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.config import ConfigError
+from models.options import ConfigError
 
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's archive; a bare pickle
 
@@ -53,7 +54,7 @@ def load_checkpoint(path: Path, config_class: type) -> tuple[dict[str, Tensor], 
         config = TypeAdapter(config_class).validate_json(metadata.get("config", ""))
         return load_file(path), config
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is no safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
     except ValidationError as error:
         raise CheckpointError(f"{path} holds no usable {config_class.__name__}: {error}") from error
 
@@ -69,9 +70,9 @@ def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -
         raise CheckpointError(f"{path} does not fit its configuration: {error}") from error
 
 
-def fingerprint(config: Any, tensors: dict[str, Tensor]) -> str:
-    """Return 16 hexadecimal digits that tell this configuration and these tensors from all others."""
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+def fingerprint(named: Mapping[str, Any], tensors: dict[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits that tell these named values and these tensors from all others."""
+    digest = hashlib.sha256(json.dumps(dict(named), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class Conditions:
     """What each row of a batch is asked for.
 
-    labels: (B, K) int64, one column for each of ``PriorConfig.label_sizes``; a label equal to the size
+    labels: (B, K) int64, one column for each of the network's ``label_sizes``; a label equal to the size
     stands for "any". text: (B, T, channels), the states of a prompt's tokens and zeros after them; all
     zeros stand for no prompt. None where the prior takes no prompt.
     """
@@ -35,6 +35,16 @@ class Conditions:
             texts[0] is not None and texts[1] is not None and torch.equal(texts[0], texts[1])
         )
         return has_same_text and torch.equal(self.labels, other.labels)
+
+    def clone(self) -> "Conditions":
+        """Return rows that can be written."""
+        return Conditions(self.labels.clone(), None if self.text is None else self.text.clone())
+
+    def write(self, row: int, other: "Conditions") -> None:
+        """Put the one row of ``other`` in the place of a row."""
+        self.labels[row] = other.labels[0]
+        if self.text is not None and other.text is not None:
+            self.text[row] = other.text[0]
 
     def expand(self, num_rows: int) -> "Conditions":
         """Return one row ``num_rows`` times."""

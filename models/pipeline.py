@@ -1,40 +1,80 @@
-"""A pipeline: tokenizer, prior and conditioning from one folder."""
+"""A pipeline: an autoencoder, a prior and what it is asked for, from one folder."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from models.checkpoint import fingerprint, load_checkpoint, load_into, save_checkpoint
+from models.autoencoders.base import Autoencoder, Quantizing
+from models.autoencoders.stages import DecodeStage, EncodeStage, SearchStage
+from models.autoencoders.vq import Tokenizer, channels_last
+from models.checkpoint import save_checkpoint
 from models.conditioning import Conditions
-from models.config import ConfigError, PipelineConfig, PriorConfig, Sampling, TokenizerConfig
-from models.flow import draw_noise
-from models.prior import DiT
-from models.samplers import sample
-from models.text_encoder import PromptEncoder
-from models.tokenizer import Tokenizer, channels_last
+from models.networks.dit import DiT
+from models.networks.text_encoder import PromptEncoder
+from models.options import ConfigError, Options
+from models.priors.base import Prior
+from models.registry import AUTOENCODERS, PRIORS, load_kind
+from models.spec import SPEC_FILE, PipelineSpec
+from models.stage import Sample, SampleSpec, Stage, run_path
+
+AUTOENCODER_FILE = "tokenizer.safetensors"
+PRIOR_FILE = "prior.safetensors"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A pipeline's stages, with room for so many samples; an engine has its own, as they keep its samples."""
+
+    encode: EncodeStage
+    decode: DecodeStage
+    sample: Stage | None = None
+    search: SearchStage | None = None
+
+    def path(
+        self, operation: Literal["generate", "encode", "decode"], *, effort: int = 0
+    ) -> tuple[Stage, ...]:
+        """Return the stages that a request's samples walk."""
+        match operation:
+            case "generate":
+                assert self.sample is not None, "this pipeline has no prior"
+                return self.sample, self.decode
+            case "encode" if effort:
+                assert self.search is not None, "this pipeline has no codes"
+                return (self.search,)
+            case "encode":
+                return (self.encode,)
+            case "decode":
+                return (self.decode,)
 
 
 class Pipeline:
-    """Everything that turns noise and conditions into images, frozen and on one device.
+    """Everything that turns conditions into signals, and signals into codes and back; frozen, on one device.
 
-    The prior computes in ``dtype``; the tokenizer in float32, so that codes are the same everywhere.
+    The prior computes in ``dtype``; the autoencoder in float32, so that codes are the same everywhere.
     """
 
     def __init__(
         self,
-        config: PipelineConfig,
-        tokenizer: Tokenizer,
-        prior: DiT,
+        spec: PipelineSpec,
+        autoencoder: Autoencoder,
+        prior: Prior | None,
         device: torch.device,
         dtype: torch.dtype,
         prompt_encoder: PromptEncoder | None = None,
     ) -> None:
-        self.config = config
+        self.spec = spec
         self.device = device
         self.dtype = dtype
-        self.tokenizer = channels_last(tokenizer.to(device)).eval().requires_grad_(False)
-        self.prior = prior.to(device, dtype).eval().requires_grad_(False)
+        if isinstance(autoencoder, torch.nn.Module):
+            channels_last(autoencoder.to(device)).eval().requires_grad_(False)
+        if prior is not None:
+            prior.network.to(device, dtype).eval().requires_grad_(False)
+        self.autoencoder = autoencoder
+        self.prior = prior
         self.prompt_encoder = prompt_encoder
 
     @classmethod
@@ -44,90 +84,64 @@ class Pipeline:
         Raises: ConfigError or CheckpointError when something is missing, damaged, or does not fit.
         """
         folder = Path(folder)
-        config = PipelineConfig.load(folder / "pipeline.json")
-        shared = folder.parent / config.shares_with if config.shares_with else folder
-        tokenizer = load_tokenizer(shared / "tokenizer.safetensors")
-        prior = load_prior(folder / "prior.safetensors")
-        found = fingerprint(tokenizer.config, tokenizer.exported())
-        if found != config.tokenizer_fingerprint:
-            raise ConfigError(
-                f"{folder}: pipeline.json tells of a tokenizer with the fingerprint"
-                f" {config.tokenizer_fingerprint}, but {shared}/tokenizer.safetensors has {found}"
-            )
-        prompt_encoder = None
-        if config.prior.takes_prompt:
-            prompt_encoder = PromptEncoder.load(shared, device)
-            _check_prompts_fit(prompt_encoder, config.prior, shared)
-        return cls(config, tokenizer, prior, torch.device(device), dtype, prompt_encoder)
+        spec = PipelineSpec.load(folder / SPEC_FILE)
+        shared = folder.parent / spec.shares_with if spec.shares_with else folder
+        kind = load_kind(AUTOENCODERS, spec.autoencoders[spec.medium.medium])
+        autoencoder: Autoencoder = kind.load(shared / AUTOENCODER_FILE)
+        prior: Prior | None = None
+        if spec.prior is not None:
+            prior = load_kind(PRIORS, spec.prior).load(folder / PRIOR_FILE)
+        prompt_encoder = PromptEncoder.load(shared, device) if spec.takes_prompt else None
+        _check_fit(spec, autoencoder, prior, prompt_encoder, folder)
+        return cls(spec, autoencoder, prior, torch.device(device), dtype, prompt_encoder)
 
-    def conditions(
-        self,
-        *,
-        class_label: int | None = None,
-        style: int | None = None,
-        group: int | None = None,
-        prompt: str | None = None,
-    ) -> Conditions:
-        """Return one row of conditions; None leaves one out. Labels count from 0.
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The autoencoder of a pipeline of pictures with codes."""
+        assert isinstance(self.autoencoder, Tokenizer)
+        return self.autoencoder
 
-        What the prior does not know is left out, too: ask ``config`` before.
-        """
-        config = self.config.prior
+    def make_stages(self, num_slots: int) -> Stages:
+        """Return stages with room for ``num_slots`` samples that are sampled at the same time."""
+        return Stages(
+            encode=EncodeStage(self.autoencoder, num_slots),
+            decode=DecodeStage(self.autoencoder, num_slots),
+            sample=None if self.prior is None else self.prior.make_stage(num_slots),
+            search=SearchStage(self.autoencoder) if isinstance(self.autoencoder, Tokenizer) else None,
+        )
+
+    def conditions(self, labels: Mapping[str, int] | None = None, prompt: str | None = None) -> Conditions:
+        """Return one row of conditions: numbers of labels by set, and a prompt; what is left out is open."""
+        assert self.prior is not None
         null = self.prior.null_conditions()
-        asked = ((class_label, config.num_classes), (style, config.num_styles), (group, config.num_groups))
-        labels = [size if label is None else label for label, size in asked if size]
+        asked = labels or {}
+        numbers = [asked.get(name, len(known)) for name, known in self.spec.labels.items()]
         text = null.text
         if self.prompt_encoder is not None and prompt is not None:
             text = self.prompt_encoder.encode(prompt).states[None].to(self.device)
-        return Conditions(torch.tensor([labels], dtype=torch.long, device=self.device), text)
+        return Conditions(torch.tensor([numbers], dtype=torch.long, device=self.device), text)
 
-    @torch.inference_mode()
-    def generate(
-        self,
-        conditions: Conditions,
-        seed: int,
-        sampling: Sampling | None = None,
-        *,
-        cache_interval: int = 1,
-    ) -> Tensor:
-        """Return images (B, C, H, W) float32 in [-1, 1] of ``conditions`` (B rows), all in one batch.
+    def generate(self, conditions: Conditions, seed: int, options: Options | None = None) -> Tensor:
+        """Return signals (B, C, *size) float32 of ``conditions`` (B rows), all in one batch.
 
-        Image i starts from the noise of (seed, i). Without ``sampling``, the pipeline's defaults are taken.
+        Sample i starts from the noise of (seed, i). Without ``options``, the pipeline's defaults are taken.
         """
-        shape = (self.config.prior.latent_channels, *self.config.prior.grid)
-        noise = torch.stack([draw_noise(shape, seed, i) for i in range(len(conditions))])
-        latents = sample(
-            self.prior,
-            noise.to(self.device),
-            conditions.to(self.device),
-            self.prior.null_conditions(len(conditions)),
-            sampling or self.config.defaults,
-            cache_interval=cache_interval,
-        )
-        return self.tokenizer.decode_codes(self.tokenizer.quantize(latents).codes)
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a tokenizer from one safetensors file that knows its own configuration."""
-    tensors, config = load_checkpoint(path, TokenizerConfig)
-    tokenizer = Tokenizer(config)
-    load_into(tokenizer, {**tokenizer.training_only_tensors(), **tensors}, path)
-    return tokenizer.eval().requires_grad_(False)
-
-
-def load_prior(path: Path) -> DiT:
-    """Load a prior from one safetensors file that knows its own configuration."""
-    tensors, config = load_checkpoint(path, PriorConfig)
-    prior = DiT(config)
-    load_into(prior, tensors, path)
-    return prior
+        assert self.prior is not None
+        conditions, null = conditions.to(self.device), self.prior.null_conditions()
+        chosen = options or self.spec.defaults
+        samples = [
+            Sample(SampleSpec(seed, chosen, conditions[i : i + 1], null), index=i)
+            for i in range(len(conditions))
+        ]
+        run_path(self.make_stages(len(samples)).path("generate"), samples)
+        return torch.stack([sample.value for sample in samples if sample.value is not None])
 
 
 def save_pipeline(
     folder: Path,
-    config: PipelineConfig,
+    spec: PipelineSpec,
     tokenizer: Tokenizer,
-    prior: DiT,
+    network: DiT,
     prompt_encoder: PromptEncoder | None = None,
 ) -> None:
     """Write a pipeline's folder; the prior's tensors in bfloat16, as it is served.
@@ -135,20 +149,46 @@ def save_pipeline(
     What it shares with another is not written again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if not config.shares_with:
-        save_checkpoint(folder / "tokenizer.safetensors", tokenizer.exported(), tokenizer.config)
+    if not spec.shares_with:
+        save_checkpoint(folder / AUTOENCODER_FILE, tokenizer.exported(), tokenizer.config)
         if prompt_encoder is not None:
             prompt_encoder.save(folder)
-    halves = {name: tensor.to(torch.bfloat16) for name, tensor in prior.state_dict().items()}
-    save_checkpoint(folder / "prior.safetensors", halves, prior.config)
-    config.save(folder / "pipeline.json")
+    halves = {name: tensor.to(torch.bfloat16) for name, tensor in network.state_dict().items()}
+    save_checkpoint(folder / PRIOR_FILE, halves, network.config)
+    spec.save(folder / SPEC_FILE)
 
 
-def _check_prompts_fit(prompt_encoder: PromptEncoder, prior: PriorConfig, folder: Path) -> None:
-    config = prompt_encoder.config
-    given = (config.max_tokens, config.hidden_size)
-    wanted = (prior.text_tokens, prior.text_channels)
-    if given != wanted:
-        raise ConfigError(
-            f"{folder}: the prior wants (tokens, channels) {wanted}, the text encoder gives {given}"
-        )
+def _check_fit(
+    spec: PipelineSpec,
+    autoencoder: Autoencoder,
+    prior: Prior | None,
+    prompt_encoder: PromptEncoder | None,
+    folder: Path,
+) -> None:
+    """Compare what ``pipeline.json`` says with what the files hold.
+
+    Raises: ConfigError.
+    """
+
+    def check(what: str, said: object, found: object) -> None:
+        if said != found:
+            raise ConfigError(f"{folder}: pipeline.json says {what} {said}, but its weights have {found}")
+
+    check("latents", tuple(spec.latents), tuple(autoencoder.latent_shape))
+    if spec.codes is not None:
+        assert isinstance(autoencoder, Quantizing)
+        check("that its codes are of the tokenizer", spec.codes.fingerprint, autoencoder.fingerprint())
+    if prior is None:
+        return
+    check("latents", tuple(spec.latents), tuple(prior.latent_shape))
+    sizes: Sequence[int] = [len(names) for names in spec.labels.values()]
+    check("numbers of labels", tuple(sizes), tuple(prior.label_sizes))
+    check("takes_prompt", spec.takes_prompt, prior.text_shape is not None)
+    if prompt_encoder is not None:
+        config = prompt_encoder.config
+        given = (config.max_tokens, config.hidden_size)
+        if given != prior.text_shape:
+            raise ConfigError(
+                f"{folder}: the prior wants (tokens, channels) {prior.text_shape},"
+                f" the text encoder gives {given}"
+            )

@@ -1,17 +1,21 @@
 """Fixtures that every test may use."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
-from workers import redis_server
+from workers.queue import embedded_server
+
+# Compute threads of several test processes must not spin while they wait. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
 def _session_redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = redis_server.start(tmp_path_factory.mktemp("redis"))
+    server = embedded_server.start(tmp_path_factory.mktemp("redis"))
     yield server.url
     server.stop()
 
@@ -25,9 +29,9 @@ def redis_url(_session_redis_url: str) -> str:
 
 
 @pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[redis_server.EmbeddedServer]:
+def own_redis(tmp_path: Path) -> Iterator[embedded_server.EmbeddedServer]:
     """A server of the test's own, to be killed and started again."""
-    server = redis_server.start(tmp_path / "redis")
+    server = embedded_server.start(tmp_path / "redis")
     yield server
     server.stop()
 
@@ -35,15 +39,16 @@ def own_redis(tmp_path: Path) -> Iterator[redis_server.EmbeddedServer]:
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights folder with one small untrained pipeline, "tiny": 12×12 grey, 6×6 codes, 3 classes."""
-    from models.config import PriorConfig, TokenizerConfig
+    from models.autoencoders.vq import TokenizerConfig
+    from models.networks.dit import DiTConfig
     from tests.tiny import save_untrained
 
     weights = tmp_path_factory.mktemp("weights")
     save_untrained(
         weights / "tiny",
         TokenizerConfig(image_size_px=12, hidden_channels=8, num_blocks=1, codebook_size=32),
-        PriorConfig(grid=(6, 6), hidden_size=32, depth=3, num_heads=2, num_classes=3),
-        class_names=("cat", "dog", "bird"),
+        DiTConfig(grid=(6, 6), hidden_size=32, depth=3, num_heads=2, label_sizes=(3,)),
+        labels={"class": ("cat", "dog", "bird")},
     )
     return weights
 
@@ -58,8 +63,7 @@ def tiny_prompt_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         weights / "tiny-prompt",
         TOKENIZER,
         PRIOR,
-        style_names=("flat", "round", "small"),
-        group_names=("animals", "food"),
+        labels={"style": ("flat", "round", "small"), "group": ("animals", "food")},
         example_prompt="a red cat",
         prompt_encoder=tiny_prompt_encoder(),
     )

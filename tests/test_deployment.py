@@ -84,7 +84,7 @@ def test_the_api_group_bounds_versions_as_the_project_does():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_api_needs_no_more_than_its_group():
-    source = "import sys; before = set(sys.modules); import app.main, app.cli, uvicorn; print(*{name.split('.')[0] for name in set(sys.modules) - before})"
+    source = "import sys; before = set(sys.modules); import app.main, app.cli.main, uvicorn; print(*{name.split('.')[0] for name in set(sys.modules) - before})"
     result = subprocess.run(
         [sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False
     )
@@ -93,6 +93,18 @@ def test_the_api_needs_no_more_than_its_group():
     used = {canonicalize_name(name) for module in result.stdout.split() for name in owners.get(module, ())}
     optional = {"smalti", "watchfiles"}  # uvicorn imports watchfiles where it happens to be
     assert used - _closure(PROJECT["dependency-groups"]["api"]) - optional == set()
+
+
+def test_the_scripts_of_the_queue_are_packaged():
+    packaged = {
+        path
+        for package, patterns in PROJECT["tool"]["setuptools"].get("package-data", {}).items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    scripts = set((ROOT / "workers").rglob("*.lua"))
+    assert scripts
+    assert scripts <= packaged
 
 
 def _closure(requirements: list[str]) -> set[str]:

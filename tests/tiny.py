@@ -7,12 +7,13 @@ import torch
 from tokenizers import Tokenizer as WordTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from models.checkpoint import fingerprint
-from models.config import PipelineConfig, PriorConfig, Sampling, TokenizerConfig
+from models.autoencoders.vq import Tokenizer, TokenizerConfig
+from models.media.image import ImageSpec
+from models.networks.dit import DiT, DiTConfig
+from models.networks.text_encoder import PromptEncoder, TextEncoder, TextEncoderConfig
+from models.options import FlowOptions
 from models.pipeline import save_pipeline
-from models.prior import DiT
-from models.text_encoder import PromptEncoder, TextEncoder, TextEncoderConfig
-from models.tokenizer import Tokenizer
+from models.spec import CodesSpec, PipelineSpec
 
 TOKENIZER = TokenizerConfig(  # 16×16 colour, 4×4 codes
     image_channels=3,
@@ -23,14 +24,12 @@ TOKENIZER = TokenizerConfig(  # 16×16 colour, 4×4 codes
     num_blocks=1,
     codebook_size=32,
 )
-PRIOR = PriorConfig(  # of prompts in three styles and two groups
+PRIOR = DiTConfig(  # of prompts in three styles and two groups
     grid=(4, 4),
     hidden_size=32,
     depth=3,
     num_heads=2,
-    num_classes=0,
-    num_styles=3,
-    num_groups=2,
+    label_sizes=(3, 2),
     text_tokens=6,
     text_channels=8,
 )
@@ -67,23 +66,36 @@ def tiny_prompt_encoder() -> PromptEncoder:
 def save_untrained(
     folder: Path,
     tokenizer_config: TokenizerConfig,
-    prior_config: PriorConfig,
+    prior_config: DiTConfig,
     prompt_encoder: PromptEncoder | None = None,
-    **names: Any,
+    **fields: Any,
 ) -> None:
-    """Write a pipeline of random weights; names are fields of ``PipelineConfig``."""
+    """Write a pipeline of random weights; ``fields`` are of ``PipelineSpec``: labels, example_prompt."""
     generator = torch.Generator().manual_seed(0)
     tokenizer, prior = Tokenizer(tokenizer_config), DiT(prior_config)
     for module in (tokenizer, prior):
         for parameter in module.parameters():
             parameter.data.normal_(std=0.2, generator=generator)
     tokenizer.quantizer.codebook.normal_(generator=generator)
-    config = PipelineConfig(
+    spec = PipelineSpec(
         name=folder.name,
-        tokenizer=tokenizer_config,
-        tokenizer_fingerprint=fingerprint(tokenizer_config, tokenizer.exported()),
-        prior=prior_config,
-        defaults=Sampling(num_steps=4, guidance_scale=2.0, guidance_interval=(0.0, 0.8), time_easing=0.5),
-        **{"class_names": (), **names},
+        makes=(
+            ImageSpec(
+                width_px=tokenizer_config.image_size_px,
+                height_px=tokenizer_config.image_size_px,
+                channels=tokenizer_config.image_channels,
+            ),
+        ),
+        latents=tokenizer.latent_shape,
+        codes=CodesSpec(
+            grid=tokenizer_config.grid,
+            size=tokenizer_config.codebook_size,
+            fingerprint=tokenizer.fingerprint(),
+        ),
+        autoencoders={"image": "vq"},
+        prior="flow",
+        takes_prompt=prior_config.takes_prompt,
+        defaults=FlowOptions(num_steps=4, guidance_scale=2.0, guidance_interval=(0.0, 0.8), time_easing=0.5),
+        **fields,
     )
-    save_pipeline(folder, config, tokenizer, prior, prompt_encoder)
+    save_pipeline(folder, spec, tokenizer, prior, prompt_encoder)

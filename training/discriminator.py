@@ -14,7 +14,7 @@ _MAX_WEIGHT = 1e4
 class PatchDiscriminator(nn.Module):
     """Says of every patch how real it looks: (B, C, H, W) in [-1, 1] → logits (B, 1, h, w).
 
-    PatchGAN (Isola et al. 2017, arXiv:1611.07004), with GroupNorm in place of BatchNorm, so that real and
+    PatchGAN (Isola et al. 2017, arXiv:1611.07004), with GroupNorm instead of BatchNorm, so that real and
     reconstructed images are not told apart by the batch they come in.
     """
 
@@ -71,11 +71,11 @@ class Adversary:
         self._optimizer.step()
         return loss.detach()
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
         return {"network": self.discriminator.state_dict(), "optimizer": self._optimizer.state_dict()}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.discriminator.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])

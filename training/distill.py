@@ -18,15 +18,16 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from models.conditioning import Conditions, stack_conditions
-from models.config import Count, PipelineConfig, Sampling, UnitTime
-from models.pipeline import Pipeline, load_prior, save_pipeline
-from models.prior import DiT
-from models.samplers import Call, guide, is_guided, make_calls, take_step
-from training.examples import Examples, load_examples
+from models.networks.dit import DiT
+from models.options import Count, FlowOptions, UnitTime
+from models.pipeline import PRIOR_FILE, Pipeline, save_pipeline
+from models.priors.flow import FlowPrior, FlowStage
+from models.stage import Sample, SampleSpec, run_directly
+from training.examples import Examples, encode_examples, read_training_data
 from training.fit import FitConfig, State, fit
 from training.precision import autocast, fast_dtype
 from training.prior import save_samples
-from training.run import Processes, Run, generator_for
+from training.run import Processes, Run, TrainingError, generator_for
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -68,14 +69,10 @@ def train_distilled(config: DistillConfig, *, resume: bool = False) -> Path:
     run = Run(config.folder, config, processes, num_steps=config.num_steps, resume=resume)
     dtype = fast_dtype(processes.device.type)
     teacher = Pipeline.load(config.teacher, device=str(processes.device), dtype=dtype)
-    examples = load_examples(
-        teacher.tokenizer,
-        config.data,
-        with_flips=config.horizontal_flips,
-        text_encoder=config.teacher,
-        cache=config.folder,
-    )
-    student = load_prior(config.teacher / "prior.safetensors").float().to(processes.device)
+    if not isinstance(teacher.prior, FlowPrior):
+        raise TrainingError(f"teacher: only a flow prior can be distilled, got {teacher.spec.prior}")
+    examples = _load_examples(teacher, config)
+    student = DiT.load(config.teacher / PRIOR_FILE).float().to(processes.device)
     predict: Any = processes.wrap(student)
     if config.is_compiled:
         predict = torch.compile(predict)
@@ -89,39 +86,52 @@ def train_distilled(config: DistillConfig, *, resume: bool = False) -> Path:
             predicted = predict(x, t, conditions)
         return F.mse_loss(predicted.float(), target)
 
-    defaults = Sampling(num_steps=config.num_windows, sampler="euler", guidance_scale=1.0)
+    defaults = FlowOptions(num_steps=config.num_windows, sampler="euler", guidance_scale=1.0)
     fit(
         run,
         student,
         config,
         loss_of,
-        show=lambda average, step: save_samples(
+        save_preview=lambda average, step: save_samples(
             config.folder / "samples" / f"{step:07d}.png",
             teacher.tokenizer,
             average,
-            examples.shown.to(processes.device),
+            examples.preview_conditions.to(processes.device),
             defaults,
             config.seed,
         ),
-        own_state=lambda: {"paths": paths.state()},
-        resumed=lambda state: paths.restore(state["paths"]),
+        also_saved={"paths": paths},
     )
     if processes.is_main:
-        known = teacher.config
-        pipeline_config = PipelineConfig(
+        spec = replace(
+            teacher.spec,
             name=config.output.name,
-            class_names=known.class_names,
-            tokenizer=known.tokenizer,
-            tokenizer_fingerprint=known.tokenizer_fingerprint,
-            prior=student.config,
             defaults=defaults,
-            style_names=known.style_names,
-            group_names=known.group_names,
-            example_prompt=known.example_prompt,
-            shares_with=known.shares_with or config.teacher.resolve().name,
+            shares_with=teacher.spec.shares_with or config.teacher.resolve().name,
         )
-        save_pipeline(config.output, pipeline_config, teacher.tokenizer, student)
+        save_pipeline(config.output, spec, teacher.tokenizer, student)
     return config.output
+
+
+def _load_examples(teacher: Pipeline, config: DistillConfig) -> Examples:
+    """Return examples whose labels are numbered as the teacher's.
+
+    Raises: TrainingError when the data has no captions and the teacher wants some, or the reverse.
+    """
+    channels, image_size_px, _ = teacher.tokenizer.signal_shape
+    data = read_training_data(
+        config.data, image_size_px=image_size_px, channels=channels, label_names=teacher.spec.labels
+    )
+    if bool(data.captions) != teacher.spec.takes_prompt:
+        takes, has = ("a prompt", "no captions") if teacher.spec.takes_prompt else ("no prompt", "captions")
+        raise TrainingError(f"data: the teacher takes {takes}, but {config.data} has {has}")
+    return encode_examples(
+        teacher.tokenizer,
+        data,
+        teacher.prompt_encoder,
+        with_flips=config.horizontal_flips,
+        cache=config.folder,
+    )
 
 
 class TeacherPaths:
@@ -131,8 +141,7 @@ class TeacherPaths:
         self._teacher = teacher
         self._examples = examples
         self._config = config
-        shape = (teacher.config.prior.latent_channels, *teacher.config.prior.grid)
-        self._edges = torch.zeros(0, config.num_windows + 1, *shape)  # (P, windows + 1, d, h, w)
+        self._edges = torch.zeros(0, config.num_windows + 1, *teacher.spec.latents)  # (P, windows + 1, …)
         self._conditions: Conditions | None = None  # (P rows)
 
     def extend(self, num_new: int, generator: torch.Generator) -> None:
@@ -158,12 +167,12 @@ class TeacherPaths:
         conditions = self._conditions[rows.repeat_interleave(num_windows)]
         return x.to(device), t.to(device), conditions.to(device), target.to(device)
 
-    def state(self) -> State:
+    def state_dict(self) -> State:
         """Return what a checkpoint keeps."""
         assert self._conditions is not None
         return {"edges": self._edges, "labels": self._conditions.labels, "text": self._conditions.text}
 
-    def restore(self, state: State) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Go on from a checkpoint."""
         self._edges = state["edges"]
         self._conditions = Conditions(state["labels"], state["text"])
@@ -173,30 +182,30 @@ class TeacherPaths:
 def walk(teacher: Pipeline, noise: Tensor, conditions: Conditions, config: DistillConfig) -> Tensor:
     """Return the teacher's states (B, windows + 1, d, h, w) at the windows' edges, from ``noise`` on.
 
-    It samples as its own defaults say, but for the steps, which are equal, as the windows are. Its solver's
-    memory crosses edges.
+    It samples as its own defaults say, but for the steps, which are equal, as the windows are, and without
+    step caching. Its solver's memory crosses edges.
     """
+    assert isinstance(teacher.prior, FlowPrior)
+    assert isinstance(teacher.spec.defaults, FlowOptions)
     num_steps = config.num_windows * config.teacher_steps_per_window
-    sampling = replace(teacher.config.defaults, num_steps=num_steps, time_easing=0.0)
-    calls, prior = make_calls(sampling), teacher.prior
-    x, m = noise.to(teacher.device), torch.zeros_like(noise, device=teacher.device)
-    null = prior.null_conditions(len(x))
-    edges = [x]
-    for position, call in enumerate(calls):
-        v = _guided(prior, x, call, conditions, null, sampling)
-        x, m = take_step(x, v, m, x.new_tensor([call.coefficients]).expand(len(x), 6))
-        following = calls[position + 1].t if position + 1 < len(calls) else 1.0
-        if following > call.t and round(following * config.num_windows, 6) % 1 == 0:
-            edges.append(x)
+    options = replace(teacher.spec.defaults, num_steps=num_steps, time_easing=0.0, cache_interval=1)
+    null = teacher.prior.null_conditions()
+    samples = [
+        Sample(SampleSpec(options=options, conditions=conditions[i : i + 1], null=null), i, value=noise[i])
+        for i in range(len(noise))
+    ]
+    stage = FlowStage(teacher.prior.network, len(samples))
+    for sample in samples:
+        stage.start(sample)
+    num_calls = stage.num_calls(samples[0])
+    calls_per_step = -(-num_calls // num_steps)  # Heun's last step has one call fewer
+    calls_per_window = config.teacher_steps_per_window * calls_per_step
+    edges = [stage.latents(samples)]
+    for window in range(1, config.num_windows + 1):
+        while samples[0].calls_done < min(window * calls_per_window, num_calls):
+            stage.step(samples, run_directly)
+        edges.append(stage.latents(samples))
+    for sample in samples:
+        if sample.error is not None:
+            raise sample.error
     return torch.stack(edges, dim=1)
-
-
-def _guided(
-    prior: DiT, x: Tensor, call: Call, conditions: Conditions, null: Conditions, sampling: Sampling
-) -> Tensor:
-    t = x.new_full((len(x),), call.t)
-    if not is_guided(call.t, sampling.guidance_scale, sampling.guidance_interval):
-        return prior(x, t, conditions).float()
-    both = stack_conditions([conditions, null])
-    v, null_v = prior(torch.cat([x, x]), torch.cat([t, t]), both).float().chunk(2)
-    return guide(v, null_v, x.new_full((len(x),), sampling.guidance_scale))

@@ -1,6 +1,7 @@
 """What a prior learns from: latents of images, and the conditions that each goes with."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +10,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from models.autoencoders.vq import Tokenizer
 from models.conditioning import Conditions
-from models.text_encoder import PromptEncoder, find_minilm, import_minilm
-from models.tokenizer import Tokenizer
-from training.data.captioned import Caption, is_captioned, load_captioned
-from training.data.dataset import scale_to_unit
+from models.networks.text_encoder import PromptEncoder, find_minilm, import_minilm
+from training.data.captioned import LabelNames, is_captioned, read_captions
+from training.data.dataset import DataError, scale_to_unit
 from training.data.sources import load_dataset
 
-_NUM_KEYWORD_CAPTIONS = 3
-_NUM_SHOWN = 64
+_NUM_PREVIEWS = 64
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Training images (N, C, H, W) uint8 with labels (N, K) int64, and captions where they have some.
+
+    preview_labels (M, K) and preview_prompts are what a run draws pictures of to show its progress.
+    """
+
+    images: Tensor
+    labels: Tensor
+    label_names: LabelNames
+    preview_labels: Tensor
+    captions: tuple[tuple[str, ...], ...] = ()
+    preview_prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -25,18 +40,14 @@ class Examples:
     """Latents (N, d, h, w) bfloat16, labels (N, K), and captions to draw from.
 
     caption_rows: for each example, the rows of caption_states (M, T, channels) that describe it; empty where
-    the prior takes no prompt. shown: the conditions of the pictures that a run draws of its progress.
+    the prior takes no prompt.
     """
 
     latents: Tensor
     labels: Tensor
     caption_rows: tuple[Tensor, ...]
     caption_states: Tensor | None
-    shown: Conditions
-    class_names: tuple[str, ...] = ()
-    style_names: tuple[str, ...] = ()
-    group_names: tuple[str, ...] = ()
-    prompt_encoder: PromptEncoder | None = None
+    preview_conditions: Conditions
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -53,28 +64,74 @@ class Examples:
         return Conditions(self.labels[rows], self.caption_states[torch.stack(captions)].float())
 
 
-def load_examples(
-    tokenizer: Tokenizer, data: str, *, with_flips: bool, text_encoder: Path | None, cache: Path
-) -> Examples:
-    """Encode a data set's training images; a folder with captions gives styles, groups and prompts.
+def read_training_data(
+    source: str, *, image_size_px: int, channels: int, label_names: LabelNames | None = None
+) -> TrainingData:
+    """Read the training images of a data set; a folder with captions gives prompts and any sets of labels.
 
-    text_encoder: a folder with ``text_encoder.safetensors``; None imports all-MiniLM-L6-v2 from its package.
-    cache: a folder to keep the captions' states in.
+    label_names: those that the labels are to be numbered by, of a pipeline.
+
+    Raises: DataError.
     """
-    if is_captioned(Path(data)):
-        return _captioned_examples(tokenizer, Path(data), text_encoder, cache)
-    config = tokenizer.config
-    dataset = load_dataset(data, "train", image_size_px=config.image_size_px, channels=config.image_channels)
-    latents = encode_images(tokenizer, dataset.images)
-    if with_flips:
-        latents = torch.cat([latents, encode_images(tokenizer, dataset.images.flip(-1))])
+    if not is_captioned(Path(source)):
+        dataset = load_dataset(source, "train", image_size_px=image_size_px, channels=channels)
+        names = {"class": dataset.class_names}
+        if label_names is not None and dict(label_names) != names:
+            raise DataError(f"the classes of {source} {names} are not those of the pipeline {label_names}")
+        previews = torch.arange(len(dataset.class_names)).repeat_interleave(8)[:, None]
+        return TrainingData(dataset.images, dataset.labels[:, None], names, previews)
+    captions = read_captions(Path(source), label_names)
+    train = captions.take(captions.rows("train"))
+    if not len(train):
+        raise DataError(f"{source} holds no train image: give some lines the split 'train'")
+    previewed = captions.take(captions.rows("held_out")) if captions.rows("held_out") else train
+    num_previews = min(_NUM_PREVIEWS, len(previewed))
+    previewed = previewed.take(torch.linspace(0, len(previewed) - 1, num_previews).long().tolist())
+    return TrainingData(
+        images=train.read_images(image_size_px=image_size_px, channels=channels),
+        labels=train.labels,
+        label_names=captions.label_names,
+        preview_labels=previewed.labels,
+        captions=tuple(line.caption for line in train.lines),
+        preview_prompts=tuple(line.caption[0] for line in previewed.lines),
+    )
+
+
+def load_text_encoder(folder: Path | None, cache: Path) -> PromptEncoder:
+    """Load a text encoder from a folder; without one, import all-MiniLM-L6-v2 from its package."""
+    if folder is None:
+        folder = cache / "text_encoder"
+        import_minilm(find_minilm()).save(folder)
+    return PromptEncoder.load(folder)
+
+
+def encode_examples(
+    tokenizer: Tokenizer,
+    data: TrainingData,
+    encoder: PromptEncoder | None,
+    *,
+    with_flips: bool,
+    cache: Path,
+) -> Examples:
+    """Encode images and captions; the captions' states are kept in the folder ``cache``.
+
+    Flipped images are not added where there are captions, which may not hold of a mirror image.
+    """
+    latents, labels = encode_images(tokenizer, data.images), data.labels
+    if encoder is None:
+        if with_flips:
+            latents = torch.cat([latents, encode_images(tokenizer, data.images.flip(-1))])
+            labels = labels.repeat(2, 1)
+        return Examples(latents, labels, (), None, Conditions(data.preview_labels))
+    texts = list(dict.fromkeys(text for captions in data.captions for text in captions))
+    row_of = {text: row for row, text in enumerate(texts)}
+    previews = torch.stack([encoder.encode(prompt).states for prompt in data.preview_prompts])
     return Examples(
         latents=latents,
-        labels=dataset.labels.repeat(2 if with_flips else 1)[:, None],
-        caption_rows=(),
-        caption_states=None,
-        shown=Conditions(torch.arange(len(dataset.class_names)).repeat_interleave(8)[:, None]),
-        class_names=dataset.class_names,
+        labels=labels,
+        caption_rows=tuple(torch.tensor([row_of[text] for text in captions]) for captions in data.captions),
+        caption_states=_encode_texts(encoder, texts, cache / "captions.safetensors"),
+        preview_conditions=Conditions(data.preview_labels, previews),
     )
 
 
@@ -86,55 +143,7 @@ def encode_images(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     return torch.cat([tokenizer.encode(batch).to("cpu", torch.bfloat16) for batch in batches])
 
 
-def caption_texts(caption: Caption) -> list[str]:
-    """Return ways in which people may ask for an image: by its name, by keywords, with its style."""
-    article = "an" if caption.name[:1].lower() in "aeiou" else "a"
-    style = caption.style.replace("-", " ")
-    texts = [
-        caption.name,
-        f"{article} {caption.name}",
-        f"{caption.name} emoji",
-        f"{article} {caption.name} emoji in {style} style",
-    ]
-    if caption.keywords:
-        texts.append(f"{caption.name}, {', '.join(caption.keywords[:6])}")
-        for number in range(_NUM_KEYWORD_CAPTIONS):
-            drawn = sorted(caption.keywords, key=lambda word: _order(f"{caption.code_point} {number} {word}"))
-            texts.append(", ".join(drawn[: 2 + number]))
-    return list(dict.fromkeys(texts))
-
-
-def _captioned_examples(
-    tokenizer: Tokenizer, folder: Path, text_encoder: Path | None, cache: Path
-) -> Examples:
-    data = load_captioned(folder)
-    train = data.where("train")
-    if text_encoder is None:
-        text_encoder = cache / "text_encoder"
-        import_minilm(find_minilm()).save(text_encoder)
-    encoder = PromptEncoder.load(text_encoder)
-    texts_of = [caption_texts(caption) for caption in train.captions]
-    row_of = {
-        text: row for row, text in enumerate(dict.fromkeys(text for texts in texts_of for text in texts))
-    }
-    shown = data.where("held_out")
-    if not len(shown):
-        shown = train
-    rows = torch.linspace(0, len(shown) - 1, min(_NUM_SHOWN, len(shown))).long()
-    shown_texts = torch.stack([encoder.encode(shown.captions[row].name).states for row in rows.tolist()])
-    return Examples(
-        latents=encode_images(tokenizer, train.images),
-        labels=torch.stack([train.styles, train.groups], dim=1),
-        caption_rows=tuple(torch.tensor([row_of[text] for text in texts]) for texts in texts_of),
-        caption_states=_encode_texts(encoder, list(row_of), cache / "captions.safetensors"),
-        shown=Conditions(torch.stack([shown.styles, shown.groups], dim=1)[rows], shown_texts),
-        style_names=data.style_names,
-        group_names=data.group_names,
-        prompt_encoder=encoder,
-    )
-
-
-def _encode_texts(encoder: PromptEncoder, texts: list[str], cache: Path) -> Tensor:
+def _encode_texts(encoder: PromptEncoder, texts: Sequence[str], cache: Path) -> Tensor:
     """Return states (M, T, channels) bfloat16 of ``texts``, kept in ``cache`` for the next start."""
     digest = hashlib.sha256(repr((encoder.config, texts)).encode()).hexdigest()[:16]
     if cache.exists() and digest in (kept := load_file(cache)):
@@ -148,7 +157,3 @@ def _encode_texts(encoder: PromptEncoder, texts: list[str], cache: Path) -> Tens
     cache.parent.mkdir(parents=True, exist_ok=True)
     save_file({digest: states}, cache)
     return states
-
-
-def _order(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()

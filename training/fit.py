@@ -1,21 +1,29 @@
 """The loop that fits a prior: schedule, optimisers, average of weights, checkpoints, pictures."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from models.config import Count, UnitTime
-from models.prior import DiT
+from models.networks.dit import DiT
+from models.options import Count, UnitTime
 from training.ema import WeightAverage
 from training.run import Run, learning_rate_factor
 
 State = dict[str, Any]
+
+
+class Stateful(Protocol):
+    """What a checkpoint keeps besides network and optimisers, as torch's own classes offer it."""
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -46,32 +54,33 @@ class FitConfig:
 
 def fit(
     run: Run,
-    prior: DiT,
+    network: DiT,
     config: FitConfig,
     loss_of: Callable[[int], Tensor],
     *,
-    show: Callable[[DiT, int], None],
-    own_state: Callable[[], State] = dict,
-    resumed: Callable[[State], None] = lambda state: None,
+    save_preview: Callable[[DiT, int], None],
+    also_saved: Mapping[str, Stateful] | None = None,
 ) -> None:
-    """Take the steps that are left, after which ``prior`` has the average of its weights.
+    """Take the steps that are left, after which ``network`` has the average of its weights.
 
-    loss_of: the loss of a step, by its number. show: draws a picture with the average after so many steps.
-    own_state, resumed: what else a checkpoint keeps, and where it goes when a run goes on.
+    loss_of: the loss of a step, by its number. save_preview: draws a picture with the average after so many
+    steps. also_saved: what else a checkpoint keeps, by name.
     """
-    device = next(prior.parameters()).device
-    optimizers = make_optimizers(prior, config)
-    average = WeightAverage(prior, config.ema_decay)
+    also_saved = also_saved or {}
+    device = next(network.parameters()).device
+    optimizers = make_optimizers(network, config)
+    average = WeightAverage(network, config.ema_decay)
     first_step = 0
     if state := run.load():
-        prior.load_state_dict(state["prior"])
+        network.load_state_dict(state["prior"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         average.tensors = {name: t.to(device) for name, t in state["average"].items()}
         first_step = state["step"]
-        resumed(state)
+        for name, kept in also_saved.items():
+            kept.load_state_dict(state[name])
 
-    shown = copy.deepcopy(prior)
+    averaged = copy.deepcopy(network)
     loss_sum, num_summed = 0.0, 0
     for step in run.steps(first_step):
         factor = learning_rate_factor(step, config.num_steps, config.warmup_steps, config.decay_fraction)
@@ -82,10 +91,10 @@ def fit(
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(prior.parameters(), config.gradient_clip)
+        nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
         for optimizer in optimizers:
             optimizer.step()
-        average.update(prior, step)
+        average.update(network, step)
 
         loss_sum, num_summed = loss_sum + float(loss.detach()), num_summed + 1
         is_last = step == config.num_steps - 1
@@ -93,24 +102,24 @@ def fit(
             run.log(step, loss=loss_sum / num_summed)
             loss_sum, num_summed = 0.0, 0
         if run.processes.is_main and (step + 1) % config.samples_every == 0:
-            average.copy_to(shown)
-            show(shown, step + 1)
+            average.copy_to(averaged)
+            save_preview(averaged, step + 1)
         state = {
-            "prior": prior.state_dict(),
+            "prior": network.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "average": average.tensors,
-            **own_state(),
+            **{name: kept.state_dict() for name, kept in also_saved.items()},
         }
         run.save(step + 1, state, every_s=0.0 if is_last else config.checkpoint_every_s)
     run.draw_losses()
-    average.copy_to(prior)
+    average.copy_to(network)
 
 
-def make_optimizers(prior: DiT, config: FitConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(network: DiT, config: FitConfig) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the blocks and AdamW for the rest (Jordan et al. 2024)."""
-    matrices = [p for p in prior.blocks.parameters() if p.ndim == 2 and min(p.shape) > 6]
+    matrices = [p for p in network.blocks.parameters() if p.ndim == 2 and min(p.shape) > 6]
     known = {id(p) for p in matrices}
-    others = [p for p in prior.parameters() if id(p) not in known]
+    others = [p for p in network.parameters() if id(p) not in known]
     muon = torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
     adamw = torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     for optimizer in (muon, adamw):

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from training.metrics import measure_ssim
+from training.evaluation.metrics import measure_ssim
 
 
 def reconstruction_loss(

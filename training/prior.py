@@ -1,25 +1,29 @@
 """Train a prior: ``smalti train prior --config training/configs/fashion-mnist-prior.toml``."""
 
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.checkpoint import fingerprint
-from models.conditioning import Conditions, drop_conditions
-from models.config import Count, PipelineConfig, PriorConfig, Sampling, UnitTime
-from models.flow import draw_noise, draw_times, interpolate, velocity
-from models.pipeline import load_prior, load_tokenizer, save_pipeline
-from models.prior import DiT
-from models.samplers import sample
-from models.tokenizer import Tokenizer
-from training.examples import Examples, load_examples
+from models.autoencoders.stages import DecodeStage
+from models.autoencoders.vq import Tokenizer
+from models.conditioning import Conditions
+from models.media.image import ImageSpec
+from models.networks.dit import DiT, DiTConfig
+from models.options import Count, FlowOptions, UnitTime
+from models.pipeline import save_pipeline
+from models.priors.flow import FlowStage, flow_loss
+from models.spec import CodesSpec, PipelineSpec
+from models.stage import Sample, SampleSpec, run_path
+from training.data.captioned import LabelNames
+from training.evaluation.plots import save_grid
+from training.examples import encode_examples, load_text_encoder, read_training_data
 from training.fit import FitConfig, fit
-from training.plots import save_grid
+from training.network import NetworkSettings, network_config
 from training.precision import autocast
 from training.run import Processes, Run, TrainingError, batch_rows, generator_for
 
@@ -29,18 +33,18 @@ class PriorTrainingConfig(FitConfig):
     """What ``smalti train prior`` reads from its TOML file.
 
     ``tokenizer`` is a ``tokenizer.safetensors``; ``output`` is the finished pipeline's folder, named as it.
-    For a prior that takes prompts, ``data`` is a folder with captions, and ``text_encoder`` one with
+    Where ``data`` is a folder with captions, the prior takes prompts, and ``text_encoder`` is a folder with
     ``text_encoder.safetensors``; without it, all-MiniLM-L6-v2 comes from its package. A share of
     ``condition_dropout`` of the samples is trained without conditions. ``start_from`` is a
-    ``prior.safetensors`` whose weights the run starts with, in place of random ones. With
+    ``prior.safetensors`` whose weights the run starts with, instead of random ones. With
     ``horizontal_flips`` each image is also learnt from flipped; not in a folder with captions, where what is
     said of an image may not hold of its mirror image.
     """
 
-    prior: PriorConfig
     tokenizer: Path
     output: Path
-    defaults: Sampling
+    prior: NetworkSettings = field(default_factory=NetworkSettings)
+    defaults: FlowOptions = field(default_factory=FlowOptions)
     data: str = "fashion-mnist"
     text_encoder: Path | None = None
     start_from: Path | None = None
@@ -64,112 +68,114 @@ class PriorTrainingConfig(FitConfig):
 def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
     """Train to the end, write the pipeline and return its folder.
 
-    Raises: TrainingError when the run can't start or go on.
+    Raises: TrainingError when the run can't start or go on; DataError.
     """
     processes = Processes.join(config.num_threads)
     run = Run(config.folder, config, processes, num_steps=config.num_steps, resume=resume)
-    tokenizer = load_tokenizer(config.tokenizer).to(processes.device)
-    examples = load_examples(
-        tokenizer,
+    tokenizer = Tokenizer.load(config.tokenizer).to(processes.device)
+    data = read_training_data(
         config.data,
-        with_flips=config.horizontal_flips,
-        text_encoder=config.text_encoder,
-        cache=config.folder,
+        image_size_px=tokenizer.config.image_size_px,
+        channels=tokenizer.config.image_channels,
     )
-    pipeline_config = _pipeline_config(config, tokenizer, examples)
-
+    encoder = load_text_encoder(config.text_encoder, config.folder) if data.captions else None
+    shape = network_config(config.prior, tokenizer, data.label_names, encoder)
+    spec = prior_spec(config, tokenizer, data.label_names, takes_prompt=shape.takes_prompt)
     torch.manual_seed(config.seed)
-    prior = _first_prior(config).to(processes.device)
-    predict: Any = processes.wrap(prior)
+    network = _first_network(config, shape).to(processes.device)
+    examples = encode_examples(
+        tokenizer, data, encoder, with_flips=config.horizontal_flips, cache=config.folder
+    )
+    wrapped: Any = processes.wrap(network)
     if config.is_compiled:
-        predict = torch.compile(predict)
+        wrapped = torch.compile(wrapped)
+
+    def predict(latents: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        with autocast(latents.device):
+            return wrapped(latents, t, conditions)
 
     def loss_of(step: int) -> Tensor:
         rows = batch_rows(len(examples), config.batch_size, step, config.seed, processes)
         generator = generator_for(config.seed, step, processes.rank)
-        latents = examples.latents[rows].to(processes.device).float()
-        conditions = examples.conditions(rows, generator).to(processes.device)
-        return flow_loss(predict, latents, conditions, prior.null_conditions(), config, generator)
+        return flow_loss(
+            predict,
+            examples.latents[rows].to(processes.device).float(),
+            examples.conditions(rows, generator).to(processes.device),
+            network.null_conditions(),
+            generator,
+            time_mean=config.time_mean,
+            time_std=config.time_std,
+            condition_dropout=config.condition_dropout,
+        )
 
     fit(
         run,
-        prior,
+        network,
         config,
         loss_of,
-        show=lambda average, step: save_samples(
+        save_preview=lambda average, step: save_samples(
             config.folder / "samples" / f"{step:07d}.png",
             tokenizer,
             average,
-            examples.shown.to(processes.device),
+            examples.preview_conditions.to(processes.device),
             config.defaults,
             config.seed,
         ),
     )
     if processes.is_main:
-        save_pipeline(config.output, pipeline_config, tokenizer, prior, examples.prompt_encoder)
+        save_pipeline(config.output, spec, tokenizer, network, encoder)
     return config.output
 
 
-def _first_prior(config: PriorTrainingConfig) -> DiT:
-    if config.start_from is None:
-        return DiT(config.prior)
-    prior = load_prior(config.start_from)
-    if prior.config != config.prior:
-        raise TrainingError(f"start_from: {config.start_from} has another shape: {prior.config}")
-    return prior
-
-
-def _pipeline_config(config: PriorTrainingConfig, tokenizer: Tokenizer, examples: Examples) -> PipelineConfig:
-    return PipelineConfig(
+def prior_spec(
+    config: PriorTrainingConfig, tokenizer: Tokenizer, label_names: LabelNames, *, takes_prompt: bool
+) -> PipelineSpec:
+    """Return the specification of the pipeline that a training ends in."""
+    channels, height_px, width_px = tokenizer.signal_shape
+    return PipelineSpec(
         name=config.output.name,
-        class_names=examples.class_names,
-        tokenizer=tokenizer.config,
-        tokenizer_fingerprint=fingerprint(tokenizer.config, tokenizer.exported()),
-        prior=config.prior,
+        makes=(ImageSpec(width_px=width_px, height_px=height_px, channels=1 if channels == 1 else 3),),
+        latents=tokenizer.latent_shape,
+        codes=CodesSpec(
+            grid=tokenizer.config.grid,
+            size=tokenizer.config.codebook_size,
+            fingerprint=tokenizer.fingerprint(),
+        ),
+        labels=label_names,
+        takes_prompt=takes_prompt,
+        autoencoders={"image": "vq"},
+        prior="flow",
         defaults=config.defaults,
-        style_names=examples.style_names,
-        group_names=examples.group_names,
         example_prompt=config.example_prompt,
     )
 
 
-def flow_loss(
-    predict: nn.Module,
-    latents: Tensor,
-    conditions: Conditions,
-    null: Conditions,
-    config: PriorTrainingConfig,
-    generator: torch.Generator,
-) -> Tensor:
-    """Return the mean squared error of the predicted velocity at random times (t: 0 noise, 1 data)."""
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    t = draw_times(len(latents), generator, mean=config.time_mean, std=config.time_std).to(latents.device)
-    kept = drop_conditions(conditions, null, config.condition_dropout, generator)
-    with autocast(latents.device):
-        predicted = predict(interpolate(latents, noise, t), t, kept)
-    return F.mse_loss(predicted.float(), velocity(latents, noise))
+def _first_network(config: PriorTrainingConfig, shape: DiTConfig) -> DiT:
+    if config.start_from is None:
+        return DiT(shape)
+    network = DiT.load(config.start_from)
+    if network.config != shape:
+        raise TrainingError(f"start_from: {config.start_from} has another shape: {network.config}")
+    return network
 
 
 @torch.inference_mode()
 def save_samples(
     path: Path,
     tokenizer: Tokenizer,
-    prior: DiT,
+    network: DiT,
     conditions: Conditions,
-    sampling: Sampling,
+    options: FlowOptions,
     seed: int,
 ) -> None:
     """Save a picture of a sample for each of ``conditions``, from the same noise every time."""
-    device = conditions.labels.device
-    shape = (prior.config.latent_channels, *prior.config.grid)
-    noise = torch.stack([draw_noise(shape, seed, i) for i in range(len(conditions))])
-    with autocast(device):
-        latents = sample(
-            prior,
-            noise.to(device),
-            conditions,
-            prior.null_conditions(len(conditions)),
-            sampling,
-        )
-    images = tokenizer.decode_codes(tokenizer.quantize(latents).codes)
+    null = network.null_conditions()
+    samples = [
+        Sample(SampleSpec(seed, options, conditions[i : i + 1], null), index=i)
+        for i in range(len(conditions))
+    ]
+    with autocast(conditions.labels.device):
+        run_path([FlowStage(network, len(samples))], samples)
+    run_path([DecodeStage(tokenizer, len(samples))], samples)
+    images = torch.stack([sample.value for sample in samples if sample.value is not None])
     save_grid(path, images.cpu(), num_columns=8)

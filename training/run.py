@@ -16,8 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.config import ConfigError
-from training.plots import Curve, save_curves
+from models.options import ConfigError
+from training.evaluation.plots import Curve, save_curves
 
 Config = TypeVar("Config")
 

@@ -9,22 +9,18 @@ from typing import Annotated, Any
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from models.checkpoint import fingerprint, save_checkpoint
-from models.code_search import search_codes
-from models.config import Count, TokenizerConfig, UnitTime
-from models.pipeline import load_tokenizer
-from models.quantizers import Quantized, VectorQuantizer
-from models.tokenizer import Tokenizer, channels_last
+from models.autoencoders.quantizers import Quantized, VectorQuantizer
+from models.autoencoders.vq import Tokenizer, TokenizerConfig, channels_last
+from models.checkpoint import save_checkpoint
+from models.options import Count, UnitTime
 from training.data.dataset import ImageDataset, scale_to_unit
 from training.data.sources import load_dataset
 from training.discriminator import Adversary, PatchDiscriminator
+from training.evaluation.metrics import measure_squared_errors, psnr_db
+from training.evaluation.plots import save_grid
 from training.losses import reconstruction_loss
-from training.metrics import measure_squared_errors, psnr_db
-from training.plots import save_grid
 from training.precision import autocast
 from training.run import (
     Processes,
@@ -34,10 +30,9 @@ from training.run import (
     generator_for,
     learning_rate_factor,
 )
+from training.searched_codes import SearchedCodes, search_training_codes
 
 logger = logging.getLogger(__name__)
-
-_SEARCH_CANDIDATES = 4  # of eight, half: most of what they bring
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -48,10 +43,10 @@ class TokenizerTrainingConfig:
     end, ``tokenizer.safetensors``. ``continuous_steps`` train without quantising first, so that the
     codebook starts from latents worth a k-means. From ``adversarial_start`` on, ``adversarial_weight`` above
     0 adds VQGAN's discriminator. ``start_from`` names a finished tokenizer to go on from, of the same shape
-    or of fewer blocks: more of them start as the identity. ``decoder_of`` names one of which only the decoder
-    is trained on: images keep their codes, so a prior that was trained on them stays good. With
-    ``num_searched`` such a decoder also learns, in half of every batch, from codes that were searched for so
-    many training images in one sweep (models/code_search.py).
+    or of fewer blocks: more of them start as the identity. ``finetune_decoder`` names one whose encoder and
+    codebook stay frozen: images keep their codes, so a prior that was trained on them stays good. With
+    ``num_searched_images`` its decoder also learns, in half of every batch, from codes that were searched for
+    so many training images in one sweep (models/autoencoders/code_search.py).
     """
 
     tokenizer: TokenizerConfig
@@ -73,8 +68,8 @@ class TokenizerTrainingConfig:
     adversarial_start: Annotated[int, Field(ge=0)] = 0
     adversarial_learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     start_from: Path | None = None
-    decoder_of: Path | None = None
-    num_searched: Annotated[int, Field(ge=0)] = 0
+    finetune_decoder: Path | None = None
+    num_searched_images: Annotated[int, Field(ge=0)] = 0
     horizontal_flips: bool = True
     seed: int = 0
     num_threads: Count | None = None
@@ -92,13 +87,23 @@ def train_tokenizer(config: TokenizerTrainingConfig, *, resume: bool = False) ->
     run = Run(config.folder, config, processes, num_steps=config.num_steps, resume=resume)
     shape = {"image_size_px": config.tokenizer.image_size_px, "channels": config.tokenizer.image_channels}
     data = load_dataset(config.data, "train", **shape)
+    test = load_dataset(config.data, "test", **shape)
     torch.manual_seed(config.seed)
     tokenizer = channels_last(_start(config).to(processes.device))
-    trained = tokenizer if config.decoder_of is None else tokenizer.decoder
+    trained = tokenizer if config.finetune_decoder is None else tokenizer.decoder
     optimizer = torch.optim.AdamW(
         trained.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
-    searched = _search(tokenizer, data, config, processes) if config.num_searched else None
+    searched = None
+    if config.num_searched_images:
+        if config.finetune_decoder is None or config.batch_size < 2:
+            raise TrainingError(
+                "num_searched_images is for half of each batch of a decoder that is fine-tuned:"
+                " give finetune_decoder, and a batch_size of at least 2"
+            )
+        searched = search_training_codes(
+            tokenizer, data.images, config.num_searched_images, config.folder, config.seed, processes
+        )
     adversary = None
     if config.adversarial_weight:
         discriminator = PatchDiscriminator(config.tokenizer.image_channels).to(processes.device)
@@ -108,10 +113,10 @@ def train_tokenizer(config: TokenizerTrainingConfig, *, resume: bool = False) ->
         tokenizer.load_state_dict(state["tokenizer"])
         optimizer.load_state_dict(state["optimizer"])
         if adversary is not None:
-            adversary.restore(state["adversary"])
+            adversary.load_state_dict(state["adversary"])
         first_step = state["step"]
 
-    encode: Any = processes.wrap(tokenizer.encoder) if config.decoder_of is None else tokenizer.encoder
+    encode: Any = processes.wrap(tokenizer.encoder) if config.finetune_decoder is None else tokenizer.encoder
     decode: Any = processes.wrap(tokenizer.decoder)
     if config.is_compiled:
         encode, decode = torch.compile(encode), torch.compile(decode)
@@ -126,64 +131,24 @@ def train_tokenizer(config: TokenizerTrainingConfig, *, resume: bool = False) ->
             run.log(step, **{name: float(value) for name, value in logged.items()})
         state = {"tokenizer": tokenizer.state_dict(), "optimizer": optimizer.state_dict()}
         if adversary is not None:
-            state["adversary"] = adversary.state()
+            state["adversary"] = adversary.state_dict()
         run.save(step + 1, state, every_s=0.0 if is_last else config.checkpoint_every_s)
 
     tokenizer.eval()
-    if config.decoder_of is None:
+    if config.finetune_decoder is None:
         _measure_scale(tokenizer, data)
     run.draw_losses()
     path = config.folder / "tokenizer.safetensors"
     if processes.is_main:
         save_checkpoint(path, tokenizer.exported(), config.tokenizer)
-        test = load_dataset(config.data, "test", **shape)
         _save_reconstructions(config.folder / "reconstructions.png", tokenizer, test.images[:32])
         logger.info("%s: PSNR %.2f dB on the test split", path, reconstruction_psnr(tokenizer, test.images))
     return path
 
 
-@dataclasses.dataclass(frozen=True)
-class _Searched:
-    """Training images (M, C, H, W) uint8, and the codes (M, h, w) searched for them."""
-
-    images: Tensor
-    codes: Tensor
-
-
-def _search(
-    tokenizer: Tokenizer, data: ImageDataset, config: TokenizerTrainingConfig, processes: Processes
-) -> _Searched:
-    """Search codes for some training images, by the tokenizer as it is before it is trained.
-
-    They are kept in the folder, for the next start.
-    """
-    if config.decoder_of is None or config.batch_size < 2:
-        raise TrainingError(
-            "num_searched is for half of each batch of a decoder trained by itself:"
-            " give decoder_of, and a batch_size of at least 2"
-        )
-    order = torch.randperm(len(data.images), generator=generator_for(config.seed, -4, 0))
-    images = data.images[order[: config.num_searched]]
-    digest = fingerprint(tokenizer.config, tokenizer.exported())
-    key = f"{digest} seed={config.seed} images={len(images)}"
-    path = config.folder / "searched_codes.safetensors"
-    if path.exists() and key in (kept := load_file(path)):
-        return _Searched(images, kept[key])
-    found = []
-    for batch in tqdm(images.split(16), desc="search codes", unit="batch"):
-        targets = scale_to_unit(batch).to(processes.device)
-        with autocast(processes.device):
-            codes = search_codes(tokenizer, targets, num_sweeps=1, num_candidates=_SEARCH_CANDIDATES)
-        found.append(codes.cpu())
-    searched = _Searched(images, torch.cat(found))
-    if processes.is_main:
-        save_file({key: searched.codes}, path)
-    return searched
-
-
 def _batch(
     data: ImageDataset,
-    searched: _Searched | None,
+    searched: SearchedCodes | None,
     config: TokenizerTrainingConfig,
     step: int,
     processes: Processes,
@@ -204,19 +169,21 @@ def _batch(
 
 def _start(config: TokenizerTrainingConfig) -> Tokenizer:
     """Return the tokenizer to train: a new one, or a finished one to train on, whole or its decoder alone."""
-    if config.start_from is not None and config.decoder_of is not None:
+    if config.start_from is not None and config.finetune_decoder is not None:
         raise TrainingError(
-            "start_from trains a tokenizer on, decoder_of its decoder alone: give one of them"
+            "start_from trains a whole tokenizer, finetune_decoder a decoder alone: give one of them"
         )
-    if config.decoder_of is not None:
-        tokenizer = load_tokenizer(config.decoder_of)
+    if config.finetune_decoder is not None:
+        tokenizer = Tokenizer.load(config.finetune_decoder)
         if tokenizer.config != config.tokenizer:
-            raise TrainingError(f"decoder_of: {config.decoder_of} has another shape: {tokenizer.config}")
+            raise TrainingError(
+                f"finetune_decoder: {config.finetune_decoder} has another shape: {tokenizer.config}"
+            )
         tokenizer.decoder.requires_grad_(True)
         return tokenizer
     tokenizer = Tokenizer(config.tokenizer)
     if config.start_from is not None:
-        finished = load_tokenizer(config.start_from)
+        finished = Tokenizer.load(config.start_from)
         num_blocks = finished.config.num_blocks
         if (
             dataclasses.replace(config.tokenizer, num_blocks=num_blocks) != finished.config
@@ -257,9 +224,9 @@ class _Stepper:
         codes: of the last of the images, where they aren't to be encoded.
         """
         config, tokenizer = self.config, self.tokenizer
-        tokenizer.train(config.decoder_of is None)
+        tokenizer.train(config.finetune_decoder is None)
         with autocast(images.device):
-            if config.decoder_of is None:
+            if config.finetune_decoder is None:
                 latents, quantized = self._quantize(images, step)
             else:
                 quantized = None

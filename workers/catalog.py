@@ -2,31 +2,35 @@
 
 import difflib
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any
 
-from models.config import ConfigError, PipelineConfig
+from models.media.base import MediumSpec, medium_of
+from models.options import ConfigError, OptionFields, requested
+from models.spec import SPEC_FILE, CodesSpec, PipelineSpec
 from workers.errors import InvalidCodes, InvalidRequest, UnknownPipeline
 from workers.messages import (
-    Codes,
+    BlobReference,
+    ClientRequest,
+    CodesInfo,
     DecodeRequest,
     EncodeRequest,
     GenerateRequest,
+    MediumInfo,
+    OptionInfo,
     PipelineInfo,
-    Request,
+    Resolved,
 )
 
-CONFIG_FILE = "pipeline.json"
 _MAX_NAMES_TOLD = 20
-
-AnyRequest = TypeVar("AnyRequest", bound=Request)
+_SHORTHANDS = {"class_label": "class", "style": "style", "group": "group"}  # field → label set
 
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    config: PipelineConfig
+    spec: PipelineSpec
     folder: Path
 
 
@@ -36,11 +40,11 @@ class Catalog:
     def __init__(self, entries: Sequence[CatalogEntry]) -> None:
         if not entries:
             raise ConfigError("there is no pipeline to serve")
-        self._entries = {entry.config.name: entry for entry in entries}
+        self._entries = {entry.spec.name: entry for entry in entries}
         if len(self._entries) < len(entries):
-            names = [entry.config.name for entry in entries]
+            names = [entry.spec.name for entry in entries]
             twice = next(name for name in names if names.count(name) > 1)
-            folders = ", ".join(str(entry.folder) for entry in entries if entry.config.name == twice)
+            folders = ", ".join(str(entry.folder) for entry in entries if entry.spec.name == twice)
             raise ConfigError(f"several pipelines are named {twice!r}: {folders}")
 
     @classmethod
@@ -49,10 +53,10 @@ class Catalog:
 
         Raises: ConfigError when there is none, one can't be used, or a name is unknown.
         """
-        files = sorted(weights_dir.glob(f"*/{CONFIG_FILE}"))
+        files = sorted(weights_dir.glob(f"*/{SPEC_FILE}"))
         if not files:
-            raise ConfigError(f"{weights_dir} holds no pipeline: there is no */{CONFIG_FILE} in it")
-        catalog = cls([CatalogEntry(PipelineConfig.load(file), file.parent) for file in files])
+            raise ConfigError(f"{weights_dir} holds no pipeline: there is no */{SPEC_FILE} in it")
+        catalog = cls([CatalogEntry(PipelineSpec.load(file), file.parent) for file in files])
         try:
             return cls([catalog[name] for name in names or sorted(catalog.names)])
         except UnknownPipeline as error:
@@ -72,172 +76,269 @@ class Catalog:
     def names(self) -> tuple[str, ...]:
         return tuple(self._entries)
 
-    def config(self, name: str | None) -> PipelineConfig:
-        """Return a pipeline's configuration; the default one's for None.
+    def spec(self, name: str | None) -> PipelineSpec:
+        """Return what a pipeline makes and takes; the default one for None.
 
         Raises: UnknownPipeline.
         """
-        return self[self.names[0] if name is None else name].config
+        return self[self.names[0] if name is None else name].spec
 
     def info(self) -> list[PipelineInfo]:
         """Return what every pipeline takes and makes, the default first."""
-        return [_info(entry.config) for entry in self._entries.values()]
+        return [_info(spec) for spec in self._specs()]
 
-    def resolve(self, request: AnyRequest) -> AnyRequest:
-        """Return the request with every choice made that its client left open, checked against its pipeline.
-
-        Raises: UnknownPipeline; InvalidRequest naming the known labels; InvalidCodes naming the code.
-        """
-        resolved: Request
-        match request:
-            case GenerateRequest():
-                resolved = _resolve_generate(request, self._config_for(request))
-            case EncodeRequest():
-                resolved = request.model_copy(update={"pipeline": self.config(request.pipeline).name})
-            case DecodeRequest():
-                resolved = self._resolve_decode(request)
-        return cast(AnyRequest, resolved)
-
-    def _config_for(self, request: GenerateRequest) -> PipelineConfig:
+    def pipeline_for(self, request: ClientRequest) -> PipelineSpec:
         """Return the pipeline that a request names, or the first that can do what it asks for.
 
         Where none can, it is the first that takes such fields at all, whose complaint will say most.
+
+        Raises: UnknownPipeline; InvalidCodes when no pipeline has the tokenizer of the codes.
         """
-        if request.pipeline is not None:
-            return self.config(request.pipeline)
-        configs = [entry.config for entry in self._entries.values()]
-        fitting = [config for config in configs if not _untaken(request, config)]
-        for config in fitting:
+        if isinstance(request, DecodeRequest):
+            return self._pipeline_of_codes(request)
+        if request.pipeline is not None or not isinstance(request, GenerateRequest):
+            return self.spec(request.pipeline)
+        fitting = [spec for spec in self._specs() if not _unknown_fields(request, spec)]
+        for spec in fitting:
             try:
-                _resolve_generate(request, config)
+                _resolve_generate(request, spec)
             except InvalidRequest:
                 continue
-            return config
-        return (fitting or configs)[0]
+            return spec
+        return (fitting or list(self._specs()))[0]
 
-    def _resolve_decode(self, request: DecodeRequest) -> DecodeRequest:
-        configs = [entry.config for entry in self._entries.values()]
-        if request.pipeline is not None:
-            configs = [self.config(request.pipeline)]
-        for config in configs:
-            if config.tokenizer_fingerprint == request.tokenizer:
-                _check_codes(request.codes, config)
-                return request.model_copy(update={"pipeline": config.name})
-        known = ", ".join(f"{config.tokenizer_fingerprint} ({config.name})" for config in configs)
+    def resolve(self, request: ClientRequest, sources: Sequence[BlobReference] = ()) -> Resolved:
+        """Return the request with every choice made that its client left open, checked against its pipeline.
+
+        sources: what came in, as it was stored; one sample each.
+
+        Raises: UnknownPipeline; InvalidRequest naming the known labels; InvalidCodes naming the code.
+        """
+        spec = self.pipeline_for(request)
+        common = {
+            "pipeline": spec.name,
+            "priority": request.priority,
+            "deadline_s": request.deadline_s,
+        }
+        return _RESOLVERS[type(request)](request, spec, common, sources)
+
+    def _specs(self) -> Iterator[PipelineSpec]:
+        return (entry.spec for entry in self._entries.values())
+
+    def _pipeline_of_codes(self, request: DecodeRequest) -> PipelineSpec:
+        tokenizer = request.codes.tokenizer if isinstance(request.codes, CodesInfo) else request.tokenizer
+        if tokenizer is None:
+            raise InvalidCodes("tokenizer: is required beside codes; /encode tells it")
+        specs = list(self._specs()) if request.pipeline is None else [self.spec(request.pipeline)]
+        for spec in specs:
+            if spec.codes is not None and spec.codes.fingerprint == tokenizer:
+                return spec
+        known = ", ".join(f"{spec.codes.fingerprint} ({spec.name})" for spec in specs if spec.codes)
         raise InvalidCodes(
-            f"tokenizer: these codes were made by {request.tokenizer}, and no pipeline here has that"
-            f" tokenizer: {known}. Codes of one tokenizer mean nothing to another."
+            f"tokenizer: these codes were made by {tokenizer}, and no pipeline here has that tokenizer:"
+            f" {known}. Codes of one tokenizer mean nothing to another."
         )
 
 
-def _resolve_generate(request: GenerateRequest, config: PipelineConfig) -> GenerateRequest:
-    defaults = config.defaults
-    if untaken := _untaken(request, config):
-        noun = untaken[0].removesuffix("_label")
-        taken = ", ".join(_taken(config)) or "none of them"
-        raise InvalidRequest(f"{untaken[0]}: {config.name} takes no {noun}; it takes {taken}")
-    is_grey = config.tokenizer.image_channels == 1
-    if request.background == "transparent" and (is_grey or request.format == "jpeg"):
-        raise InvalidRequest(
-            "background: transparent is for colour pipelines as PNG or WebP,"
-            f" got {config.name} as {request.format}"
-        )
-    chosen = {
-        "pipeline": config.name,
-        "class_label": _number("class_label", request.class_label, config.class_names, config),
-        "style": _number("style", request.style, config.style_names, config),
-        "group": _number("group", request.group, config.group_names, config),
-        "seed": secrets.randbelow(2**53) if request.seed is None else request.seed,
-        "num_steps": request.num_steps or defaults.num_steps,
-        "guidance_scale": (
-            defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
-        ),
-        "sampler": request.sampler or defaults.sampler,
+def _resolve_generate(
+    request: GenerateRequest,
+    spec: PipelineSpec,
+    common: Mapping[str, Any] | None = None,
+    sources: Sequence[BlobReference] = (),
+) -> Resolved:
+    if spec.prior is None:
+        raise InvalidRequest(f"pipeline: {spec.name} has no prior: it encodes and decodes only")
+    if unknown := _unknown_fields(request, spec):
+        noun = unknown[0].removesuffix("_label")
+        taken = ", ".join(_known_fields(spec)) or "none of them"
+        raise InvalidRequest(f"{unknown[0]}: {spec.name} takes no {noun}; it takes {taken}")
+    if request.num_outputs is not None and request.num_images is not None:
+        raise InvalidRequest("num_images: is the older name of num_outputs; send one of the two")
+    format = _format(request.format, spec.medium)
+    if request.background == "transparent":
+        _check_transparency(spec, format)
+    given = {
+        name: value for name in OptionFields.model_fields if (value := getattr(request, name)) is not None
     }
-    return request.model_copy(update=chosen)
+    try:
+        options = requested(spec.defaults.changed(given))
+    except ConfigError as error:
+        raise InvalidRequest(str(error)) from error
+    return Resolved(
+        operation="generate",
+        num_samples=request.num_outputs or request.num_images or 1,
+        seed=secrets.randbelow(2**53) if request.seed is None else request.seed,
+        options=options,
+        labels=_labels(request, spec),
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        format=format,
+        background=request.background,
+        preview=request.preview,
+        return_codes=request.return_codes,
+        **(common or {"pipeline": spec.name}),
+    )
 
 
-def _number(field: str, label: str | int | None, known: Sequence[str], config: PipelineConfig) -> int | None:
-    """Return the number of a label given by name (in any case) or number; None, for any, stays."""
-    if label is None:
-        return None
-    noun = field.removesuffix("_label")
+def _resolve_encode(
+    request: EncodeRequest, spec: PipelineSpec, common: Mapping[str, Any], sources: Sequence[BlobReference]
+) -> Resolved:
+    if request.effort and not spec.can_search:
+        raise InvalidRequest(
+            f"effort: {spec.name} can't search for codes; leave it out, got {request.effort}"
+        )
+    return Resolved(
+        operation="encode",
+        num_samples=len(sources),
+        sources=tuple(sources),
+        effort=request.effort,
+        return_codes=True,
+        **common,
+    )
+
+
+def _resolve_decode(
+    request: DecodeRequest, spec: PipelineSpec, common: Mapping[str, Any], sources: Sequence[BlobReference]
+) -> Resolved:
+    assert spec.codes is not None
+    codes = request.codes.codes if isinstance(request.codes, CodesInfo) else request.codes
+    if not codes:
+        raise InvalidCodes("codes: holds none")
+    for index, grid in enumerate(codes):
+        _check_grid(grid, spec.codes, f"codes[{index}]", spec.name)
+    return Resolved(
+        operation="decode",
+        num_samples=len(codes),
+        codes=list(codes),
+        format=_format(request.format, spec.medium),
+        **common,
+    )
+
+
+_RESOLVERS: dict[type[ClientRequest], Callable[..., Resolved]] = {
+    GenerateRequest: _resolve_generate,
+    EncodeRequest: _resolve_encode,
+    DecodeRequest: _resolve_decode,
+}
+
+
+def _labels(request: GenerateRequest, spec: PipelineSpec) -> dict[str, int]:
+    """Return the numbers of the labels that a request names, by set."""
+    numbers = {}
+    for field, label_set, label in _named_labels(request):
+        if label_set in numbers:
+            raise InvalidRequest(f"{field}: is short for labels.{label_set}; send one of the two")
+        numbers[label_set] = _number(field, label, spec.labels[label_set], spec)
+    return numbers
+
+
+def _named_labels(request: GenerateRequest) -> list[tuple[str, str, str | int]]:
+    """Return (field, label set, label) of every label in a request."""
+    named = [(f"labels.{name}", name, label) for name, label in request.labels.items()]
+    short = [(field, name, getattr(request, field)) for field, name in _SHORTHANDS.items()]
+    return named + [each for each in short if each[2] is not None]
+
+
+def _number(field: str, label: str | int, known: Sequence[str], spec: PipelineSpec) -> int:
+    """Return the number of a label given by name (in any case) or number."""
+    noun = field.removesuffix("_label").removeprefix("labels.")
     names = [name.casefold() for name in known]
     if isinstance(label, str):
         if label.strip().casefold() in names:
             return names.index(label.strip().casefold())
         if not label.strip().isdecimal():
-            raise InvalidRequest(f"{field}: {config.name} has no {noun} {label!r}; {_one_of(label, known)}")
+            raise InvalidRequest(f"{field}: {spec.name} has no {noun} {label!r}; {_one_of(label, known)}")
     number = int(label)
     if number >= len(names):
         raise InvalidRequest(
-            f"{field}: {config.name} has numbers 0 to {len(names) - 1}, got {number}; {_one_of('', known)}"
+            f"{field}: {spec.name} has numbers 0 to {len(names) - 1}, got {number}; {_one_of('', known)}"
         )
     return number
 
 
-def _taken(config: PipelineConfig) -> list[str]:
+def _known_fields(spec: PipelineSpec) -> list[str]:
     """Return the fields that say what to show, of those that a pipeline takes."""
-    taken = {
-        "class_label": bool(config.class_names),
-        "prompt": config.prior.takes_prompt,
-        "negative_prompt": config.prior.takes_prompt,
-        "style": bool(config.style_names),
-        "group": bool(config.group_names),
-    }
-    return [name for name, is_taken in taken.items() if is_taken]
+    short = [field for field, name in _SHORTHANDS.items() if name in spec.labels]
+    others = [f"labels.{name}" for name in spec.labels if name not in _SHORTHANDS.values()]
+    return short + others + (["prompt", "negative_prompt"] if spec.takes_prompt else [])
 
 
-def _untaken(request: GenerateRequest, config: PipelineConfig) -> list[str]:
+def _unknown_fields(request: GenerateRequest, spec: PipelineSpec) -> list[str]:
     """Return the fields of a request that its pipeline does not take."""
-    fields = ("class_label", "prompt", "negative_prompt", "style", "group")
-    return [name for name in fields if getattr(request, name) is not None and name not in _taken(config)]
+    prompts = [name for name in ("prompt", "negative_prompt") if getattr(request, name) is not None]
+    unknown = [] if spec.takes_prompt else prompts
+    return unknown + [field for field, name, _ in _named_labels(request) if name not in spec.labels]
 
 
-def _check_codes(codes: list[Codes], config: PipelineConfig) -> None:
-    num_rows, num_columns = config.tokenizer.grid
-    limit = config.tokenizer.codebook_size
-    for image, rows in enumerate(codes):
-        if len(rows) != num_rows:
-            raise InvalidCodes(
-                f"codes[{image}]: {config.name} has {num_rows} rows of {num_columns} codes,"
-                f" got {len(rows)} rows"
-            )
-        for row, columns in enumerate(rows):
-            if len(columns) != num_columns:
-                raise InvalidCodes(
-                    f"codes[{image}][{row}]: {config.name} has {num_columns} codes a row, got {len(columns)}"
-                )
-            if min(columns) < 0 or max(columns) >= limit:
-                column = next(i for i, code in enumerate(columns) if not 0 <= code < limit)
-                raise InvalidCodes(
-                    f"codes[{image}][{row}][{column}]: a code is from 0 to {limit - 1}, got {columns[column]}"
-                )
+def _format(asked: str | None, medium: MediumSpec) -> str:
+    """Return the format of a request's files."""
+    formats = list(medium_of(medium.medium).formats)
+    if asked is not None and asked not in formats:
+        raise InvalidRequest(f"format: {medium.medium} files are {', '.join(formats)}, got {asked!r}")
+    return asked or formats[0]
 
 
-def _info(config: PipelineConfig) -> PipelineInfo:
-    return PipelineInfo(
-        name=config.name,
-        class_names=config.class_names,
-        style_names=config.style_names,
-        group_names=config.group_names,
-        takes_prompt=config.prior.takes_prompt,
-        image_size_px=config.tokenizer.image_size_px,
-        image_channels=config.tokenizer.image_channels,
-        grid=config.tokenizer.grid,
-        codebook_size=config.tokenizer.codebook_size,
-        tokenizer=config.tokenizer_fingerprint,
-        num_steps=config.defaults.num_steps,
-        guidance_scale=config.defaults.guidance_scale,
-        sampler=config.defaults.sampler,
-        example=GenerateRequest(
-            pipeline=config.name,
-            class_label=config.class_names[-1] if config.class_names else None,
-            prompt=config.example_prompt,
-            style=config.style_names[0] if config.style_names else None,
+def _check_transparency(spec: PipelineSpec, format: str) -> None:
+    if getattr(spec.medium, "channels", None) != 3 or format == "jpeg":
+        raise InvalidRequest(
+            f"background: transparent is for colour pipelines as PNG or WebP, got {spec.name} as {format}"
+        )
+
+
+def _check_grid(value: Any, codes: CodesSpec, where: str, name: str) -> None:
+    """Check nested lists of codes: (*grid), or (codebook, *grid) with several codebooks.
+
+    Raises: InvalidCodes naming the place.
+    """
+    sides = codes.grid if codes.num_codebooks == 1 else (codes.num_codebooks, *codes.grid)
+    shape = " x ".join(map(str, sides))
+
+    def check(value: Any, axis: int, where: str) -> None:
+        if axis == len(sides):
+            if type(value) is not int or not 0 <= value < codes.size:
+                raise InvalidCodes(f"{where}: a code is from 0 to {codes.size - 1}, got {str(value)[:20]}")
+            return
+        if not isinstance(value, list) or len(value) != sides[axis]:
+            got = f"{len(value)} of them" if isinstance(value, list) else "no list"
+            raise InvalidCodes(f"{where}: {name} has {shape} codes, so {sides[axis]} here; got {got}")
+        for index, each in enumerate(value):
+            check(each, axis + 1, f"{where}[{index}]")
+
+    check(value, 0, where)
+
+
+def _info(spec: PipelineSpec) -> PipelineInfo:
+    schema = OptionFields.model_json_schema()["properties"]
+    example = None
+    if spec.prior is not None:
+        example = GenerateRequest(
+            pipeline=spec.name,
+            class_label=spec.labels["class"][-1] if "class" in spec.labels else None,
+            prompt=spec.example_prompt,
+            style=spec.labels["style"][0] if "style" in spec.labels else None,
             seed=7,
-        ),
+        )
+    return PipelineInfo(
+        name=spec.name,
+        makes=tuple(map(_medium_info, spec.makes)),
+        takes={role: _medium_info(each) for role, each in spec.takes.items()},
+        labels=spec.labels,
+        takes_prompt=spec.takes_prompt,
+        options={
+            name: OptionInfo(default=value, json_schema=schema.get(name, {}))
+            for name, value in requested(spec.defaults).items()
+        },
+        grid=spec.codes.grid if spec.codes else spec.latents[1:],
+        codebook_size=spec.codes.size if spec.codes else None,
+        num_codebooks=spec.codes.num_codebooks if spec.codes else None,
+        tokenizer=spec.codes.fingerprint if spec.codes else None,
+        example=example,
     )
+
+
+def _medium_info(spec: MediumSpec) -> MediumInfo:
+    sizes = {name: value for name, value in asdict(spec).items() if name != "medium"}
+    return MediumInfo(medium=spec.medium, formats=tuple(medium_of(spec.medium).formats), sizes=sizes)
 
 
 def _one_of(got: str, known: Sequence[str]) -> str:

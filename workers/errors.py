@@ -2,7 +2,7 @@
 
 ServiceError
 ├── InvalidRequest        the request can't be served as it is
-│   ├── InvalidImage      the bytes are no image that we take
+│   ├── InvalidSource     a file that can't be used
 │   ├── InvalidCodes      codes out of range, of a wrong grid, or of another tokenizer
 │   └── UnknownPipeline   no such pipeline, or no such class in it
 ├── QueueFull             too many jobs wait
@@ -13,25 +13,28 @@ ServiceError
 ├── OutOfMemory           too large for this worker, even alone
 ├── NotFinite             the model made NaN or infinity for this sample
 ├── StorageFull           the result could not be stored
+├── PipelineNotServed     the worker that took it has no such pipeline
 ├── WorkerLost            the workers that ran it died, num_tries times
 └── InternalError         anything else; the traceback is in the worker's log
 """
-
-from typing import ClassVar
 
 
 class ServiceError(Exception):
     """A failure that its client may see: ``code`` is stable, the message says what to do."""
 
-    code: ClassVar[str] = "internal_error"
+    code: str = "internal_error"
 
 
 class InvalidRequest(ServiceError):
     code = "invalid_request"
 
 
-class InvalidImage(InvalidRequest):
-    code = "invalid_image"
+class InvalidSource(InvalidRequest):
+    """A file that came in can't be used; its code names the medium: ``invalid_image``, say."""
+
+    def __init__(self, medium: str, message: str) -> None:
+        super().__init__(message)
+        self.code = f"invalid_{medium}"
 
 
 class InvalidCodes(InvalidRequest):
@@ -80,6 +83,10 @@ class StorageFull(ServiceError):
 
 class WorkerLost(ServiceError):
     code = "worker_lost"
+
+
+class PipelineNotServed(ServiceError):
+    code = "pipeline_not_served"
 
 
 class InternalError(ServiceError):

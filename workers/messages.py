@@ -1,31 +1,44 @@
-"""Requests, results and jobs, each defined once.
+"""What clients send, what queue and engine see, and what comes back: each defined once.
 
-A request is the HTTP body, the queue's payload and the engine's argument; nothing translates between them.
+The catalog makes a client's request (``GenerateRequest``, ``EncodeRequest``, ``DecodeRequest``) explicit:
+``Resolved`` has every choice made. All that comes back is one ``Result``.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    computed_field,
+    model_serializer,
+    model_validator,
+)
 
-from models.config import MAX_STEPS, SamplerName
+from models.options import OptionFields
 
-ImageFormat = Literal["png", "webp", "jpeg"]
+Operation = Literal["generate", "encode", "decode"]
+OPERATIONS: tuple[Operation, ...] = ("generate", "encode", "decode")
 Priority = Literal["interactive", "batch"]
 Background = Literal["white", "transparent"]
-Codes = list[list[int]]
+SampleCodes = list[Any]  # nested: (*grid), or (codebook, *grid) where there are several codebooks
 
-MAX_IMAGES_PER_JOB = 64
-MAX_GUIDANCE_SCALE = 20.0
-MAX_CACHE_INTERVAL = 4
+MAX_SAMPLES_PER_JOB = 64
 MAX_EFFORT = 8
-MAX_IMAGE_BASE64_CHARS = 14 * 2**20  # 10 MiB of image bytes, and a little
-MAX_GRID_SIDE = 256
+MAX_SOURCE_BASE64_CHARS = 14 * 2**20  # 10 MiB of a file's bytes, and a little
 MAX_PROMPT_CHARS = 1000
+MAX_LABEL_SETS = 16
 
 Label = Annotated[str, Field(max_length=64)] | Annotated[int, Field(ge=0)]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+Seed = Annotated[int, Field(ge=0, lt=2**53)]
+NumOutputs = Annotated[int, Field(ge=1, le=MAX_SAMPLES_PER_JOB)]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+FormatName = Annotated[str, Field(max_length=16)]
 
 
 class Message(BaseModel):
@@ -34,7 +47,12 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _Request(Message):
+# --- what clients send -----------------------------------------------------------------------------------
+
+
+class ClientRequest(Message):
+    """What every request for work may say."""
+
     pipeline: Annotated[str, Field(max_length=64)] | None = Field(
         default=None,
         description="The pipeline's name; when left out, the server's first that knows what is asked for.",
@@ -47,66 +65,60 @@ class _Request(Message):
     )
 
 
-class GenerateRequest(_Request):
-    """Generate images of a class, or of what a prompt says."""
+class GenerateRequest(ClientRequest, OptionFields):
+    """Generate outputs of a label, or of what a prompt says."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"class_label": "sneaker", "seed": 7},
-                {"prompt": "a smiling cat", "style": "noto", "num_images": 4},
-            ]
-        }
-    )
-
-    class_label: Label | None = Field(
-        default=None, description="A class by name or number; any class when left out."
-    )
     prompt: Prompt | None = Field(
-        default=None, description="What to show, in English; anything when left out. Long ones are cut."
+        default=None, description="What to show, in English; anything when left out. Long ones are truncated."
     )
     negative_prompt: Prompt | None = Field(
         default=None,
         description="What guidance leads away from; from no prompt at all when left out."
         " Without effect at a guidance_scale of 1.",
     )
-    style: Label | None = Field(default=None, description="A style by name or number; any when left out.")
-    group: Label | None = Field(default=None, description="A group by name or number; any when left out.")
+    labels: Annotated[dict[Annotated[str, Field(max_length=64)], Label], Field(max_length=MAX_LABEL_SETS)] = (
+        Field(default={}, description="One label of any set that GET /pipelines lists, by name or number.")
+    )
+    class_label: Label | None = Field(default=None, description="Short for the label set `class`.")
+    style: Label | None = Field(default=None, description="Short for the label set `style`.")
+    group: Label | None = Field(default=None, description="Short for the label set `group`.")
     background: Background = Field(
         default="white",
         description="transparent clears the white around what is shown; for colour pipelines, PNG and WebP.",
     )
-    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_JOB)] = 1
-    seed: Annotated[int, Field(ge=0, lt=2**53)] | None = Field(
+    num_outputs: NumOutputs | None = Field(default=None, description="How many; one when left out.")
+    num_images: NumOutputs | None = Field(default=None, description="The older name of num_outputs.")
+    seed: Seed | None = Field(
         default=None,
         description="The same request with the same seed gives the same bytes. Drawn and told when left out.",
     )
-    num_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = Field(
-        default=None, description="Denoising steps; the pipeline's default when left out."
+    format: FormatName | None = Field(
+        default=None, description="Of the files: png (the default), webp or jpeg for pictures."
     )
-    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)] | None = Field(
-        default=None,
-        description="How strongly what is asked for is enforced; 1 is not at all beyond the model's own.",
-    )
-    sampler: SamplerName | None = None
-    cache_interval: Annotated[int, Field(ge=1, le=MAX_CACHE_INTERVAL)] | None = Field(
-        default=None,
-        description="Compute the model's middle blocks only at every n-th call, and reuse what they add:"
-        " faster over many steps, and another picture. Not at all when left out.",
-    )
-    format: ImageFormat = "png"
     preview: bool = Field(
         default=False,
         description="Send small pictures of what is on its way, at most two a second, in the job's events.",
     )
-    return_codes: bool = Field(default=False, description="Also return the codes of every image.")
+    return_codes: bool = Field(default=False, description="Also return the codes of every output.")
 
 
-class EncodeRequest(_Request):
-    """Turn one image into codes."""
+class EncodeRequest(ClientRequest):
+    """Turn one file, or several, into codes."""
 
-    image: Annotated[str, Field(min_length=4, max_length=MAX_IMAGE_BASE64_CHARS)] = Field(
-        description="A PNG, JPEG or WebP file in base64. Resized to the pipeline's size if it has another."
+    source: (
+        Annotated[str, Field(min_length=4, max_length=MAX_SOURCE_BASE64_CHARS)]
+        | Annotated[
+            list[Annotated[str, Field(min_length=4, max_length=MAX_SOURCE_BASE64_CHARS)]],
+            Field(min_length=1, max_length=MAX_SAMPLES_PER_JOB),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="A file in base64, such as a PNG, JPEG or WebP; or a list of them. Resized to the"
+        " pipeline's size if it has another.",
+    )
+    image: Annotated[str, Field(min_length=4, max_length=MAX_SOURCE_BASE64_CHARS)] | None = Field(
+        default=None, description="The older name of source."
     )
     effort: Annotated[int, Field(ge=0, le=MAX_EFFORT)] = Field(
         default=0,
@@ -115,73 +127,140 @@ class EncodeRequest(_Request):
     )
 
 
-class DecodeRequest(_Request):
-    """Turn one or more grids of codes into images."""
-
-    codes: Annotated[list[Codes], Field(min_length=1, max_length=MAX_IMAGES_PER_JOB)] = Field(
-        description="(image, row, column) nested lists of codes, as /encode returns them."
-    )
-    tokenizer: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] = Field(
-        description="The fingerprint of the tokenizer that made the codes, as /encode returns it."
-    )
-    format: ImageFormat = "png"
-
-
-Request = GenerateRequest | EncodeRequest | DecodeRequest
-Operation = Literal["generate", "encode", "decode"]
-OPERATIONS: dict[Operation, type[GenerateRequest] | type[EncodeRequest] | type[DecodeRequest]] = {
-    "generate": GenerateRequest,
-    "encode": EncodeRequest,
-    "decode": DecodeRequest,
-}
-
-
-def operation_of(request: Request) -> Operation:
-    """Return the operation that a request asks for."""
-    return next(name for name, kind in OPERATIONS.items() if isinstance(request, kind))
-
-
-class ImageReference(Message):
-    """Where an image's bytes are, and what they are."""
-
-    url: str
-    media_type: str
-    width_px: int
-    height_px: int
-    num_bytes: int
-    sha256: str
-
-
 class CodesInfo(Message):
     """Codes and all that is needed to read them."""
 
-    codes: list[Codes]
+    codes: list[SampleCodes | None] | None = Field(
+        default=None,
+        description="(sample, *grid), or (sample, codebook, *grid) with several codebooks, as nested lists;"
+        " null for a sample that failed.",
+    )
     grid: tuple[int, ...]
+    num_codebooks: int = 1
     codebook_size: int
     tokenizer: str = Field(description="The tokenizer's fingerprint.")
+    lengths: list[int | None] | None = Field(
+        default=None, description="What to cut each decoded signal to; null for pictures."
+    )
 
 
-class GenerateResult(Message):
-    operation: Literal["generate"] = "generate"
+class DecodeRequest(ClientRequest):
+    """Turn one or more grids of codes into files."""
+
+    codes: CodesInfo | Annotated[list[SampleCodes], Field(min_length=1, max_length=MAX_SAMPLES_PER_JOB)] = (
+        Field(
+            description="(sample, *grid) nested lists of codes with the tokenizer beside them, or the `codes`"
+            " object of a result."
+        )
+    )
+    tokenizer: Fingerprint | None = Field(
+        default=None,
+        description="The fingerprint of the tokenizer that made the codes, where `codes` doesn't tell it.",
+    )
+    format: FormatName | None = Field(
+        default=None, description="Of the files: png (the default), webp or jpeg for pictures."
+    )
+
+
+Request = GenerateRequest | EncodeRequest | DecodeRequest
+
+
+# --- what queue and engine see ---------------------------------------------------------------------------
+
+
+class BlobReference(Message):
+    """A file that came in, checked and fitted, as the store has it."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    media_type: str
+
+
+class Resolved(Message):
+    """A request with every choice made: the payload of a job.
+
+    seed: None where nothing is sampled. options: those that a request may set, each with its value.
+    labels: numbers, by set. sources: one for each sample to encode. codes: one for each sample to decode.
+    """
+
+    operation: Operation
     pipeline: str
-    seed: int
-    images: list[ImageReference]
+    priority: Priority = "interactive"
+    deadline_s: float | None = None
+    num_samples: int = Field(ge=1, le=MAX_SAMPLES_PER_JOB)
+    seed: Seed | None = None
+    options: dict[str, Any] = {}
+    labels: dict[str, int] = {}
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    sources: tuple[BlobReference, ...] = ()
+    effort: int = 0
+    codes: list[SampleCodes] | None = None
+    format: str = ""
+    background: Background = "white"
+    preview: bool = False
+    return_codes: bool = False
+
+
+# --- what comes back -------------------------------------------------------------------------------------
+
+
+class JobError(Message):
+    """Why a job, or one of its samples, failed: ``code`` is stable, ``message`` is for people."""
+
+    code: str
+    message: str
+
+
+class Output(Message):
+    """One output: where its bytes are and what they are; or why there are none.
+
+    In the answer to /encode, an output has neither.
+    """
+
+    sample: int = Field(description="Which of the job's samples it belongs to.")
+    medium: str
+    url: str | None = None
+    media_type: str | None = None
+    num_bytes: int | None = None
+    sha256: str | None = None
+    width_px: int | None = None
+    height_px: int | None = None
+    duration_s: float | None = None
+    sample_rate_hz: int | None = None
+    num_frames: int | None = None
+    text: str | None = None
+    error: JobError | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nulls(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value is not None}
+
+
+class Result(Message):
+    """What came of a job."""
+
+    operation: Operation
+    pipeline: str
+    seed: int | None = Field(default=None, description="null where nothing was sampled.")
+    outputs: list[Output] = []
     codes: CodesInfo | None = None
+    latents: None = None
     warnings: list[str] = Field(default=[], description="What was not done as asked, though it went well.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_own_json(cls, given: Any) -> Any:
+        """Leave out what repeats some of the outputs."""
+        return (
+            {name: value for name, value in given.items() if name != "images"}
+            if isinstance(given, dict)
+            else given
+        )
 
-class EncodeResult(CodesInfo):
-    operation: Literal["encode"] = "encode"
-    pipeline: str
-
-
-class DecodeResult(Message):
-    operation: Literal["decode"] = "decode"
-    pipeline: str
-    images: list[ImageReference]
-
-
-Result = Annotated[GenerateResult | EncodeResult | DecodeResult, Field(discriminator="operation")]
+    @computed_field(description="The outputs that are images.")  # type: ignore[prop-decorator]
+    @property
+    def images(self) -> list[Output]:
+        return [each for each in self.outputs if each.medium == "image" and each.url is not None]
 
 
 class JobStatus(StrEnum):
@@ -198,27 +277,20 @@ class JobStatus(StrEnum):
         return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
-class JobError(Message):
-    """Why a job failed: ``code`` is stable, ``message`` is for people."""
-
-    code: str
-    message: str
-
-
 class Progress(Message):
-    """How far a running job is: steps done and to do, of denoising all of its images or searching codes."""
+    """How far a running job is: calls of the model done and to do, of all of its samples."""
 
     step: int
     total: int
 
 
 class PreviewImage(Message):
-    """What an image would be if it ended now: the latest guess while it is denoised."""
+    """What an output would be if it ended now: the latest guess while it is sampled."""
 
-    index: int = Field(description="Which of the job's images.")
-    step: int = Field(description="Calls of the model that this image has had.")
+    index: int = Field(description="Which of the job's samples.")
+    step: int = Field(description="Calls of the model that this sample has had.")
     media_type: str
-    image: str = Field(description="A small picture in base64.")
+    image: str = Field(description="A small file in base64.")
 
 
 class JobView(Message):
@@ -238,20 +310,45 @@ class JobView(Message):
     error: JobError | None = None
 
 
+# --- what there is to ask for ----------------------------------------------------------------------------
+
+
+class OptionInfo(Message):
+    """One option of a pipeline's prior."""
+
+    default: Any
+    json_schema: dict[str, Any] = Field(description="Its type and bounds, as JSON Schema.")
+
+
+class MediumInfo(Message):
+    """A medium that a pipeline makes or takes, with its sizes and formats."""
+
+    medium: str
+    formats: tuple[str, ...] = Field(description="The default first.")
+    sizes: Mapping[str, Any] = Field(description="width_px, height_px and so on, as its medium has them.")
+
+
+class SeedVerdict(Message):
+    """What one worker found when it checked the seed promise for a pipeline on its own weights."""
+
+    worker: str
+    is_kept: bool = Field(description="Whether the same request gives the same bytes in any batch.")
+    how: str = Field(description="checked, full_batches (no verdict yet: always the same shape), or off.")
+    rows: tuple[int, ...] = Field(description="The numbers of rows that a call may have.")
+
+
 class PipelineInfo(Message):
     """What a pipeline takes and makes."""
 
     name: str
-    class_names: tuple[str, ...]
-    style_names: tuple[str, ...] = ()
-    group_names: tuple[str, ...] = ()
+    makes: tuple[MediumInfo, ...]
+    takes: Mapping[str, MediumInfo]
+    labels: Mapping[str, tuple[str, ...]]
     takes_prompt: bool = False
-    image_size_px: int
-    image_channels: int
+    options: Mapping[str, OptionInfo]
     grid: tuple[int, ...]
-    codebook_size: int
-    tokenizer: str = Field(description="The tokenizer's fingerprint.")
-    num_steps: int
-    guidance_scale: float
-    sampler: SamplerName
-    example: GenerateRequest
+    codebook_size: int | None
+    num_codebooks: int | None
+    tokenizer: str | None = Field(description="The tokenizer's fingerprint.")
+    seed_verdicts: tuple[SeedVerdict, ...] = ()
+    example: GenerateRequest | None

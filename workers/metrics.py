@@ -1,7 +1,7 @@
-"""What is counted, and how counts reach whoever shows them: as sums over all workers, kept in Redis.
+"""What is counted. The front end shows the counts as sums over all workers, kept in Redis.
 
 A sum outlives the worker that counted it, so a counter never goes back when one dies. What follows a job's
-life is counted by the transitions themselves (``workers/transitions.py``): once, whatever is sent again.
+life is counted by the scripts that change it (``workers/queue/lua/``): once, whatever is sent again.
 """
 
 import resource

@@ -4,33 +4,32 @@ import base64
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from queue import Empty, SimpleQueue
-from typing import Literal, Protocol, TypeVar
+from typing import TypeVar, get_args
 
+import numpy as np
 import redis
 
+from models.media.base import medium_of
+from workers.compute import Finished, Preview, SampleOutput
 from workers.errors import InternalError, ServiceError
-from workers.images import MEDIA_TYPES, Pixels, encode_image, encode_preview, with_background
 from workers.messages import (
-    Codes,
-    DecodeRequest,
-    DecodeResult,
-    EncodeResult,
-    GenerateRequest,
-    GenerateResult,
-    ImageFormat,
-    ImageReference,
+    CodesInfo,
+    JobError,
+    Output,
     PreviewImage,
     Progress,
+    Resolved,
     Result,
+    SampleCodes,
 )
 from workers.metrics import CODES, IMAGES, STEPS
-from workers.rq_worker import Claim, Outcome, RQWorker
-from workers.work import Finished, Preview
+from workers.queue.consumer import Claim, Consumer, Destination, Outcome
+from workers.results import ResultStore
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +37,6 @@ NUM_ENCODERS = 2
 MAX_BACKOFF_S = 1.0
 MAX_REFUSALS = 20  # errors that the server answers, such as that its memory is full
 Answer = TypeVar("Answer")
-
-
-class Store(Protocol):
-    """Where images are kept."""
-
-    def put(self, job_id: str, index: int, data: bytes, format: ImageFormat) -> ImageReference: ...
 
 
 @dataclass(frozen=True)
@@ -61,29 +54,29 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class HandBack:
-    """A job that someone else shall compute: at once, or alone."""
+class Released:
+    """A job that goes back to the queue."""
 
     claim: Claim
-    how: Literal["back", "alone"]
+    to: Destination
 
 
 @dataclass(frozen=True)
-class Report:
+class ProgressMade:
     """How far the running jobs are."""
 
     progress: tuple[tuple[Claim, Progress], ...]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture of a job on its way."""
+class PreviewReady:
+    """What a running job is on the way to."""
 
     claim: Claim
     preview: Preview
 
 
-Item = Computed | Failed | HandBack | Report | Shown
+Item = Computed | Failed | Released | ProgressMade | PreviewReady
 
 
 class Outbox:
@@ -92,9 +85,9 @@ class Outbox:
     While the queue server is away, what was computed is kept and sent when it is back.
     """
 
-    def __init__(self, link: RQWorker, store: Store, on_ended: Callable[[Claim], None]) -> None:
-        self._link = link
-        self._store = store
+    def __init__(self, consumer: Consumer, results: ResultStore, on_ended: Callable[[Claim], None]) -> None:
+        self._consumer = consumer
+        self._results = results
         self._on_ended = on_ended
         self._items: SimpleQueue[Item | None] = SimpleQueue()
         self._pool = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix="encoder")
@@ -136,87 +129,115 @@ class Outbox:
     def _send(self, batch: Sequence[Item]) -> None:
         ended = [item for item in batch if isinstance(item, Computed | Failed)]
         if ended:
-            run = map if len(ended) == 1 else self._pool.map  # a lone job needs no other thread
-            outcomes = list(run(self._outcome, ended))
-            were_ours = self._persist(lambda: self._link.finish(outcomes))
-            for outcome, was_ours in zip_longest(outcomes, were_ours or ()):
-                self._on_ended(outcome.claim)
-                _log(outcome, was_ours)
-                if was_ours:
-                    self._count(outcome)
-        for how in ("back", "alone"):
-            claims = [item.claim for item in batch if isinstance(item, HandBack) and item.how == how]
-            if claims:
-                self._persist(lambda claims=claims, how=how: self._link.hand_back(claims, how))  # type: ignore[misc]
-                for claim in claims:
-                    self._on_ended(claim)
-                    logger.info("job_id=%s handed back: %s", claim.job_id, how)
-        reports = [item for item in batch if isinstance(item, Report)]
-        if reports:
+            self._finish(ended)
+        for to in get_args(Destination):
+            self._release([item.claim for item in batch if isinstance(item, Released) and item.to == to], to)
+        progress = [item.progress for item in batch if isinstance(item, ProgressMade)]
+        if progress:
             try:
-                self._link.tell_progress(reports[-1].progress)
+                self._consumer.publish_progress(progress[-1])
             except redis.RedisError:
                 logger.warning("the queue server did not take a progress report")
-        latest = {item.claim.job_id: item for item in batch if isinstance(item, Shown)}
+        latest = {item.claim.job_id: item for item in batch if isinstance(item, PreviewReady)}
         for each in ended:
             latest.pop(each.claim.job_id, None)
         if latest:
-            try:
-                self._link.tell_previews([(item.claim, _encoded(item.preview)) for item in latest.values()])
-            except redis.RedisError:
-                logger.warning("the queue server did not take a preview")
+            self._show(latest.values())
 
-    def _count(self, outcome: Outcome) -> None:
-        meter, request = self._link.meter, outcome.claim.request
-        match outcome.end:
-            case GenerateResult(images=images):
-                assert isinstance(request, GenerateRequest)
-                meter.count(IMAGES, len(images), "generate")
-                meter.count(STEPS, len(images) * (request.num_steps or 0))
-            case DecodeResult(images=images):
-                assert isinstance(request, DecodeRequest)
-                meter.count(IMAGES, len(images), "decode")
-                meter.count(CODES, _num_codes(request.codes), "decode")
-            case EncodeResult(codes=codes):
-                meter.count(CODES, _num_codes(codes), "encode")
+    def _finish(self, ended: Sequence[Computed | Failed]) -> None:
+        run = map if len(ended) == 1 else self._pool.map  # a lone job needs no other thread
+        outcomes = list(run(self._outcome, ended))
+        were_ours = self._persist(lambda: self._consumer.finish(outcomes))
+        for item, outcome, was_ours in zip_longest(ended, outcomes, were_ours or ()):
+            self._on_ended(outcome.claim)
+            _log(outcome, was_ours)
+            if was_ours and isinstance(item, Computed) and isinstance(outcome.end, Result):
+                self._count(outcome.claim.request, item.finished)
+
+    def _release(self, claims: Sequence[Claim], to: Destination) -> None:
+        if not claims:
+            return
+        self._persist(lambda: self._consumer.release(claims, to))
+        for claim in claims:
+            self._on_ended(claim)
+            logger.info("job_id=%s released to %s", claim.job_id, to)
+
+    def _show(self, items: Iterable[PreviewReady]) -> None:
+        encoded = ((item.claim, _encode_preview(item.preview)) for item in items)
+        try:
+            self._consumer.publish_previews([(claim, preview) for claim, preview in encoded if preview])
+        except redis.RedisError:
+            logger.warning("the queue server did not take a preview")
+
+    def _count(self, request: Resolved, finished: Finished) -> None:
+        meter, operation = self._consumer.meter, request.operation
+        num_outputs = sum(sample.signal is not None for sample in finished.samples)
+        if num_outputs:
+            meter.count(IMAGES, num_outputs, operation)
+        if operation == "generate":
+            meter.count(STEPS, num_outputs * request.options.get("num_steps", 0))
+        if operation == "encode":
+            meter.count(CODES, _num_codes(finished.codes.codes if finished.codes else None), operation)
+        if operation == "decode":
+            meter.count(CODES, _num_codes(request.codes), operation)
 
     def _outcome(self, item: Computed | Failed) -> Outcome:
         if isinstance(item, Failed):
             return Outcome(item.claim, item.error)
         try:
-            return Outcome(item.claim, self._result(item))
+            return Outcome(item.claim, self._result(item.claim, item.finished))
         except ServiceError as error:
             return Outcome(item.claim, error)
         except Exception:  # the job boundary
             logger.exception("job_id=%s could not be encoded or stored", item.claim.job_id)
             return Outcome(item.claim, InternalError("The result could not be stored."))
 
-    def _result(self, item: Computed) -> Result:
-        request, job_id, finished = item.claim.request, item.claim.job_id, item.finished
-        pipeline = finished.pipeline
-        if isinstance(request, GenerateRequest):
-            assert request.seed is not None
-            images = [with_background(pixels, request.background) for pixels in finished.images]
-            return GenerateResult(
-                pipeline=pipeline,
-                seed=request.seed,
-                images=self._store_images(job_id, images, request.format),
-                codes=finished.codes,
-                warnings=list(finished.warnings),
-            )
-        if isinstance(request, DecodeRequest):
-            stored = self._store_images(job_id, finished.images, request.format)
-            return DecodeResult(pipeline=pipeline, images=stored)
-        assert finished.codes is not None
-        return EncodeResult(pipeline=pipeline, **dict(finished.codes))
+    def _result(self, claim: Claim, finished: Finished) -> Result:
+        """Store the outputs and codes of a job, and return what refers to them.
 
-    def _store_images(
-        self, job_id: str, images: Sequence[Pixels], format: ImageFormat
-    ) -> list[ImageReference]:
-        return [
-            self._store.put(job_id, index, encode_image(pixels, format), format)
-            for index, pixels in enumerate(images)
-        ]
+        Raises: the first sample's error when all have failed.
+        """
+        errors = [sample.error for sample in finished.samples if sample.error is not None]
+        if errors and len(errors) == len(finished.samples):
+            raise errors[0]
+        outputs = [self._output(claim, index, sample) for index, sample in enumerate(finished.samples)]
+        codes = None
+        if finished.codes is not None:
+            codes = self._store_codes(claim.job_id, finished.codes)
+        return Result(
+            operation=claim.request.operation,
+            pipeline=finished.pipeline,
+            seed=claim.request.seed,
+            outputs=outputs,
+            codes=codes,
+            warnings=list(finished.warnings),
+        )
+
+    def _output(self, claim: Claim, index: int, sample: SampleOutput) -> Output:
+        if sample.error is not None:
+            error = JobError(code=sample.error.code, message=str(sample.error))
+            return Output(sample=index, medium=sample.medium, error=error)
+        if sample.signal is None:
+            return Output(sample=index, medium=sample.medium)
+        medium, request = medium_of(sample.medium), claim.request
+        array = medium.from_signal(sample.signal)
+        data = medium.save(array, request.format, background=request.background)
+        stored = self._results.put(claim.job_id, index, data, request.format)
+        info = medium.info(stored.data)
+        return Output(
+            sample=index,
+            medium=sample.medium,
+            url=f"/jobs/{claim.job_id}/outputs/{index}",
+            num_bytes=len(stored.data),
+            sha256=stored.sha256,
+            **asdict(info),
+        )
+
+    def _store_codes(self, job_id: str, codes: CodesInfo) -> CodesInfo:
+        """Store the codes, which are too large for Redis, and return what is known of them."""
+        if codes.codes is not None:
+            self._results.put_codes(job_id, codes.codes)
+        return codes.model_copy(update={"codes": None})
 
     def _persist(self, send: Callable[[], Answer]) -> Answer | None:
         """Send until the server takes it; None when it refuses for long, or the time to do so is over.
@@ -239,17 +260,17 @@ class Outbox:
                 wait_s = min(2 * wait_s, MAX_BACKOFF_S)
 
 
-def _encoded(preview: Preview) -> PreviewImage:
-    return PreviewImage(
-        index=preview.index,
-        step=preview.step,
-        media_type=MEDIA_TYPES["webp"],
-        image=base64.b64encode(encode_preview(preview.pixels)).decode(),
-    )
+def _encode_preview(preview: Preview) -> PreviewImage | None:
+    encoded = medium_of(preview.medium).preview(preview.array)
+    if encoded is None:
+        return None
+    data, media_type = encoded
+    image = base64.b64encode(data).decode()
+    return PreviewImage(index=preview.index, step=preview.step, media_type=media_type, image=image)
 
 
-def _num_codes(codes: Sequence[Codes]) -> int:
-    return sum(len(row) for grid in codes for row in grid)
+def _num_codes(codes: Sequence[SampleCodes | None] | None) -> int:
+    return sum(np.size(each) for each in codes or () if each is not None)
 
 
 def _log(outcome: Outcome, was_ours: bool | None) -> None:

@@ -55,8 +55,16 @@ class ServiceSettings(BaseSettings):
         return value
 
     @property
-    def artifacts_dir(self) -> Path:
-        return self.data_dir / "artifacts"
+    def results_dir(self) -> Path:
+        return self.data_dir / "results"
+
+    @property
+    def blobs_dir(self) -> Path:
+        return self.data_dir / "blobs"
+
+    @property
+    def verdicts_dir(self) -> Path:
+        return self.data_dir / "seed-verdicts"
 
 
 class WorkerSettings(ServiceSettings):
@@ -69,9 +77,10 @@ class WorkerSettings(ServiceSettings):
         le=4096,
         description="The most images that are denoised at once, if memory has room for them.",
     )
-    is_batch_padded: bool = Field(
-        default=False,
-        description="On a GPU, always compute as many rows, so that bytes don't depend on the batch.",
+    seed_promise: Literal["on", "off"] = Field(
+        default="on",
+        description="off computes whatever number of rows is at hand: faster where the check finds that"
+        " they don't agree, but the same request may then give other bytes in another batch.",
     )
     num_threads: int | None = Field(
         default=None, ge=1, description="Compute threads; torch's own choice if left out."
@@ -109,7 +118,7 @@ def read_settings(
         if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in variables:
             nearest = difflib.get_close_matches(variable.upper(), variables, n=1, cutoff=0.5)
             hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(variables)}"
-            raise SettingsError(f"{variable} is no setting of Smalti: {hint}")
+            raise SettingsError(f"{variable} is not a setting of Smalti: {hint}")
     try:
         return kind(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:

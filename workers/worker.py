@@ -1,8 +1,8 @@
 """The worker: takes jobs off the queue, feeds the engine, completes each job; knows no tensors.
 
 main     the compute loop, which alone touches the engine; no network, no disk
-intake   claims jobs while the engine has free slots
-control  says that the worker lives, hears which jobs are no longer its own, reaps
+intake   claims jobs while the engine has free slots, and reads their sources (workers/intake.py)
+control  says that the worker lives, hears which jobs it has lost, reaps
 outbox   encodes, stores, completes (workers/outbox.py)
 """
 
@@ -10,32 +10,38 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import Literal
 
 import redis
 
-from workers.artifacts import ArtifactStore
+from models.media.base import Array
+from workers.backoff import Backoff
+from workers.blobs import BlobStore, source_reader
 from workers.catalog import Catalog
+from workers.compute import Engine
 from workers.errors import DeadlineExceeded, InternalError
-from workers.holdings import Holdings
+from workers.in_flight import InFlight
+from workers.intake import Arrival, Inbox, Intake, Lost
+from workers.messages import Resolved
 from workers.metrics import BATCH_SIZE, STEP_SECONDS
-from workers.outbox import Computed, Failed, HandBack, Outbox, Report, Shown, Store
-from workers.rq_worker import Claim, Claims, RQWorker
+from workers.outbox import Computed, Failed, Outbox, PreviewReady, ProgressMade, Released
+from workers.queue.consumer import Claim, Consumer, Destination
+from workers.results import ResultStore
 from workers.settings import WorkerSettings
-from workers.work import Engine, Work
 
 logger = logging.getLogger(__name__)
 
 IDLE_TICK_S = 0.5
 REPORT_EVERY_S = 0.25
-MAX_BACKOFF_S = 1.0
-ECHO_S = 1.0  # a terminal and a supervisor may both pass on the same Ctrl-C
+REPEATED_SIGNAL_S = 1.0  # a terminal and a supervisor may both pass on the same Ctrl-C
 FLUSH_S = 10.0  # results that were computed when the time to stop has come are sent for so long
+BUSY_CHECK_S = 0.05  # for the check of the seed promise at a time, while jobs run
+IDLE_CHECK_S = 0.02  # while none does: a job that comes waits for the end of it
+NUM_SHARES = 5  # of the time while jobs run; the check gets one
 
 
 @dataclass(frozen=True)
@@ -48,103 +54,143 @@ class WorkerConfig:
     ageing_s: float = 30.0
 
 
-@dataclass(frozen=True)
-class _Dismissal:
-    claim: Claim
-
-
 class Worker:
-    """Runs until ``request_stop`` or a signal, then drains."""
+    """Runs until ``request_stop`` or a signal, then drains.
 
-    def __init__(self, redis_url: str, engine: Engine, store: Store, config: WorkerConfig) -> None:
-        self._link = RQWorker(
+    read_sources: reads and decodes what came in with a request; called on the intake thread. pipelines: the
+    names of those that the engine has.
+    """
+
+    def __init__(
+        self,
+        redis_url: str,
+        engine: Engine,
+        results: ResultStore,
+        config: WorkerConfig,
+        *,
+        read_sources: Callable[[Resolved], tuple[Array, ...]],
+        pipelines: Collection[str],
+    ) -> None:
+        self._consumer = Consumer(
             redis_url, lease_s=config.lease_s, max_tries=config.max_tries, ageing_s=config.ageing_s
         )
         self._engine = engine
         self._config = config
-        self._holdings = Holdings()
-        self._inbox: SimpleQueue[Claims | _Dismissal | None] = SimpleQueue()
-        self._outbox = Outbox(self._link, store, self._holdings.remove)
+        self._in_flight = InFlight()
+        self._inbox: Inbox = SimpleQueue()
+        self._outbox = Outbox(self._consumer, results, self._in_flight.remove)
+        self._intake = Intake(
+            self._consumer,
+            self._in_flight,
+            self._inbox,
+            self._outbox,
+            read_sources=read_sources,
+            pipelines=pipelines,
+        )
         self._running: dict[str, Claim] = {}  # jobs in the engine; of the compute thread
         self._stop_by: float | None = None
         self._has_ended = threading.Event()
         self._reports_at = 0.0
+        self._checks_at = 0.0
+        self._may_check = True
 
     @property
     def name(self) -> str:
-        return self._link.name
+        return self._consumer.name
 
     def request_stop(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Take nothing new and end within the grace period; asked again, at once."""
         now = time.monotonic()
         if self._stop_by is None:
             self._stop_by = now + self._config.grace_s
-        elif now > self._stop_by - self._config.grace_s + ECHO_S:
+        elif now > self._stop_by - self._config.grace_s + REPEATED_SIGNAL_S:
             self._stop_by = now
+        self._intake.stop()
         self._inbox.put(None)
 
     def run(self) -> None:
         """Work until asked to stop, then finish or hand back what runs."""
-        intake = threading.Thread(target=self._take_jobs, name="intake", daemon=True)
         control = threading.Thread(target=self._keep_control, name="control", daemon=True)
-        self._link.phase = "ready"
+        self._consumer.phase = "ready"
         self._outbox.start()
         control.start()
-        intake.start()
+        self._intake.start()
         logger.info("worker=%s ready", self.name)
-        how: Literal["back", "alone"] = "alone"  # should the engine be beyond repair
+        to: Destination = "quarantine"  # should the engine be beyond repair
         try:
             self._compute()
-            how = "back"
+            to = "front"
         finally:
             if self._stop_by is None:
                 self._stop_by = time.monotonic()
-            intake.join()
-            self._hand_back_all(how)
+            self._intake.stop()
+            self._intake.join()
+            self._release_all(to)
             self._outbox.close(FLUSH_S)
             self._has_ended.set()
             control.join()
-            self._link.close()
+            self._consumer.close()
             logger.info("worker=%s ended", self.name)
 
     # --- the compute thread ----------------------------------------------------------------------------
 
     def _compute(self) -> None:
+        self._consumer.seed_verdicts = self._engine.seed_verdicts()
         while True:
-            self._holdings.arrived((), self._engine.free_slots)
+            self._in_flight.arrived((), self._engine.free_slots)
             self._read_inbox()
             if self._stop_by is not None:
-                self._link.phase = "draining"
+                self._consumer.phase = "draining"
                 if self._engine.is_idle or time.monotonic() >= self._stop_by:
                     return
             self._drop_overdue()
             if not self._engine.is_idle:
                 self._step()
                 self._report()
+            self._check_seeds()
 
     def _read_inbox(self) -> None:
         """Admit and drop what has come; wait for something if the engine has nothing to do."""
-        is_waiting = self._engine.is_idle and self._stop_by is None
+        is_waiting = self._engine.is_idle and self._stop_by is None and not self._has_to_check
         while True:
             try:
                 item = self._inbox.get(block=is_waiting, timeout=IDLE_TICK_S)
             except Empty:
                 return
             is_waiting = False
-            if isinstance(item, Claims):
+            if isinstance(item, Arrival):
                 self._admit(item)
-            elif isinstance(item, _Dismissal) and self._running.get(item.claim.job_id) == item.claim:
+            elif isinstance(item, Lost) and self._running.get(item.claim.job_id) == item.claim:
                 self._drop(item.claim)
 
-    def _admit(self, claims: Claims) -> None:
-        ours = [claim for claim in claims.jobs if self._holdings.has(claim)]
-        self._running.update((claim.job_id, claim) for claim in ours)
+    def _admit(self, arrival: Arrival) -> None:
+        ours = [(claim, work) for claim, work in arrival.works if self._in_flight.has(claim)]
+        self._running.update((claim.job_id, claim) for claim, _ in ours)
         with self._isolated():
-            self._engine.admit([Work(claim.job_id, claim.request) for claim in ours])
-        self._holdings.arrived(claims.jobs, self._engine.free_slots)
+            self._engine.admit([work for _, work in ours])
+        self._in_flight.arrived(arrival.claims, self._engine.free_slots)
+
+    @property
+    def _has_to_check(self) -> bool:
+        return self._may_check and self._engine.needs_check
+
+    def _check_seeds(self) -> None:
+        """Go on with the check of the seed promise, if it is to be done and other work leaves time for it."""
+        start = time.monotonic()
+        is_busy = not self._engine.is_idle
+        if not self._has_to_check or (is_busy and start < self._checks_at):
+            return
+        try:
+            self._engine.check_seeds(BUSY_CHECK_S if is_busy else IDLE_CHECK_S)
+        except Exception:  # the check is a job of its own: no client's job fails with it
+            logger.exception("the seed promise could not be checked")
+            self._may_check = False
+        self._consumer.seed_verdicts = self._engine.seed_verdicts()
+        end = time.monotonic()
+        self._checks_at = end + (NUM_SHARES - 1) * (end - start)
 
     def _step(self) -> None:
-        meter = self._link.meter
+        meter = self._consumer.meter
         meter.observe(BATCH_SIZE, sum(claim.num_slots for claim in self._running.values()))
         began_s = time.perf_counter()
         with self._isolated():
@@ -157,7 +203,8 @@ class Worker:
                 else:
                     self._outbox.put(Computed(claim, finished))
             for job_id, preview in self._engine.previews().items():
-                self._outbox.put(Shown(self._running[job_id], preview))
+                if job_id in self._running:  # it may have ended in this step
+                    self._outbox.put(PreviewReady(self._running[job_id], preview))
 
     @contextmanager
     def _isolated(self) -> Iterator[None]:
@@ -174,7 +221,7 @@ class Worker:
                 if len(claims) == 1:
                     self._outbox.put(Failed(claim, InternalError("The job could not be computed.")))
                 else:
-                    self._outbox.put(HandBack(claim, "alone"))
+                    self._outbox.put(Released(claim, "quarantine"))
 
     def _drop(self, claim: Claim) -> None:
         del self._running[claim.job_id]
@@ -193,91 +240,51 @@ class Worker:
             return
         self._reports_at = now + REPORT_EVERY_S
         progress = self._engine.progress()
-        reports = ((self._running[job_id], each) for job_id, each in progress.items())
-        self._outbox.put(Report(tuple(reports)))
+        told = ((self._running[job_id], each) for job_id, each in progress.items())
+        self._outbox.put(ProgressMade(tuple(told)))
 
-    def _hand_back_all(self, how: Literal["back", "alone"]) -> None:
+    def _release_all(self, to: Destination) -> None:
         claims = list(self._running.values())
         while not self._inbox.empty():
             item = self._inbox.get()
-            if isinstance(item, Claims):
-                claims.extend(item.jobs)
+            if isinstance(item, Arrival):
+                claims.extend(claim for claim, _ in item.works)
         for claim in claims:
-            self._outbox.put(HandBack(claim, how))
+            self._outbox.put(Released(claim, to))
 
-    # --- the other threads -----------------------------------------------------------------------------
-
-    def _take_jobs(self) -> None:
-        """Claim jobs while slots are free; in Redis waits only who has a free slot."""
-        must_drain = False
-        backoff = _Backoff()
-        while self._stop_by is None:
-            num_free = self._holdings.wait_for_slots(until_idle=must_drain, timeout_s=IDLE_TICK_S)
-            if not num_free:
-                continue
-            try:
-                claims = self._link.claim(num_free, is_idle=not self._holdings.all())
-                must_drain = claims.must_drain
-                if claims.jobs:
-                    for older in self._holdings.add(claims.jobs):
-                        self._inbox.put(_Dismissal(older))
-                    self._inbox.put(claims)
-                elif not must_drain:
-                    self._link.wait_for_work()
-                backoff.reset()
-            except redis.RedisError as error:
-                logger.warning("can't take jobs: %s", type(error).__name__)
-                backoff.wait()
-            except Exception:
-                logger.exception("can't take jobs")
-                backoff.wait()
+    # --- the control thread ----------------------------------------------------------------------------
 
     def _keep_control(self) -> None:
-        beat_every_s = self._config.lease_s / 3
-        next_beat = 0.0
-        phase = self._link.phase
-        backoff = _Backoff()
+        heartbeat_every_s = self._config.lease_s / 3
+        next_heartbeat = 0.0
+        phase = self._consumer.phase
+        backoff = Backoff()
         while not self._has_ended.is_set():
             try:
-                if time.monotonic() >= next_beat or phase != self._link.phase:
-                    next_beat = time.monotonic() + beat_every_s
-                    phase = self._link.phase
-                    for claim in self._link.beat(self._holdings.all()):
-                        self._dismiss(claim)
-                    self._link.reap()
-                wait_s = max(0.01, min(next_beat - time.monotonic(), IDLE_TICK_S))
-                dismissed = self._link.wait_for_dismissal(wait_s)
-                if dismissed is not None:
-                    dismissed_claim = self._holdings.find(*dismissed)
-                    if dismissed_claim is not None:
-                        self._dismiss(dismissed_claim)
+                if time.monotonic() >= next_heartbeat or phase != self._consumer.phase:
+                    next_heartbeat = time.monotonic() + heartbeat_every_s
+                    phase = self._consumer.phase
+                    for claim in self._consumer.heartbeat(self._in_flight.all()):
+                        self._lose(claim)
+                    self._consumer.reap()
+                wait_s = max(0.01, min(next_heartbeat - time.monotonic(), IDLE_TICK_S))
+                revoked = self._consumer.wait_for_revoked(wait_s)
+                revoked_claim = self._in_flight.find(*revoked) if revoked is not None else None
+                if revoked_claim is not None:
+                    self._lose(revoked_claim)
                 backoff.reset()
             except redis.RedisError as error:
                 logger.warning("the queue server is away: %s", type(error).__name__)
-                next_beat = 0.0
+                next_heartbeat = 0.0
                 backoff.wait()
             except Exception:
                 logger.exception("control")
                 backoff.wait()
 
-    def _dismiss(self, claim: Claim) -> None:
-        """Let go a job that was cancelled, ended by its deadline, or given to another worker."""
-        self._holdings.remove(claim)
-        self._inbox.put(_Dismissal(claim))
-
-
-class _Backoff:
-    """Waits that grow while something fails."""
-
-    def __init__(self) -> None:
-        self._wait_s = 0.02
-
-    def reset(self) -> None:
-        self._wait_s = 0.02
-
-    def wait(self) -> None:
-        time.sleep(self._wait_s)
-        self._wait_s = min(2 * self._wait_s, MAX_BACKOFF_S)
+    def _lose(self, claim: Claim) -> None:
+        """Stop a job that is no longer this worker's."""
+        self._in_flight.remove(claim)
+        self._inbox.put(Lost(claim))
 
 
 def run_worker(settings: WorkerSettings) -> None:
@@ -285,14 +292,20 @@ def run_worker(settings: WorkerSettings) -> None:
 
     Raises: ConfigError when there is no pipeline to serve, or one can't be used.
     """
-    from workers.loading import load_engine
+    from workers.engine.loading import load_engine
 
     assert settings.redis_url is not None
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
     engine = load_engine(settings, catalog)
     engine.warm_up()
-    config = WorkerConfig(settings.lease_s, settings.max_tries, settings.drain_grace_s, settings.ageing_s)
-    worker = Worker(settings.redis_url, engine, ArtifactStore(settings.artifacts_dir), config)
+    worker = Worker(
+        settings.redis_url,
+        engine,
+        ResultStore(settings.results_dir),
+        WorkerConfig(settings.lease_s, settings.max_tries, settings.drain_grace_s, settings.ageing_s),
+        read_sources=source_reader(catalog, BlobStore(settings.blobs_dir)),
+        pipelines=catalog.names,
+    )
     stop_on_signals(worker)
     worker.run()
 

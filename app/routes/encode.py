@@ -1,79 +1,110 @@
 """POST /encode."""
 
-import asyncio
-import base64
-import binascii
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Body, Depends
+from fastapi.exceptions import RequestValidationError
+from pydantic import BeforeValidator, ValidationError
+from starlette.datastructures import UploadFile
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from app.answers import answer
-from app.bodies import encode_body, request_body
-from app.openapi import (
-    ENCODE_EXAMPLES,
-    ENCODED_JOB,
-    PREFER,
-    WORK_FAILURES,
-    job_responses,
-    problems,
-)
-from app.services import Services, ServicesNeeded
-from models.config import TokenizerConfig
-from workers.errors import InvalidImage
-from workers.images import encode_image, load_image
-from workers.messages import EncodeRequest
+from app.errors import InvalidFields
+from app.examples import ENCODE_EXAMPLES, ENCODED_JOB
+from app.field_errors import FieldError
+from app.negotiation import JSON_MEDIA_TYPE
+from app.openapi import PREFER, WORK_FAILURES, job_responses, problems
+from app.routes.bodies import FORM_MEDIA_TYPE, media_type_of, takes
+from app.services import ServicesNeeded
+from app.sources import SourceFile, files_of
+from app.submit import answer
+from workers.messages import MAX_SAMPLES_PER_JOB, EncodeRequest
 
 router = APIRouter(tags=["work"])
 
+_FILE_FIELDS = ("source", "file")
+_MAX_FORM_FIELDS = 16
+_MAX_FORM_FIELD_BYTES = 4096
 _FORM: dict[str, Any] = {
     "type": "object",
-    "required": ["file"],
     "additionalProperties": False,
     "properties": {
-        "file": {"type": "string", "format": "binary", "description": "A PNG, JPEG or WebP file."},
+        **{
+            name: {"type": "string", "format": "binary", "description": description}
+            for name, description in (
+                ("source", "A PNG, JPEG or WebP file."),
+                ("file", "Another name of `source`."),
+            )
+        },
         **{
             name: schema
             for name, schema in EncodeRequest.model_json_schema()["properties"].items()
-            if name != "image"
+            if name not in ("source", "image")
         },
     },
 }
 
 
+def empty_for_a_form(body: Any) -> Any:
+    """Return an empty body for the bytes of a form, which FastAPI hands on unread for ``_read_form``."""
+    return {} if isinstance(body, bytes) else body
+
+
 @router.post(
     "/encode",
     operation_id="encode",
-    summary="Turn an image into codes",
-    responses=job_responses(ENCODED_JOB, has_image=False)
+    summary="Turn images into codes",
+    dependencies=[Depends(takes(JSON_MEDIA_TYPE, FORM_MEDIA_TYPE))],
+    response_class=Response,
+    responses=job_responses(ENCODED_JOB, has_output=False)
     | problems(*WORK_FAILURES, "invalid_image", "bad_request"),
-    openapi_extra=request_body(EncodeRequest, ENCODE_EXAMPLES, form=_FORM) | {"parameters": [PREFER]},
+    openapi_extra={
+        "parameters": [PREFER],
+        "requestBody": {"content": {FORM_MEDIA_TYPE: {"schema": _FORM}}},
+    },
 )
 async def encode(
-    http: HttpRequest, request: Annotated[EncodeRequest, Depends(encode_body)], services: ServicesNeeded
+    http: HttpRequest,
+    request: Annotated[
+        EncodeRequest, BeforeValidator(empty_for_a_form), Body(openapi_examples=ENCODE_EXAMPLES)
+    ],
+    services: ServicesNeeded,
 ) -> Response:
-    """Queue the request. The image is cut to its centred square and resized to the pipeline's size."""
-    return await answer(http, await _fit(request, services), services)
+    """Queue the request. The middle of an image is cut out in the pipeline's shape, and resized."""
+    if media_type_of(http) == FORM_MEDIA_TYPE:
+        request, files = await _read_form(http)
+    else:
+        files = files_of(request)
+    if request.image is not None and request.source is not None:
+        raise InvalidFields([FieldError(field="image", message="is the older name of source; send one")])
+    if not files:
+        raise InvalidFields([FieldError(field="source", message="is required")])
+    return await answer(http, request, services, files)
 
 
-async def _fit(request: EncodeRequest, services: Services) -> EncodeRequest:
-    """Return the request with its image as the pipeline wants it: checked, and small enough for a queue.
+async def _read_form(http: HttpRequest) -> tuple[EncodeRequest, list[SourceFile]]:
+    """Return the fields of a form and its files.
 
-    Raises: UnknownPipeline, InvalidImage.
+    Raises: RequestValidationError; InvalidFields.
     """
-    tokenizer = services.catalog.config(request.pipeline).tokenizer
-    async with services.image_slots:
-        image = await asyncio.to_thread(_fit_image, request.image, tokenizer)
-    return request.model_copy(update={"image": image})
-
-
-def _fit_image(image: str, tokenizer: TokenizerConfig) -> str:
+    async with http.form(
+        max_files=MAX_SAMPLES_PER_JOB, max_fields=_MAX_FORM_FIELDS, max_part_size=_MAX_FORM_FIELD_BYTES
+    ) as form:
+        fields: dict[str, object] = {}
+        files: list[SourceFile] = []
+        for name, value in form.multi_items():
+            if not isinstance(value, UploadFile):
+                if name in (*_FILE_FIELDS, "image"):
+                    raise InvalidFields([FieldError(field=name, message="must be a file in a form")])
+                fields[name] = value
+            elif name in _FILE_FIELDS:
+                field = f"{name}[{len(files)}]" if files else name
+                files.append(SourceFile(field, await value.read()))
+            else:
+                message = f"is not a file's name; send it as {_FILE_FIELDS[0]}"
+                raise InvalidFields([FieldError(field=name, message=message)])
     try:
-        data = base64.b64decode(image, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidImage(
-            "image: is no base64; send the file's bytes in base64, without line breaks or 'data:...;base64,'"
-        ) from None
-    pixels = load_image(data, tokenizer.image_size_px, tokenizer.image_channels)
-    return min(base64.b64encode(encode_image(pixels, "png")).decode(), image, key=len)
+        return EncodeRequest.model_validate(fields), files
+    except ValidationError as error:
+        found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
+        raise RequestValidationError(found) from None

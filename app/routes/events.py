@@ -9,11 +9,13 @@ from fastapi import APIRouter, Header
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 
-from app.openapi import GENERATED_JOB, Responses, problems
+from app.codes import with_codes
+from app.examples import GENERATED_JOB
+from app.openapi import Responses, problems
 from app.queue import JobEvent
 from app.routes.jobs import JobId
 from app.services import Services, ServicesNeeded
-from workers.errors import QueueUnavailable, ServiceError
+from workers.errors import JobNotFound, QueueUnavailable, ServiceError
 from workers.messages import JobStatus, JobView, PreviewImage, Progress
 
 router = APIRouter(tags=["jobs"])
@@ -96,43 +98,48 @@ async def _stream(events: AsyncGenerator[JobEvent], job_id: str, services: Servi
     after the last event that it has.
     """
     yield f"retry: {RETRY_MS}\n\n"
-    news: asyncio.Queue[JobEvent | None] = asyncio.Queue(MAX_UNSENT)
-    tasks = [asyncio.create_task(_follow(events, news)), asyncio.create_task(_wait_for_end(services, news))]
+    unsent: asyncio.Queue[JobEvent | None] = asyncio.Queue(MAX_UNSENT)
+    tasks = [
+        asyncio.create_task(_follow(events, unsent)),
+        asyncio.create_task(_wait_for_end(services, unsent)),
+    ]
     try:
         while True:
             try:
                 async with asyncio.timeout(KEEP_ALIVE_S):
-                    event = await news.get()
+                    event = await unsent.get()
             except TimeoutError:
                 yield ": \n\n"
                 continue
             if event is None:
                 return
             yield await _text(event, job_id, services)
-    except QueueUnavailable:
+    except (QueueUnavailable, JobNotFound):
         return
     finally:
         for task in tasks:
             task.cancel()
 
 
-async def _follow(events: AsyncGenerator[JobEvent], news: asyncio.Queue[JobEvent | None]) -> None:
+async def _follow(events: AsyncGenerator[JobEvent], unsent: asyncio.Queue[JobEvent | None]) -> None:
     """Pass events on, in a task of its own: when it is cancelled, the generator is surely closed."""
     try:
         async with aclosing(events):
             async for event in events:
-                await news.put(event)
+                await unsent.put(event)
     except ServiceError:
         pass  # the client connects again, and hears of it
-    await news.put(None)
+    await unsent.put(None)
 
 
-async def _wait_for_end(services: Services, news: asyncio.Queue[JobEvent | None]) -> None:
+async def _wait_for_end(services: Services, unsent: asyncio.Queue[JobEvent | None]) -> None:
     await services.is_ending.wait()
-    await news.put(None)
+    await unsent.put(None)
 
 
 async def _text(event: JobEvent, job_id: str, services: Services) -> str:
-    job = await services.queue.get(job_id) if event.status.is_terminal else None
+    job = None
+    if event.status.is_terminal:
+        job = await with_codes(await services.queue.get(job_id), services)
     update = JobUpdate(status=event.status, progress=event.progress, preview=event.preview, job=job)
     return f"id: {event.id}\nevent: {event.kind}\ndata: {update.model_dump_json(exclude_none=True)}\n\n"

@@ -2,21 +2,15 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Body, Depends
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from app.answers import answer
-from app.bodies import MAX_GENERATE_BYTES, json_body, request_body
-from app.openapi import (
-    GENERATE_EXAMPLES,
-    GENERATED_JOB,
-    PREFER,
-    WORK_FAILURES,
-    job_responses,
-    problems,
-)
+from app.examples import GENERATE_EXAMPLES, GENERATED_JOB
+from app.openapi import PREFER, WORK_FAILURES, job_responses, problems
+from app.routes.bodies import takes_json
 from app.services import ServicesNeeded
+from app.submit import answer
 from workers.messages import GenerateRequest
 
 router = APIRouter(tags=["work"])
@@ -26,12 +20,14 @@ router = APIRouter(tags=["work"])
     "/generate",
     operation_id="generate",
     summary="Generate images of a class or a prompt",
-    responses=job_responses(GENERATED_JOB, has_image=True) | problems(*WORK_FAILURES),
-    openapi_extra=request_body(GenerateRequest, GENERATE_EXAMPLES) | {"parameters": [PREFER]},
+    dependencies=[Depends(takes_json)],
+    response_class=Response,
+    responses=job_responses(GENERATED_JOB, has_output=True) | problems(*WORK_FAILURES),
+    openapi_extra={"parameters": [PREFER]},
 )
 async def generate(
     http: HttpRequest,
-    request: Annotated[GenerateRequest, Depends(json_body(GenerateRequest, MAX_GENERATE_BYTES))],
+    request: Annotated[GenerateRequest, Body(openapi_examples=GENERATE_EXAMPLES)],
     services: ServicesNeeded,
 ) -> Response:
     """Queue the request. Without a seed one is drawn, and told in the result."""

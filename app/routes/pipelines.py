@@ -2,8 +2,9 @@
 
 from fastapi import APIRouter
 
-from app.openapi import PIPELINES
+from app.examples import PIPELINES
 from app.services import ServicesNeeded
+from workers.errors import QueueUnavailable
 from workers.messages import PipelineInfo
 
 router = APIRouter(tags=["pipelines"])
@@ -20,5 +21,15 @@ router = APIRouter(tags=["pipelines"])
     },
 )
 async def list_pipelines(services: ServicesNeeded) -> list[PipelineInfo]:
-    """List the pipelines, with what each takes and makes; the first is the default."""
-    return services.catalog.info()
+    """List the pipelines, with what each takes and makes; the first is the default.
+
+    What the workers found of the seed promise is left out while the queue does not answer.
+    """
+    try:
+        verdicts = await services.queue.seed_verdicts()
+    except QueueUnavailable:
+        verdicts = {}
+    return [
+        info.model_copy(update={"seed_verdicts": tuple(verdicts.get(info.name, ()))})
+        for info in services.catalog.info()
+    ]

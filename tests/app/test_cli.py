@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.config import PipelineConfig, PriorConfig, Sampling, TokenizerConfig
+from tests.app.conftest import SPEC
 
 FASHION_MNIST = Path(__file__).parents[2] / "weights/fashion-mnist"
 
@@ -21,7 +21,7 @@ def smalti(
         name: value for name, value in os.environ.items() if not name.startswith(("SMALTI_", "REDIS_URL"))
     }
     return subprocess.run(
-        [sys.executable, "-P", "-m", "app.cli", *arguments],
+        [sys.executable, "-P", "-m", "app.cli.main", *arguments],
         capture_output=True,
         text=True,
         timeout=60,
@@ -36,7 +36,7 @@ def test_version_is_the_packages():
 
 
 def test_help_names_the_commands_and_loads_no_models():
-    source = "import sys; sys.argv = ['smalti', '--help']\nfrom app.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    source = "import sys; sys.argv = ['smalti', '--help']\nfrom app.cli.main import main\ntry: main()\nexcept SystemExit: pass\n"
     source += "assert not {'torch', 'fastapi', 'pydantic', 'redis'} & set(sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False
@@ -65,13 +65,13 @@ def test_up_without_weights_says_where_it_looked(tmp_path):
 def test_a_misspelt_setting_is_an_error():
     result = smalti("up", environment={"SMALTI_PROT": "8001"})
     assert result.returncode == 1
-    assert result.stderr == "smalti: SMALTI_PROT is no setting of Smalti: did you mean SMALTI_PORT?\n"
+    assert result.stderr == "smalti: SMALTI_PROT is not a setting of Smalti: did you mean SMALTI_PORT?\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("generate", "--class-label", "bag", "--out", "bag.gif"), "--out must end in .png"),
+        (("generate", "--class-label", "bag", "--out", "bag"), "--out must end in .png"),
         (("generate", "--num-images", "1000", "--out", "x.png"), "num_images: "),
         (("generate", "--sampler", "ddim", "--out", "x.png"), "sampler: "),
         (("encode", "no-such-file.png"), "no-such-file.png can't be read"),
@@ -89,17 +89,26 @@ def test_a_bad_argument_is_named(arguments, said, tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_a_taken_port_is_said_at_once(tmp_path):
-    config = PipelineConfig(
-        name="tiny",
-        class_names=("a", "b"),
-        tokenizer=TokenizerConfig(image_size_px=8),
-        tokenizer_fingerprint="0" * 16,
-        prior=PriorConfig(grid=(4, 4), num_classes=2),
-        defaults=Sampling(),
+def test_a_bad_request_is_refused_before_torch_is_loaded(tmp_path):
+    (tmp_path / SPEC.name).mkdir()
+    SPEC.save(tmp_path / SPEC.name / "pipeline.json")
+    source = "import sys; from app.cli.main import main\ntry: main()\nexcept SystemExit: pass\n"
+    source += "assert 'torch' not in sys.modules"
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", source, "generate", "--out", "x.gif"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "SMALTI_WEIGHTS_DIR": str(tmp_path)},
+        check=False,
     )
-    (tmp_path / "tiny").mkdir()
-    config.save(tmp_path / "tiny" / "pipeline.json")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == "smalti: format: image files are png, webp, jpeg, got 'gif'\n"
+
+
+def test_a_taken_port_is_said_at_once(tmp_path):
+    (tmp_path / SPEC.name).mkdir()
+    SPEC.save(tmp_path / SPEC.name / "pipeline.json")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         result = smalti(

@@ -21,9 +21,10 @@ from PIL import Image
 from app.main import create_app
 from app.routes.events import JobUpdate
 from app.settings import AppSettings
-from tests.app.conftest import Sketcher, serving, settings_for, until, working
-from workers.messages import JobView
-from workers.protocol import events_key
+from tests.app.conftest import read_job, serving, settings_for, working
+from tests.fake_engine import FakeEngine
+from tests.waiting import wait_until
+from workers.queue.records import events_key
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,15 @@ def follow(client, job_id, last_event_id=None) -> list[Event]:
         for block in "".join(response.iter_text()).split("\n\n"):
             fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
             if "data" in fields:
-                found.append(
-                    Event(fields["id"], fields["event"], JobUpdate.model_validate_json(fields["data"]))
-                )
+                raw = json.loads(fields["data"])
+                job = read_job(raw.pop("job")) if "job" in raw else None
+                update = JobUpdate.model_validate({**raw, "job": job})
+                found.append(Event(fields["id"], fields["event"], update))
     return found
 
 
 def submit(client, **body) -> str:
-    return JobView.model_validate_json(client.post("/generate", json=body).content).id
+    return client.post("/generate", json=body).json()["id"]
 
 
 def test_a_running_job_is_followed_to_its_end(service):
@@ -68,8 +70,14 @@ def test_a_running_job_is_followed_to_its_end(service):
         "succeeded",
     ]
     assert any(event.update.progress and event.update.progress.step == 2 for event in events)
-    assert events[-1].update.job == JobView.model_validate_json(service.client.get(f"/jobs/{job_id}").content)
+    assert events[-1].update.job == read_job(service.client.get(f"/jobs/{job_id}").json())
     assert all(event.update.job is None for event in events[:-1])
+
+
+def test_the_last_event_has_the_codes(service):
+    job_id = submit(service.client, seed=9, return_codes=True)
+    (*_, last) = follow(service.client, job_id)
+    assert last.update.job.result.codes.codes == [[[9, 9], [9, 9]]]
 
 
 def test_previews_are_told_while_the_job_runs_and_not_kept(service):
@@ -89,7 +97,7 @@ def test_previews_are_told_while_the_job_runs_and_not_kept(service):
 
 def test_of_previews_only_the_latest_is_kept(redis_url, tmp_path):
     settings = settings_for(tmp_path, redis_url)
-    engine = Sketcher()
+    engine = FakeEngine()
     engine.is_held.set()
     with (
         serving(create_app(settings)) as client,
@@ -101,10 +109,10 @@ def test_of_previews_only_the_latest_is_kept(redis_url, tmp_path):
         def num_kept() -> int:
             return sum(fields[b"event"] == b"preview" for _, fields in server.xrange(events_key(job_id)))
 
-        until(num_kept)
+        wait_until(num_kept)
         assert {num_kept() for _ in range(50)} == {1}
         engine.is_held.clear()
-        until(lambda: client.get(f"/jobs/{job_id}").json()["status"] == "succeeded")
+        wait_until(lambda: client.get(f"/jobs/{job_id}").json()["status"] == "succeeded")
         assert num_kept() == 0
 
 
@@ -173,9 +181,10 @@ def test_the_end_of_the_api_ends_all_waiting_at_once(redis_url, tmp_path):
 
 
 @contextmanager
-def api_process(settings: AppSettings, port: int) -> Iterator[subprocess.Popen]:
+def api_process(settings: AppSettings, listener: socket.socket) -> Iterator[subprocess.Popen]:
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "app.cli", "serve", "--port", str(port)],
+        [sys.executable, "-P", "-m", "app.cli.main", "serve", f"--fd={listener.fileno()}"],
+        pass_fds=(listener.fileno(),),
         env={
             **os.environ,
             "REDIS_URL": settings.redis_url,
@@ -186,7 +195,7 @@ def api_process(settings: AppSettings, port: int) -> Iterator[subprocess.Popen]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        until(lambda: is_listening(port), 30)
+        wait_until(lambda: is_listening(listener.getsockname()[1]), 30)
         yield process
     finally:
         process.kill()
@@ -200,13 +209,12 @@ def is_listening(port: int) -> bool:
 
 def test_a_client_finds_its_job_again_after_the_api_was_killed(redis_url, tmp_path):
     settings = settings_for(tmp_path, redis_url)
-    engine = Sketcher()
+    engine = FakeEngine()
     engine.is_held.set()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    with working(settings, engine), httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-        with api_process(settings, port) as process:
+    with socket.socket() as listener, working(settings, engine):
+        listener.bind(("127.0.0.1", 0))
+        client = httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=20)
+        with api_process(settings, listener) as process:
             job_id = submit(client, seed=9)
             with client.stream("GET", f"/jobs/{job_id}/events") as response:
                 lines = response.iter_lines()
@@ -215,13 +223,14 @@ def test_a_client_finds_its_job_again_after_the_api_was_killed(redis_url, tmp_pa
                 with pytest.raises(httpx.RemoteProtocolError):
                     list(lines)
         engine.is_held.clear()
-        with api_process(settings, port):
+        with api_process(settings, listener):
             events = follow(client, job_id, last_id)
             assert [event.update.status for event in events if event.kind == "status"] == [
                 "running",
                 "succeeded",
             ]
-            assert client.get(events[-1].update.job.result.images[0].url).status_code == 200
+            assert client.get(events[-1].update.job.result.outputs[0].url).status_code == 200
+        client.close()
 
 
 def test_a_follower_that_goes_away_leaves_nothing_behind(service):
@@ -230,4 +239,4 @@ def test_a_follower_that_goes_away_leaves_nothing_behind(service):
     with service.client.stream("GET", f"/jobs/{job_id}/events") as response:
         assert next(response.iter_text())
     services = service.app.state.services
-    until(lambda: not services.queue._watchers)
+    wait_until(lambda: not services.queue._job_events._watchers)

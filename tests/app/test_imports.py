@@ -6,7 +6,7 @@ import sys, time
 began_s = time.perf_counter()
 import app.main
 took_s = time.perf_counter() - began_s
-heavy = {"torch", "workers.engine", "workers.worker", "models.pipeline"} & sys.modules.keys()
+heavy = {"torch", "workers.engine.engine", "workers.worker", "models.pipeline"} & sys.modules.keys()
 print(f"{took_s:.3f}", *heavy)
 """
 

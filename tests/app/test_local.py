@@ -6,7 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
-from app.cli import main
+from app.cli.main import main
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ def test_a_seed_gives_the_same_bytes_and_the_path_is_the_result(smalti, tmp_path
 def test_codes_come_back_as_they_went(smalti, tmp_path):
     smalti("generate", "--seed", "1", "--out", "a.webp")
     (tmp_path / "a.json").write_bytes(smalti("encode", "a.webp")[0])
-    codes = json.loads((tmp_path / "a.json").read_text())
+    codes = json.loads((tmp_path / "a.json").read_text())["codes"]
     assert codes["grid"] == [6, 6]
     assert codes["codebook_size"] == 32
-    searched = json.loads(smalti("encode", "a.webp", "--effort", "1")[0])
+    searched = json.loads(smalti("encode", "a.webp", "--effort", "1")[0])["codes"]
     assert searched["codes"] != codes["codes"]
     assert searched["tokenizer"] == codes["tokenizer"]
     smalti("decode", "a.json", "--out", "b.png")
@@ -58,6 +58,22 @@ def test_what_the_service_would_refuse_is_refused_in_its_words(smalti, tmp_path)
     assert told == b"smalti: class_label: tiny has no class 'sneaker'; known are cat, dog, bird\n"
     (tmp_path / "foreign.json").write_text(json.dumps({"codes": [[[0] * 6] * 6], "tokenizer": "f" * 16}))
     assert b"no pipeline here has that" in smalti("decode", "foreign.json", "--out", "a.png", status=1)[1]
+
+
+def test_codes_and_their_tokenizer_alone_are_decoded_too(smalti, tmp_path):
+    smalti("generate", "--seed", "1", "--out", "a.webp")
+    codes = json.loads(smalti("encode", "a.webp")[0])["codes"]
+    (tmp_path / "old.json").write_text(json.dumps({name: codes[name] for name in ("codes", "tokenizer")}))
+    smalti("decode", "old.json", "--out", "b.png")
+    (tmp_path / "new.json").write_text(json.dumps({"codes": codes}))
+    smalti("decode", "new.json", "--out", "c.png")
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "c.png").read_bytes()
+
+
+def test_a_file_that_is_not_an_image_is_named(smalti, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"not an image")
+    _, told = smalti("encode", "a.png", status=1)
+    assert told == b"smalti: a.png: the bytes are not a PNG, JPEG or WebP file\n"
 
 
 def test_damaged_weights_are_named(smalti, tiny_weights):

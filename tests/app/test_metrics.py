@@ -4,17 +4,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.main import create_app
-from tests.app.conftest import (
-    CONFIG,
-    Sketcher,
-    serving,
-    settings_for,
-    until,
-    working,
-)
+from tests.app.conftest import WAIT, serving, settings_for, working
+from tests.fake_engine import FINGERPRINT, FakeEngine
+from tests.waiting import wait_until
 from workers.metrics import BATCH_SIZE, IMAGES, Meter, memory_bytes
-
-WAIT = {"Prefer": "wait=10"}
 
 
 def samples_of(client) -> dict[tuple[str, ...], float]:
@@ -32,10 +25,10 @@ def test_work_is_counted_over_all_workers_and_outlives_them(redis_url, tmp_path)
     settings = settings_for(tmp_path, redis_url)
     with serving(create_app(settings)) as client:
         for _ in range(2):  # one worker after the other
-            with working(settings, Sketcher()):
+            with working(settings, FakeEngine()):
                 client.post("/generate", json={"num_images": 3, "num_steps": 4}, headers=WAIT)
                 client.post("/generate", json={"seed": 666, "priority": "batch"}, headers=WAIT)
-                codes = {"codes": [[[1, 2], [3, 4]]] * 2, "tokenizer": CONFIG.tokenizer_fingerprint}
+                codes = {"codes": [[[1, 2], [3, 4]]] * 2, "tokenizer": FINGERPRINT}
                 client.post("/decode", json=codes, headers=WAIT)
         job_id = client.post("/generate", json={}).json()["id"]
         client.delete(f"/jobs/{job_id}")
@@ -65,14 +58,15 @@ def test_work_is_counted_over_all_workers_and_outlives_them(redis_url, tmp_path)
 
 def test_living_workers_are_shown_with_what_they_have(redis_url, tmp_path):
     settings = settings_for(tmp_path, redis_url)
-    engine = Sketcher()
+    engine = FakeEngine()
     engine.is_held.set()
     with serving(create_app(settings)) as client:
         with working(settings, engine) as worker:
             client.post("/generate", json={"num_images": 5})
-            until(lambda: samples_of(client).get(("smalti_worker_running_images", worker.name)) == 5)
+            wait_until(lambda: samples_of(client).get(("smalti_worker_running_samples", worker.name)) == 5)
             samples = samples_of(client)
             assert samples["smalti_workers", "ready"] == 1
+            assert samples["smalti_seed_promise", "checked", "tiny", worker.name] == 1
             assert samples["smalti_worker_memory_bytes", worker.name] > 10 * 2**20
         samples = samples_of(client)
 

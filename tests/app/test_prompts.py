@@ -5,14 +5,13 @@ import io
 import pytest
 from PIL import Image
 
-from app.local import compute
-from tests.app.conftest import serving_weights
-from workers.images import encode_image
-from workers.messages import GenerateRequest, JobView, PipelineInfo
+from app.cli.local import compute
+from tests.app.conftest import job_of, png_of, serving_weights
+from workers.messages import GenerateRequest, PipelineInfo
 from workers.settings import WorkerSettings
 
 WAIT = {"Prefer": "wait=60"}
-ASKED = {"prompt": "a red cat", "style": "round", "group": "animals", "seed": 3}
+REQUEST = {"prompt": "a red cat", "style": "round", "group": "animals", "seed": 3}
 
 
 @pytest.fixture
@@ -21,25 +20,26 @@ def client(redis_url, tiny_prompt_weights, tmp_path):
         yield client
 
 
-def test_a_prompt_gives_the_bytes_it_gives_without_a_service(client, tiny_prompt_weights):
-    answer = client.post("/generate", json=ASKED, headers={"Accept": "image/png"})
+def test_a_prompt_gives_the_bytes_it_gives_without_a_service(client, tiny_prompt_weights, tmp_path):
+    answer = client.post("/generate", json=REQUEST, headers={"Accept": "image/png"})
     assert answer.status_code == 200, answer.text
-    _, finished = compute(GenerateRequest(**ASKED), WorkerSettings(weights_dir=tiny_prompt_weights))
-    assert encode_image(finished.images[0], "png") == answer.content
+    settings = WorkerSettings(weights_dir=tiny_prompt_weights, data_dir=tmp_path, device="cpu")
+    _, finished = compute(GenerateRequest(**REQUEST), settings)
+    assert png_of(finished) == answer.content
     other = client.post(
-        "/generate", json={**ASKED, "negative_prompt": "blue"}, headers={"Accept": "image/png"}
+        "/generate", json={**REQUEST, "negative_prompt": "blue"}, headers={"Accept": "image/png"}
     )
     assert other.content != answer.content
 
 
 def test_a_prompt_that_is_cut_is_told_in_the_result(client):
-    body = {**ASKED, "prompt": "a red cat dog apple emoji"}
-    job = JobView.model_validate_json(client.post("/generate", json=body, headers=WAIT).content)
-    assert job.result.warnings == ["prompt: longer than 6 tokens, so its end was left out"]
+    body = {**REQUEST, "prompt": "a red cat dog apple emoji"}
+    job = job_of(client.post("/generate", json=body, headers=WAIT))
+    assert job.result.warnings == ["prompt: longer than 6 tokens, so it was truncated"]
 
 
 def test_a_transparent_background_is_alpha(client):
-    body = {**ASKED, "background": "transparent"}
+    body = {**REQUEST, "background": "transparent"}
     with Image.open(
         io.BytesIO(client.post("/generate", json=body, headers={"Accept": "image/png"}).content)
     ) as image:
@@ -52,7 +52,7 @@ def test_a_transparent_background_is_alpha(client):
 def test_the_list_of_pipelines_says_what_to_ask_for_and_its_example_works(client):
     (info,) = [PipelineInfo.model_validate(each) for each in client.get("/pipelines").json()]
     assert info.takes_prompt
-    assert (info.style_names, info.group_names) == (("flat", "round", "small"), ("animals", "food"))
+    assert info.labels == {"style": ("flat", "round", "small"), "group": ("animals", "food")}
     answer = client.post(
         "/generate", json=info.example.model_dump(exclude_unset=True), headers={"Accept": "image/png"}
     )
@@ -69,7 +69,7 @@ def test_the_list_of_pipelines_says_what_to_ask_for_and_its_example_works(client
     ],
 )
 def test_what_it_can_not_do_is_refused_by_name(client, field, value, said):
-    refused = client.post("/generate", json={**ASKED, field: value}, headers=WAIT)
+    refused = client.post("/generate", json={**REQUEST, field: value}, headers=WAIT)
     assert refused.status_code == 422, refused.text
     assert field in refused.json()["detail"]
     assert said in refused.json()["detail"]

@@ -1,7 +1,10 @@
-"""The front end's side of the queue, with the transitions done by an RQ worker that nobody runs."""
+"""The front end's side of the queue, with a consumer whose methods the tests call."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,29 +15,50 @@ from rq.registry import FinishedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from app.queue import JobQueue
-from workers import redis_server
+from tests.waiting import wait_until
 from workers.errors import InvalidRequest, JobNotFound, QueueFull, QueueUnavailable, StorageFull
 from workers.messages import (
-    DecodeRequest,
-    EncodeRequest,
-    GenerateRequest,
-    GenerateResult,
+    BlobReference,
+    CodesInfo,
     JobStatus,
+    Output,
     Progress,
+    Resolved,
+    Result,
+    SeedVerdict,
 )
-from workers.rq_worker import Outcome, RQWorker
+from workers.queue import embedded_server
+from workers.queue.consumer import Claim, Consumer, Outcome
+from workers.queue.records import JOB_EVENTS, blob_key
 
-REQUEST = GenerateRequest(
-    pipeline="toy", class_label=3, seed=7, num_steps=4, guidance_scale=1, sampler="euler"
+REQUEST = Resolved(
+    operation="generate",
+    pipeline="tiny",
+    num_samples=1,
+    seed=7,
+    options={"num_steps": 4, "guidance_scale": 1.0, "sampler": "euler"},
+    labels={"class": 3},
+    format="png",
 )
-RESULT = GenerateResult(pipeline="toy", seed=7, images=[])
+RESULT = Result(
+    operation="generate",
+    pipeline="tiny",
+    seed=7,
+    outputs=[Output(sample=0, medium="image", url="/jobs/0/outputs/0", media_type="image/png", num_bytes=9)],
+    codes=CodesInfo(grid=(2, 2), codebook_size=256, tokenizer="0" * 16),
+)
+BLOBS = [BlobReference(sha256=digit * 64, media_type="image/png") for digit in "ab"]
+ENCODE = Resolved(operation="encode", pipeline="tiny", num_samples=2, sources=tuple(BLOBS), effort=1)
+DECODE = Resolved(
+    operation="decode", pipeline="tiny", num_samples=3, codes=[[[1, 2], [3, 4]]] * 3, format="webp"
+)
 
 
 @pytest.fixture
-def link(redis_url: str) -> Iterator[RQWorker]:
-    worker = RQWorker(redis_url, lease_s=1, max_tries=3, ageing_s=0.2)
-    yield worker
-    worker.close()
+def consumer(redis_url: str) -> Iterator[Consumer]:
+    consumer = Consumer(redis_url, lease_s=1, max_tries=3, ageing_s=0.2)
+    yield consumer
+    consumer.close()
 
 
 def run(redis_url: str, use: Any, **limits: int) -> Any:
@@ -50,22 +74,22 @@ def run(redis_url: str, use: Any, **limits: int) -> Any:
     return asyncio.run(main())
 
 
-def test_a_job_lives_from_queued_to_succeeded(redis_url, link):
+def test_a_job_lives_from_queued_to_succeeded(redis_url, consumer):
     async def use(queue: JobQueue) -> None:
         view = await queue.submit(REQUEST)
         assert (view.status, view.queue_position, view.num_tries) == (JobStatus.QUEUED, 0, 0)
         assert await queue.get(view.id) == view
-        [claim] = link.claim(4, is_idle=True).jobs
+        [claim] = consumer.claim(4, is_idle=True).jobs
         assert (claim.job_id, claim.request) == (view.id, REQUEST)
         running = await queue.get(view.id)
         assert running.status == JobStatus.RUNNING
         assert running.num_tries == 1
         assert running.started_at is not None
-        link.tell_progress([(claim, Progress(step=1, total=4))])
+        consumer.publish_progress([(claim, Progress(step=1, total=4))])
         running = await queue.get(view.id)
         assert running.progress == Progress(step=1, total=4)
         assert running.seconds_left is not None
-        assert link.finish([Outcome(claim, RESULT)]) == [True]
+        assert consumer.finish([Outcome(claim, RESULT)]) == [True]
         done = await queue.get(view.id)
         assert done.status == JobStatus.SUCCEEDED
         assert done.result == RESULT
@@ -74,7 +98,7 @@ def test_a_job_lives_from_queued_to_succeeded(redis_url, link):
     run(redis_url, use)
 
 
-def test_rq_sees_our_jobs_as_its_own(redis_url, link):
+def test_rq_sees_our_jobs_as_its_own(redis_url, consumer):
     async def use(queue: JobQueue) -> str:
         return (await queue.submit(REQUEST)).id
 
@@ -84,14 +108,14 @@ def test_rq_sees_our_jobs_as_its_own(redis_url, link):
         assert queue.job_ids == [job_id]
         job = Job.fetch(job_id, connection=client, serializer=JSONSerializer)
         assert job.func_name == "generate"
-        assert job.kwargs == {"request": REQUEST.model_dump()}
+        assert job.kwargs == {"request": REQUEST.model_dump(mode="json")}
         assert job.get_status() == "queued"
-        [claim] = link.claim(4, is_idle=True).jobs
+        [claim] = consumer.claim(4, is_idle=True).jobs
         assert StartedJobRegistry(queue=queue).get_job_ids() == [job_id]  # which lets RQ clean up
         assert job.get_status() == "started"
-        link.finish([Outcome(claim, RESULT)])
+        consumer.finish([Outcome(claim, RESULT)])
         assert job.get_status() == "finished"
-        assert job.return_value() == RESULT.model_dump()
+        assert job.return_value() == RESULT.model_dump(mode="json", exclude={"images"})
         assert FinishedJobRegistry(queue=queue).get_job_ids() == [job_id]
         assert StartedJobRegistry(queue=queue).count == 0
         assert Job.fetch(job_id, connection=client, serializer=JSONSerializer).kwargs == {}, (
@@ -100,15 +124,122 @@ def test_rq_sees_our_jobs_as_its_own(redis_url, link):
         assert 0 < client.ttl(job.key) <= 60
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [EncodeRequest(image="QUJDRA=="), DecodeRequest(codes=[[[1, 2], [3, 4]]] * 3, tokenizer="0" * 16)],
-)
-def test_every_request_arrives_as_it_was(redis_url, link, request_):
+@pytest.mark.parametrize("request_", [REQUEST, ENCODE, DECODE], ids=lambda request: request.operation)
+def test_every_request_arrives_as_it_was(redis_url, consumer, request_):
     run(redis_url, lambda queue: queue.submit(request_))
-    [claim] = link.claim(4, is_idle=True).jobs
+    [claim] = consumer.claim(4, is_idle=True).jobs
     assert claim.request == request_
-    assert claim.num_slots == (1 if isinstance(request_, EncodeRequest) else 3)
+    assert claim.num_slots == request_.num_samples
+
+
+def test_rq_info_shows_queues_jobs_and_workers(redis_url, consumer):
+    async def submit(queue: JobQueue) -> None:
+        for priority in ("interactive", "interactive", "batch"):
+            await queue.submit(REQUEST.model_copy(update={"priority": priority}))
+
+    run(redis_url, submit)
+    [claim] = consumer.claim(1, is_idle=True).jobs
+    consumer.heartbeat([claim])
+    lines = rq_info(redis_url)
+    assert "queue interactive 1, 1 executing, 0 finished, 0 failed" in lines
+    assert "queue batch 1, 0 executing, 0 finished, 0 failed" in lines
+    [worker] = [line for line in lines if line.startswith(f"worker {consumer.name}")]
+    assert " busy interactive, batch. jobs: 0 finished, 0 failed" in worker
+
+    consumer.finish([Outcome(claim, RESULT)])
+    consumer.heartbeat([])
+    lines = rq_info(redis_url)
+    assert "queue interactive 1, 0 executing, 1 finished, 0 failed" in lines
+    [worker] = [line for line in lines if line.startswith("worker ")]
+    assert " idle interactive, batch. jobs: 1 finished, 0 failed" in worker
+
+    consumer.close()
+    assert not [line for line in rq_info(redis_url) if line.startswith("worker ")]
+
+
+def rq_info(redis_url: str) -> list[str]:
+    """Return the lines that RQ's own command prints."""
+    command = [Path(sys.executable).with_name("rq"), "info", "--raw", "--url", redis_url]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_a_dead_workers_registration_is_removed(redis_url, consumer):
+    victim = Consumer(redis_url, lease_s=0.1, max_tries=3, ageing_s=1)
+    victim.heartbeat([])  # its hash lives for a second
+    consumer.heartbeat([])
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        keys = ("rq:workers", "rq:workers:interactive", "rq:workers:batch")
+        assert all(client.scard(key) == 2 for key in keys)
+        wait_until(lambda: not client.exists(f"rq:worker:{victim.name}"))
+        consumer.heartbeat([])
+        consumer.reap()
+        assert all(client.smembers(key) == {f"rq:worker:{consumer.name}"} for key in keys)
+
+
+def test_blobs_are_referred_to_until_the_last_job_has_ended(redis_url, consumer):
+    shared, own = (blob.sha256 for blob in BLOBS)
+
+    async def use(queue: JobQueue) -> None:
+        assert await queue.referenced_blobs([]) == []
+        assert await queue.referenced_blobs([shared, own]) == [False, False]
+        both = (await queue.submit(ENCODE)).id
+        one = await queue.submit(ENCODE.model_copy(update={"sources": (BLOBS[0],) * 2}))
+        assert await queue.referenced_blobs([shared, "c" * 64, own]) == [True, False, True]
+        [claim] = consumer.claim(1, is_idle=True).jobs
+        assert claim.job_id == both
+        consumer.release([claim], "quarantine")
+        assert await queue.referenced_blobs([shared, own]) == [True, True]
+        [claim] = consumer.claim(1, is_idle=True).jobs
+        consumer.finish([Outcome(claim, RESULT)])
+        assert await queue.referenced_blobs([shared, own]) == [True, False]
+        await queue.cancel(one.id)
+        assert await queue.referenced_blobs([shared, own]) == [False, False]
+        with redis.Redis.from_url(redis_url) as client:
+            assert not client.exists(blob_key(shared)), "nothing is left behind"
+
+    run(redis_url, use)
+
+
+def test_seed_verdicts_come_from_living_workers(redis_url, consumer):
+    verdict = SeedVerdict(worker="", is_kept=True, how="checked", rows=(1, 2, 4))
+    other = Consumer(redis_url, lease_s=1, max_tries=3, ageing_s=1)
+
+    async def use(queue: JobQueue) -> None:
+        assert await queue.seed_verdicts() == {}
+        consumer.phase = other.phase = "ready"
+        consumer.seed_verdicts = {"tiny": verdict}
+        other.seed_verdicts = {"tiny": verdict, "other": verdict}
+        for each in (consumer, other):
+            each.heartbeat([])
+        told = await queue.seed_verdicts()
+        mine = verdict.model_copy(update={"worker": consumer.name})
+        theirs = verdict.model_copy(update={"worker": other.name})
+        assert told == {"tiny": sorted([mine, theirs], key=lambda each: each.worker), "other": [theirs]}
+        other.close()
+        assert await queue.seed_verdicts() == {"tiny": [mine]}
+        [worker] = (await queue.metrics()).workers
+        assert (worker.name, worker.seed_verdicts) == (consumer.name, {"tiny": mine})
+
+    run(redis_url, use)
+
+
+def test_a_job_whose_lease_ran_out_is_tried_again_and_fails_in_the_end(redis_url, consumer):
+    async def use(queue: JobQueue) -> None:
+        view = await queue.submit(REQUEST)
+        consumer.reap()  # the first after a pause only watches
+        for num_tries in (1, 2, 3):
+            [claim] = consumer.claim(1, is_idle=True).jobs
+            await asyncio.to_thread(wait_until, lambda claim=claim: reaped(claim))
+            view = await queue.get(view.id)
+            assert view.num_tries == num_tries
+            assert consumer.finish([Outcome(claim, RESULT)]) == [False]
+        assert (view.status, view.error.code) == (JobStatus.FAILED, "worker_lost")
+
+    def reaped(claim: Claim) -> bool:
+        consumer.reap()
+        return consumer.wait_for_revoked(0.01) == (claim.job_id, claim.execution)
+
+    run(redis_url, use)
 
 
 def test_a_full_queue_says_when_to_come_again(redis_url):
@@ -122,15 +253,15 @@ def test_a_full_queue_says_when_to_come_again(redis_url):
     run(redis_url, use, max_length=2)
 
 
-def test_interactive_jobs_go_first_and_batch_jobs_age(redis_url, link):
+def test_interactive_jobs_go_first_and_batch_jobs_age(redis_url, consumer):
     async def submit(queue: JobQueue) -> None:
         for priority in ("batch", "interactive"):
             for seed in range(4):
                 await queue.submit(REQUEST.model_copy(update={"priority": priority, "seed": seed}))
 
     def order() -> list[str]:
-        claims = link.claim(8, is_idle=True)
-        link.finish([Outcome(claim, RESULT) for claim in claims.jobs])
+        claims = consumer.claim(8, is_idle=True)
+        consumer.finish([Outcome(claim, RESULT) for claim in claims.jobs])
         return [claim.request.priority[0] for claim in claims.jobs]
 
     run(redis_url, submit)
@@ -145,47 +276,47 @@ def test_interactive_jobs_go_first_and_batch_jobs_age(redis_url, link):
     assert "".join(order()) == "iiibibbb"
 
 
-def test_claims_fill_the_slots(redis_url, link):
+def test_claims_fill_the_slots(redis_url, consumer):
     async def submit(queue: JobQueue) -> None:
-        for num_images in (2, 1, 4, 1):
-            await queue.submit(REQUEST.model_copy(update={"num_images": num_images}))
+        for num_samples in (2, 1, 4, 1):
+            await queue.submit(REQUEST.model_copy(update={"num_samples": num_samples}))
 
     run(redis_url, submit)
-    assert [claim.num_slots for claim in link.claim(4, is_idle=True).jobs] == [2, 1, 4]
+    assert [claim.num_slots for claim in consumer.claim(4, is_idle=True).jobs] == [2, 1, 4]
 
 
 def test_idle_workers_share_what_waits_and_a_busy_one_leaves_it_to_them(redis_url):
-    links = [RQWorker(redis_url, lease_s=1, max_tries=3, ageing_s=9) for _ in range(3)]
+    consumers = [Consumer(redis_url, lease_s=1, max_tries=3, ageing_s=9) for _ in range(3)]
 
     async def submit(queue: JobQueue) -> None:
         for seed in range(9):
             await queue.submit(REQUEST.model_copy(update={"seed": seed}))
 
-    for link in links:
-        assert link.claim(8, is_idle=True).jobs == ()
+    for consumer in consumers:
+        assert consumer.claim(8, is_idle=True).jobs == ()
     run(redis_url, submit)
-    assert len(links[0].claim(8, is_idle=True).jobs) == 3
-    assert len(links[0].claim(8, is_idle=False).jobs) == 0
-    assert len(links[1].claim(8, is_idle=True).jobs) == 3
-    assert len(links[0].claim(8, is_idle=False).jobs) == 0
-    assert len(links[0].claim(8, is_idle=False).jobs) == 3, "each is asked once: the third may be dead"
-    for link in links:
-        link.close()
+    assert len(consumers[0].claim(8, is_idle=True).jobs) == 3
+    assert len(consumers[0].claim(8, is_idle=False).jobs) == 0
+    assert len(consumers[1].claim(8, is_idle=True).jobs) == 3
+    assert len(consumers[0].claim(8, is_idle=False).jobs) == 0
+    assert len(consumers[0].claim(8, is_idle=False).jobs) == 3, "each is asked once: the third may be dead"
+    for consumer in consumers:
+        consumer.close()
 
 
-def test_jobs_to_be_tried_alone_take_turns_with_the_others(redis_url, link):
+def test_quarantined_jobs_take_turns_with_the_others(redis_url, consumer):
     async def submit(queue: JobQueue) -> None:
         for seed in range(4):
             await queue.submit(REQUEST.model_copy(update={"seed": seed}))
 
     run(redis_url, submit)
-    link.hand_back(link.claim(4, is_idle=True).jobs, "alone")
+    consumer.release(consumer.claim(4, is_idle=True).jobs, "quarantine")
     run(redis_url, submit)
     got = []
     for _ in range(6):
-        claims = link.claim(2, is_idle=True)
+        claims = consumer.claim(2, is_idle=True)
         got.append((len(claims.jobs), claims.must_drain))
-        link.finish([Outcome(claim, RESULT) for claim in claims.jobs])
+        consumer.finish([Outcome(claim, RESULT) for claim in claims.jobs])
     alone, together = (1, True), (2, False)
     assert got == [alone, together, alone, together, alone, alone]
 
@@ -199,7 +330,7 @@ def test_unknown_jobs_are_not_found(redis_url):
     run(redis_url, use)
 
 
-def test_waiting_ends_with_the_job_and_with_the_time(redis_url, link):
+def test_waiting_ends_with_the_job_and_with_the_time(redis_url, consumer):
     async def use(queue: JobQueue) -> None:
         clock = asyncio.get_running_loop().time
         view = await queue.submit(REQUEST)
@@ -207,28 +338,28 @@ def test_waiting_ends_with_the_job_and_with_the_time(redis_url, link):
         start = clock()
         assert (await queue.wait(view.id, 0.1)).status == JobStatus.QUEUED
         assert 0.09 < clock() - start < 1
-        [claim] = link.claim(4, is_idle=True).jobs
-        link.finish([Outcome(claim, RESULT)])
+        [claim] = consumer.claim(4, is_idle=True).jobs
+        consumer.finish([Outcome(claim, RESULT)])
         start = clock()
         assert {view.status for view in await asyncio.gather(*waits)} == {JobStatus.SUCCEEDED}
         assert clock() - start < 1
         assert (await queue.wait(view.id, 10)).status == JobStatus.SUCCEEDED
         with redis.Redis.from_url(redis_url) as client:
-            assert client.pubsub_numsub("smalti:news")[0][1] == 1, "one reader for all"
+            assert client.pubsub_numsub(JOB_EVENTS)[0][1] == 1, "one reader for all"
 
     run(redis_url, use)
 
 
-def test_a_cancelled_job_is_nobodys(redis_url, link):
+def test_a_cancelled_job_belongs_to_no_worker(redis_url, consumer):
     async def use(queue: JobQueue) -> None:
         queued, running, done = [(await queue.submit(REQUEST)).id for _ in range(3)]
         assert (await queue.cancel(queued)).status == JobStatus.CANCELLED
-        [claim, other] = link.claim(2, is_idle=True).jobs
-        link.finish([Outcome(other, RESULT)])
+        [claim, other] = consumer.claim(2, is_idle=True).jobs
+        consumer.finish([Outcome(other, RESULT)])
         assert (await queue.cancel(running)).status == JobStatus.CANCELLED
-        assert link.wait_for_dismissal(1) == (running, claim.execution)
-        assert link.beat([claim]) == [claim]
-        assert link.finish([Outcome(claim, RESULT)]) == [False]
+        assert consumer.wait_for_revoked(1) == (running, claim.execution)
+        assert consumer.heartbeat([claim]) == [claim]
+        assert consumer.finish([Outcome(claim, RESULT)]) == [False]
         view = await queue.cancel(running)
         assert (view.status, view.result) == (JobStatus.CANCELLED, None)
         assert (await queue.cancel(done)).status == JobStatus.SUCCEEDED, "an end is final"
@@ -237,7 +368,7 @@ def test_a_cancelled_job_is_nobodys(redis_url, link):
     run(redis_url, use)
 
 
-def test_a_queued_job_ends_at_its_deadline_without_any_worker(redis_url, link):
+def test_a_queued_job_ends_at_its_deadline_without_any_worker(redis_url, consumer):
     async def use(queue: JobQueue) -> None:
         hurried = REQUEST.model_copy(update={"deadline_s": 0.05})
         view, left = await queue.submit(hurried), await queue.submit(hurried)
@@ -245,46 +376,59 @@ def test_a_queued_job_ends_at_its_deadline_without_any_worker(redis_url, link):
         view = await queue.get(view.id)
         assert view.status == JobStatus.FAILED
         assert view.error.code == "deadline_exceeded"
-        link.reap()
-        assert link.claim(4, is_idle=True).jobs == ()
+        consumer.reap()
+        assert consumer.claim(4, is_idle=True).jobs == ()
         assert (await queue.get(left.id)).error.code == "deadline_exceeded"
         assert (await queue.check()).queue_length == 0
 
     run(redis_url, use)
 
 
-def test_who_lost_a_job_has_no_say(redis_url, link):
+def test_waiting_ends_at_the_deadline_without_any_worker(redis_url):
+    async def use(queue: JobQueue) -> None:
+        clock = asyncio.get_running_loop().time
+        view = await queue.submit(REQUEST.model_copy(update={"deadline_s": 0.05}))
+        start = clock()
+        view = await queue.wait(view.id, 10)
+        assert clock() - start < 2
+        assert view.status == JobStatus.FAILED
+        assert view.error.code == "deadline_exceeded"
+
+    run(redis_url, use)
+
+
+def test_a_worker_that_lost_a_job_cannot_change_it(redis_url, consumer):
     async def use(queue: JobQueue) -> None:
         view = await queue.submit(REQUEST)
-        [first] = link.claim(4, is_idle=True).jobs
-        link.hand_back([first], "back")
+        [first] = consumer.claim(4, is_idle=True).jobs
+        consumer.release([first], "front")
         assert (await queue.get(view.id)).num_tries == 0
-        [second] = link.claim(4, is_idle=True).jobs
-        assert link.finish([Outcome(first, StorageFull("late"))]) == [False]
-        assert link.finish([Outcome(second, RESULT)]) == [True]
-        assert link.finish([Outcome(second, RESULT)]) == [True], "told twice after a lost answer"
-        assert link.finish([Outcome(second, StorageFull("late"))]) == [False]
+        [second] = consumer.claim(4, is_idle=True).jobs
+        assert consumer.finish([Outcome(first, StorageFull("late"))]) == [False]
+        assert consumer.finish([Outcome(second, RESULT)]) == [True]
+        assert consumer.finish([Outcome(second, RESULT)]) == [True], "told twice after a lost answer"
+        assert consumer.finish([Outcome(second, StorageFull("late"))]) == [False]
         assert (await queue.get(view.id)).status == JobStatus.SUCCEEDED
 
     run(redis_url, use)
 
 
-def test_foreign_jobs_are_refused_and_never_called(redis_url, link):
+def test_foreign_jobs_are_refused_and_never_called(redis_url, consumer):
     with redis.Redis.from_url(redis_url) as client:
         queue = Queue("interactive", connection=client, serializer=JSONSerializer)
-        good = {"request": REQUEST.model_dump()}
+        good = {"request": REQUEST.model_dump(mode="json")}
         jobs = [
             queue.enqueue("os.getcwd"),
             queue.enqueue("generate", request={"seed": "no"}),
             queue.enqueue("generate", kwargs=good, on_success=Callback("os.getcwd")),
             Queue("interactive", connection=client).enqueue("os.getcwd"),  # pickled
         ]
-        assert link.claim(4, is_idle=True).jobs == ()
+        assert consumer.claim(4, is_idle=True).jobs == ()
         assert [client.hget(job.key, "error_code") for job in jobs] == [InvalidRequest.code.encode()] * 4
         assert client.zcard("smalti:leases") == 0
 
 
-def test_events_replay_and_follow(redis_url, link):
+def test_events_replay_and_follow(redis_url, consumer):
     async def use(queue: JobQueue) -> None:
         view = await queue.submit(REQUEST)
         events = queue.events(view.id)
@@ -293,9 +437,9 @@ def test_events_replay_and_follow(redis_url, link):
         rest: Coroutine[Any, Any, list[Any]] = _collect(events)
         following = asyncio.create_task(rest)
         await asyncio.sleep(0.05)
-        [claim] = link.claim(4, is_idle=True).jobs
-        link.tell_progress([(claim, Progress(step=2, total=4))])
-        link.finish([Outcome(claim, RESULT)])
+        [claim] = consumer.claim(4, is_idle=True).jobs
+        consumer.publish_progress([(claim, Progress(step=2, total=4))])
+        consumer.finish([Outcome(claim, RESULT)])
         seen = await following
         assert [event.status for event in seen] == ["running", "running", "succeeded"]
         assert seen[1].progress == Progress(step=2, total=4)
@@ -321,7 +465,7 @@ def test_a_dead_server_is_told_at_once_and_a_new_one_found(own_redis):
             with pytest.raises(QueueUnavailable):
                 await call
         assert asyncio.get_running_loop().time() - start < 3
-        again = await asyncio.to_thread(redis_server.start, own_redis.data_dir)
+        again = await asyncio.to_thread(embedded_server.start, own_redis.data_dir)
         assert (await queue.get(view.id)).status == JobStatus.QUEUED
         await queue.cancel(view.id)
         assert (await waiting).status == JobStatus.CANCELLED

@@ -6,10 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from app.local import compute
-from tests.app.conftest import serving_weights
-from workers.images import encode_image
-from workers.messages import GenerateRequest, JobView
+from app.cli.local import compute
+from tests.app.conftest import job_of, png_of, serving_weights
+from workers.messages import GenerateRequest
 from workers.settings import WorkerSettings
 
 WAIT = {"Prefer": "wait=60"}
@@ -24,10 +23,10 @@ def client(redis_url, tiny_weights, tmp_path):
 
 def result_of(response: httpx.Response):
     assert response.status_code == 200, response.text
-    return JobView.model_validate_json(response.content).result
+    return job_of(response).result
 
 
-def test_the_same_request_gives_the_same_bytes_with_and_without_a_service(client, tiny_weights):
+def test_the_same_request_gives_the_same_bytes_with_and_without_a_service(client, tiny_weights, tmp_path):
     requests = [
         GenerateRequest(class_label=label, seed=seed, num_steps=steps, guidance_scale=scale)
         for seed, (label, steps, scale) in enumerate(
@@ -45,8 +44,9 @@ def test_the_same_request_gives_the_same_bytes_with_and_without_a_service(client
     for request, answer in zip(requests, answers, strict=True):
         assert answer.status_code == 200, answer.text
         assert answer.headers["smalti-seed"] == str(request.seed)
-        _, finished = compute(request, WorkerSettings(weights_dir=tiny_weights))
-        assert encode_image(finished.images[0], "png") == answer.content
+        settings = WorkerSettings(weights_dir=tiny_weights, data_dir=tmp_path, device="cpu")
+        _, finished = compute(request, settings)
+        assert png_of(finished) == answer.content
 
 
 def test_codes_of_a_generated_image_decode_to_its_bytes(client):
@@ -67,9 +67,9 @@ def test_an_image_becomes_codes_and_codes_an_image(client):
     as_json = result_of(
         client.post("/encode", json={"image": base64.b64encode(image).decode()}, headers=WAIT)
     )
-    body = {"codes": as_file.codes, "tokenizer": as_file.tokenizer}
-    decoded = client.post("/decode", json=body, headers=IMAGE)
+    codes = as_file.codes
+    decoded = client.post("/decode", json={"codes": codes.model_dump()}, headers=IMAGE)
 
     assert as_file == as_json
-    assert all(0 <= code < as_file.codebook_size for grid in as_file.codes for row in grid for code in row)
+    assert all(0 <= code < codes.codebook_size for grid in codes.codes for row in grid for code in row)
     assert decoded.headers["content-type"] == "image/png"

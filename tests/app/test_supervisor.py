@@ -5,18 +5,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
+from tests.waiting import wait_until
+
 # Every child appends "<name> <pid>" to the log when it starts and "<name> done" when it has drained.
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
-from app.supervisor import end_with_stdin
+from app.processes.supervisor import end_with_stdin
 name, log, drain_s = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
 def write(line):
     with log.open("a") as file:
@@ -35,7 +37,7 @@ while True:
 TREE = """
 import sys
 from pathlib import Path
-from app.supervisor import Child, Supervisor
+from app.processes.supervisor import Child, Supervisor
 log = Path(sys.argv[1])
 def child(name, drain_s=0.0):
     ready = lambda: log.exists() and f"{name} " in log.read_text()
@@ -62,13 +64,6 @@ def tree(tmp_path: Path, stages: str) -> Iterator[tuple[subprocess.Popen[str], P
         if process.poll() is None:
             process.kill()
         process.communicate()
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    ends_at = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < ends_at, "nothing happened in time"
-        time.sleep(0.02)
 
 
 def pids(log: Path, name: str) -> list[int]:

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+
+from tests.waiting import wait_until
 
 
 @contextmanager
@@ -18,7 +19,7 @@ def service(tmp_path: Path, tiny_weights: Path) -> Iterator[tuple[subprocess.Pop
     """A running `smalti up`, its address, and the command that it says to try."""
     environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "app.cli", "up", "--port", "0"],
+        [sys.executable, "-P", "-m", "app.cli.main", "up", "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
@@ -45,13 +46,6 @@ def processes_of(tmp_path: Path) -> dict[int, str]:
         except OSError:
             continue
     return {pid: command for pid, command in found.items() if command}
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    ends_at = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < ends_at, "nothing happened in time"
-        time.sleep(0.05)
 
 
 def generate(address: str) -> httpx.Response:
@@ -81,7 +75,7 @@ def test_a_killed_worker_and_a_killed_queue_server_come_back(tmp_path, tiny_weig
             for pid, command in processes_of(tmp_path).items():
                 if part in command:
                     os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: "--supervised worker" in " ".join(processes_of(tmp_path).values()))
+        wait_until(lambda: "--supervised worker" in " ".join(processes_of(tmp_path).values()), 30)
 
         def answers() -> bool:
             try:
@@ -89,7 +83,7 @@ def test_a_killed_worker_and_a_killed_queue_server_come_back(tmp_path, tiny_weig
             except httpx.HTTPError:
                 return False
 
-        wait_until(answers)
+        wait_until(answers, 60)
 
 
 @needs_proc
@@ -98,4 +92,4 @@ def test_nothing_is_left_when_it_is_killed(tmp_path, tiny_weights):
         assert generate(address).status_code == 200
         assert len(processes_of(tmp_path)) >= 4
         process.kill()
-        wait_until(lambda: processes_of(tmp_path) == {})
+        wait_until(lambda: processes_of(tmp_path) == {}, 30)

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from models.code_search import CALLS_PER_SWEEP, CodeSearch, search_codes
-from models.tokenizer import Tokenizer
+from models.autoencoders.code_search import CALLS_PER_SWEEP, CodeSearch, search_codes
+from models.autoencoders.vq import Tokenizer
 from tests.tiny import TOKENIZER
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from models.conditioning import Conditions, drop_conditions, stack_conditions
-from models.config import ConfigError, PriorConfig
-from models.prior import DiT
+from models.networks.dit import DiT, DiTConfig
+from models.options import ConfigError
 
-CONFIG = PriorConfig(
-    grid=(4, 4), hidden_size=16, depth=2, num_heads=2, num_classes=0, num_styles=3, num_groups=2,
+CONFIG = DiTConfig(
+    grid=(4, 4), hidden_size=16, depth=2, num_heads=2, label_sizes=(3, 2),
     text_tokens=5, text_channels=6,
 )  # fmt: skip
 
@@ -91,4 +91,4 @@ def test_gradients_reach_every_parameter(prior: DiT) -> None:
 
 def test_half_a_text_configuration_is_refused() -> None:
     with pytest.raises((ConfigError, ValueError), match="must both be 0 or neither, got 5 and 0"):
-        PriorConfig(text_tokens=5)
+        DiTConfig(text_tokens=5)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.quantizers import FSQ, VectorQuantizer
+from models.autoencoders.quantizers import FSQ, VectorQuantizer
 
 
 def generator(seed: int = 0) -> torch.Generator:

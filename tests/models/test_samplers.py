@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models.config import Sampling
-from models.samplers import guide, is_guided, make_calls, sample, take_step, time_grid
+from models.options import FlowOptions
+from models.priors.samplers import guide, is_guided, make_calls, take_step, time_grid
 
 SAMPLERS = ("euler", "heun", "dpmpp_2m")
 
@@ -25,14 +25,11 @@ def solve(
 ) -> float:
     """Return the largest error against the exact flow, noise → mean + std·noise."""
     noise = torch.linspace(-2, 2, 9, dtype=torch.float32)[:, None]
-    labels = torch.zeros(9, dtype=torch.long)
-    x = sample(
-        gaussian_velocity(mean, std),
-        noise,
-        labels,
-        1,
-        Sampling(sampler=sampler, num_steps=num_steps, time_easing=time_easing),
-    )
+    velocity = gaussian_velocity(mean, std)
+    x, m = noise, torch.zeros_like(noise)
+    for call in make_calls(FlowOptions(sampler=sampler, num_steps=num_steps, time_easing=time_easing)):
+        v = velocity(x, torch.full((9,), call.t), None)
+        x, m = take_step(x, v, m, torch.tensor([call.coefficients]).expand(9, 6))
     return float((x - (mean + std * noise)).abs().max())
 
 
@@ -75,15 +72,15 @@ def test_easing_makes_the_same_number_of_steps_better() -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_calls_are_counted(sampler) -> None:
-    assert len(make_calls(Sampling(sampler=sampler, num_steps=10))) == (19 if sampler == "heun" else 10)
-    assert make_calls(Sampling(sampler=sampler, num_steps=1))[0].t == 0
+    assert len(make_calls(FlowOptions(sampler=sampler, num_steps=10))) == (19 if sampler == "heun" else 10)
+    assert make_calls(FlowOptions(sampler=sampler, num_steps=1))[0].t == 0
 
 
 def test_samples_of_different_schedules_step_together_as_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     velocity = gaussian_velocity(1.0, 0.3)
     schedules = [
-        make_calls(Sampling(sampler=sampler, num_steps=num_steps))
+        make_calls(FlowOptions(sampler=sampler, num_steps=num_steps))
         for sampler, num_steps in (("euler", 5), ("heun", 3), ("dpmpp_2m", 5))
     ]
     assert len({len(calls) for calls in schedules}) == 1

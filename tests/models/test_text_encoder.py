@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models import text_encoder
 from models.checkpoint import CheckpointError
-from models.text_encoder import TENSORS_FILE, PromptEncoder, find_minilm, import_minilm
+from models.networks import text_encoder
+from models.networks.text_encoder import TENSORS_FILE, PromptEncoder, find_minilm, import_minilm
 from tests.tiny import WORDS, tiny_prompt_encoder, tiny_words
 
 SIZE, DEPTH, INNER = 8, 2, 16

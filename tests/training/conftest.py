@@ -1,13 +1,12 @@
 """A small data set with captions."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 
-from training.data.captioned import CAPTIONS_FILE, Caption
+from training.data.captioned import CAPTIONS_FILE, DATASET_FILE
 
 COLOURS = ("red", "blue")
 THINGS = ("cat", "dog", "apple", "emoji")
@@ -15,7 +14,7 @@ THINGS = ("cat", "dog", "apple", "emoji")
 
 @pytest.fixture(scope="session")
 def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight things in three styles, 16×16: one pair held out of training, one thing unseen."""
+    """Eight things in three styles, 16×16, as the emoji data set: one pair held out, one thing unseen."""
     folder = tmp_path_factory.mktemp("captioned")
     lines = []
     for style, shape in (("round", "ellipse"), ("flat", "rectangle"), ("small", "ellipse")):
@@ -28,11 +27,19 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file = f"images/{style}/{number}.png"
             image.save(folder / file)
             split = "unseen" if number == 7 else "held_out" if (number, style) == (2, "flat") else "train"
-            caption = Caption(
-                file=file, code_point=str(number), name=f"{colour} {thing}", keywords=(colour, thing),
-                group="food" if thing == "apple" else "animals", subgroup="", style=style,
-                licence="MIT", credit="", split=split,
-            )  # fmt: skip
-            lines.append(json.dumps(asdict(caption)))
+            name = f"{colour} {thing}"
+            line = {
+                "file": file,
+                "caption": [name, f"a {name}", thing],
+                "labels": {"style": style, "group": "food" if thing == "apple" else "animals"},
+                "split": split,
+                "code_point": str(number),
+            }
+            lines.append(json.dumps(line))
+    info = {
+        "kind": "emoji",
+        "labels": {"style": ["round", "flat", "small"], "group": ["animals", "food"]},
+    }
+    (folder / DATASET_FILE).write_text(json.dumps(info))
     (folder / CAPTIONS_FILE).write_text("\n".join(lines) + "\n")
     return folder

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from models.conditioning import Conditions
-from models.flow import draw_noise
+from models.options import ConfigError
 from models.pipeline import Pipeline
-from models.samplers import sample
+from models.priors.flow import FlowStage, draw_noise
+from models.spec import PipelineSpec
+from models.stage import Sample, SampleSpec, run_path
 from training.distill import DistillConfig, TeacherPaths, train_distilled, walk
 from training.examples import Examples
 
@@ -43,26 +45,28 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_the_student_is_a_pipeline_of_few_steps_nearer_to_its_teacher(config: DistillConfig) -> None:
+    teacher_spec = PipelineSpec.load(config.teacher / "pipeline.json")
     student = Pipeline.load(train_distilled(config))
 
-    assert student.config.shares_with == "teacher"
+    assert student.spec.shares_with == "teacher"
     assert sorted(path.name for path in config.output.iterdir()) == ["pipeline.json", "prior.safetensors"]
-    defaults = student.config.defaults
+    defaults = student.spec.defaults
+    assert student.spec == replace(teacher_spec, name="student", defaults=defaults, shares_with="teacher")
     assert (defaults.num_steps, defaults.sampler, defaults.guidance_scale) == (4, "euler", 1.0)
     found = losses(config.folder)
     assert sum(found[-10:]) < 0.8 * sum(found[:10])
     assert (config.folder / "samples/0000060.png").exists()
 
     teacher = Pipeline.load(config.teacher)
-    conditions = teacher.conditions(prompt="red apple", style=1).expand(8)
+    conditions = teacher.conditions({"style": 1}, "red apple").expand(8)
     noise = torch.randn(8, 4, 4, 4, generator=torch.Generator().manual_seed(5))
     wanted = walk(teacher, noise, conditions, config)[:, -1]
     errors = []
-    for prior in (teacher.prior, student.prior):
+    for network in (teacher.prior.network, student.prior.network):
         x = noise
         with torch.inference_mode():
             for window in range(4):
-                x = x + prior(x, torch.full((8,), window / 4), conditions).float() / 4
+                x = x + network(x, torch.full((8,), window / 4), conditions).float() / 4
         errors.append(float((x - wanted).square().mean()))
     assert errors[1] < errors[0]
 
@@ -87,22 +91,31 @@ def test_distillation_resumes_to_the_same_losses(
     assert losses(stopped.folder) == losses(config.folder)
 
 
-def test_paths_end_where_the_teacher_does(config: DistillConfig) -> None:
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
+def test_paths_pass_where_the_teacher_does(config: DistillConfig, sampler: str) -> None:
     """The edges lie on the teacher's own path: its last one is what the teacher samples."""
     teacher = Pipeline.load(config.teacher)
-    conditions = teacher.conditions(prompt="blue dog", style=0).expand(2)
+    options = replace(teacher.spec.defaults, sampler=sampler, num_steps=16, time_easing=0.0)
+    teacher.spec = replace(teacher.spec, defaults=options)
+    conditions = teacher.conditions({"style": 0}, "blue dog").expand(2)
     noise = torch.stack([draw_noise((4, 4, 4), 3, i) for i in range(2)])
     edges = walk(teacher, noise, conditions, config)
     assert edges.shape == (2, 5, 4, 4, 4)
     assert torch.equal(edges[:, 0], noise)
-    expected = sample(
-        teacher.prior,
-        noise,
-        conditions,
-        teacher.prior.null_conditions(2),
-        replace(teacher.config.defaults, num_steps=16, time_easing=0.0),
-    )
-    assert torch.equal(edges[:, -1], expected)
+    null = teacher.prior.null_conditions()
+    samples = [Sample(SampleSpec(3, options, conditions[i : i + 1], null), i) for i in range(2)]
+    run_path([FlowStage(teacher.prior.network, 2)], samples)
+    assert torch.equal(edges[:, -1], torch.stack([sample.value for sample in samples]))
+
+
+def test_a_teacher_is_not_distilled_on_other_labels(config: DistillConfig, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(config.data, data)
+    lines = (data / "captions.jsonl").read_text()
+    (data / "captions.jsonl").write_text(lines.replace('"flat"', '"flatter"'))
+    said = r"line 9: labels\.style: known are flat, round, small, got 'flatter'"
+    with pytest.raises(ConfigError, match=said):
+        train_distilled(replace(config, data=str(data)))
 
 
 def test_old_paths_are_forgotten_and_every_window_is_learnt(config: DistillConfig) -> None:
@@ -112,13 +125,13 @@ def test_old_paths_are_forgotten_and_every_window_is_learnt(config: DistillConfi
         labels=torch.zeros(5, 2, dtype=torch.long),
         caption_rows=tuple(torch.tensor([i]) for i in range(5)),
         caption_states=torch.randn(5, 6, 8, generator=torch.Generator().manual_seed(0)),
-        shown=Conditions(torch.zeros(0, 2, dtype=torch.long)),
+        preview_conditions=Conditions(torch.zeros(0, 2, dtype=torch.long)),
     )
     paths = TeacherPaths(teacher, examples, config)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         paths.extend(4, generator)
-    assert len(paths.state()["edges"]) == len(paths.state()["labels"]) == 64
+    assert len(paths.state_dict()["edges"]) == len(paths.state_dict()["labels"]) == 64
     x, t, conditions, target = paths.draw(3, generator)
     assert x.shape == target.shape == (12, 4, 4, 4)
     assert len(conditions) == 12

@@ -3,16 +3,18 @@
 import io
 import json
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from app.cli import cli
-from training.data.captioned import load_captioned
-from training.data.emoji import SOURCES, EmojiError, build_emoji, split_captions
+from app.cli.main import cli
+from training.data.captioned import read_captions, read_info, read_json_lines
+from training.emoji.build import EmojiPicture, build_emoji, split_pictures
+from training.emoji.captions import caption_texts
+from training.emoji.dataset import load_emoji
+from training.emoji.packages import SOURCES, Emoji, EmojiError
 
 pytest.importorskip("resvg_py")
 
@@ -92,8 +94,9 @@ def packages(tmp_path: Path) -> Path:
 def test_pictures_get_the_names_of_their_emoji(packages: Path, tmp_path: Path) -> None:
     built = build_emoji(tmp_path / "emoji", packages=packages)
 
-    data = load_captioned(tmp_path / "emoji")
-    found = {(caption.style, caption.name) for caption in data.captions}
+    data = load_emoji(tmp_path / "emoji")
+    lines = [line for _, line in read_json_lines(tmp_path / "emoji/captions.jsonl")]
+    found = {(line["labels"]["style"], line["name"]) for line in lines}
     assert found == {
         ("noto", "grinning face"),
         ("noto", "red apple"),
@@ -109,10 +112,15 @@ def test_pictures_get_the_names_of_their_emoji(packages: Path, tmp_path: Path) -
     assert built.left_out == {"unknown emoji": 0, "blank": 1, "copy of another": 1}
     assert sum(built.num_images.values()) == len(data) == 10
     assert data.images.shape == (10, 3, 64, 64)
-    apple = next(caption for caption in data.captions if caption.name == "red apple")
-    assert (apple.keywords, apple.group, apple.subgroup) == (("apple", "fruit"), "food-drink", "food-fruit")
-    assert (apple.code_point, apple.licence) == ("1f34e", "Apache-2.0")
-    pixels = data.images[data.captions.index(apple)]
+    row = next(row for row, line in enumerate(lines) if line["name"] == "red apple")
+    apple = lines[row]
+    assert (apple["keywords"], apple["labels"]["group"]) == (["apple", "fruit"], "food-drink")
+    assert (apple["code_point"], apple["licence"], apple["subgroup"]) == ("1f34e", "Apache-2.0", "food-fruit")
+    assert data.code_points[row] == "1f34e"
+    assert data.captions.lines[row].caption[:2] == ("red apple", "a red apple")
+    assert data.style_names == ("noto", "twemoji", "fluent-flat", "fluent", "emojione", "fxemoji")
+    assert read_info(tmp_path / "emoji").kind == "emoji"
+    pixels = data.images[row]
     assert pixels[:, 32, 32].tolist() == [255, 0, 0]
     assert pixels[:, 0, 0].tolist() == [255, 255, 255]
 
@@ -132,8 +140,7 @@ def test_credits_and_licence_texts_go_with_the_pictures(packages: Path, tmp_path
 def test_share_alike_pictures_come_only_when_asked_for(packages: Path, tmp_path: Path) -> None:
     build_emoji(tmp_path / "emoji", packages=packages, with_share_alike=True)
 
-    data = load_captioned(tmp_path / "emoji")
-    assert "openmoji" in data.style_names
+    assert "openmoji" in read_captions(tmp_path / "emoji").label_names["style"]
     assert "The text of CC-BY-SA-4.0." in (tmp_path / "emoji/NOTICE").read_text()
 
 
@@ -157,20 +164,26 @@ def test_npm_is_asked_for_where_it_is_missing(tmp_path: Path, monkeypatch: pytes
         build_emoji(tmp_path / "emoji")
 
 
-def test_an_emoji_is_on_one_side_in_every_style(packages: Path, tmp_path: Path) -> None:
-    build_emoji(tmp_path / "emoji", packages=packages)
-    one = load_captioned(tmp_path / "emoji").captions[0]
-    captions = [
-        replace(one, code_point=f"{number:x}", style=style)
+def test_an_emoji_is_on_one_side_in_every_style() -> None:
+    pictures = [
+        EmojiPicture("", Emoji(f"{number:x}", "", (), "", ""), source)
         for number in range(2000)
-        for style in ("noto", "twemoji", "fluent")
+        for source in SOURCES[:3]
     ]
-    split = split_captions(captions)
-    unseen = {caption.code_point for caption in split if caption.split == "unseen"}
+    split = split_pictures(pictures)
+    unseen = {picture.emoji.code_point for picture in split if picture.split == "unseen"}
     assert 60 < len(unseen) < 140, "5 % of 2,000"
-    assert all((caption.code_point in unseen) == (caption.split == "unseen") for caption in split)
-    held_out = [caption for caption in split if caption.split == "held_out"]
+    assert all((each.emoji.code_point in unseen) == (each.split == "unseen") for each in split)
+    held_out = [picture for picture in split if picture.split == "held_out"]
     assert 220 < len(held_out) < 350, "5 % of 5,700"
-    again = split_captions(captions[::-1])[::-1]
-    assert again == split
-    assert not [caption for caption in split_captions(captions[::3]) if caption.split == "held_out"]
+    assert split_pictures(pictures[::-1])[::-1] == split
+    assert not [picture for picture in split_pictures(pictures[::3]) if picture.split == "held_out"]
+
+
+def test_captions_vary_and_hold_to_the_same_thing() -> None:
+    cat = Emoji("1", "red cat", ("fur", "meow", "pet", "whiskers"), "animals", "")
+    texts = caption_texts(cat, "round")
+    assert texts[:4] == ["red cat", "a red cat", "red cat emoji", "a red cat emoji in round style"]
+    assert texts[4] == "red cat, fur, meow, pet, whiskers"
+    assert len(texts) == len(set(texts)) == 8
+    assert texts == caption_texts(cat, "round")

@@ -6,20 +6,24 @@ import pytest
 import torch
 from PIL import Image
 
-from models.config import PipelineConfig, PriorConfig, Sampling, TokenizerConfig
+from models.autoencoders.vq import TokenizerConfig
+from models.networks.dit import DiTConfig
+from models.options import FlowOptions
+from models.spec import PipelineSpec
 from tests.tiny import save_untrained
-from training.classifier import (
+from training.data.dataset import ImageDataset
+from training.evaluation.classifier import (
     ClassifierConfig,
     ClassifierTraining,
     classify,
     load_or_train_classifiers,
     train_classifier,
 )
-from training.data.dataset import ImageDataset
-from training.evaluate import EvaluationOptions, draw_subset, evaluate, split_for_judging, spread_labels
-from training.model_card import render_evaluation, write_card_section
-from training.plots import Curve, save_curves, save_grid
-from training.scores import (
+from training.evaluation.evaluate import draw_subset, evaluate, split_for_classifiers, spread_labels
+from training.evaluation.model_card import render_evaluation, write_card_section
+from training.evaluation.options import EvaluationOptions
+from training.evaluation.plots import Curve, save_curves, save_grid
+from training.evaluation.scores import (
     ClassifierMetrics,
     Evaluation,
     SampleMetrics,
@@ -126,10 +130,10 @@ def test_drawn_subset_has_distinct_images_in_proportion(train: ImageDataset) -> 
 
 
 def test_a_sixth_of_every_class_is_kept_from_the_classifiers(train: ImageDataset) -> None:
-    split = split_for_judging(train)
+    split = split_for_classifiers(train)
     assert split.unseen.labels.bincount().tolist() == [21, 21]
     assert split.seen.labels.bincount().tolist() == [107, 107]
-    assert torch.equal(split.unseen.images, split_for_judging(train).unseen.images)
+    assert torch.equal(split.unseen.images, split_for_classifiers(train).unseen.images)
     together = torch.cat([split.seen.images, split.unseen.images])
     assert len(together.flatten(1).unique(dim=0)) == 256
 
@@ -140,8 +144,7 @@ def make_evaluation() -> Evaluation:
         pipeline="tiny",
         tokenizer_fingerprint="0" * 16,
         data="halves",
-        sampling=Sampling(num_steps=8, sampler="heun", guidance_scale=1.5, guidance_interval=(0.1, 0.9)),
-        cache_interval=1,
+        sampling=FlowOptions(num_steps=8, sampler="heun", guidance_scale=1.5, guidance_interval=(0.1, 0.9)),
         seed=0,
         device="cpu",
         num_threads=2,
@@ -207,22 +210,23 @@ def test_evaluation_of_a_pipeline_is_written_into_its_folder(
     save_images(train, data / "train")
     save_images(test, data / "test")
     tokenizer = TokenizerConfig(image_size_px=16, hidden_channels=8, num_blocks=1, codebook_size=16)
-    prior = PriorConfig(grid=(8, 8), hidden_size=32, depth=1, num_heads=2, num_classes=2)
-    save_untrained(folder, tokenizer, prior, class_names=CLASS_NAMES)
+    prior = DiTConfig(grid=(8, 8), hidden_size=32, depth=1, num_heads=2, label_sizes=(2,))
+    save_untrained(folder, tokenizer, prior, labels={"class": CLASS_NAMES})
     options = EvaluationOptions(
         data=str(data),
         num_images=40,
         batch_size=16,
         num_steps=2,
         sampler="euler",
+        cache_interval=2,
         num_neighbours=3,
         trainings=QUICK,
         classifier_folder=tmp_path / "classifiers",
     )
     evaluation = evaluate(folder, options)
 
-    defaults = PipelineConfig.load(folder / "pipeline.json").defaults
-    assert evaluation.sampling == replace(defaults, num_steps=2, sampler="euler")
+    defaults = PipelineSpec.load(folder / "pipeline.json").defaults
+    assert evaluation.sampling == replace(defaults, num_steps=2, sampler="euler", cache_interval=2)
     assert evaluation.data == "halves"
     assert evaluation.tokenizer.num_images == 64
     assert set(evaluation.classifiers) == {"residual-1", "plain-2"}
@@ -235,6 +239,7 @@ def test_evaluation_of_a_pipeline_is_written_into_its_folder(
     assert json.loads(written)["tokenizer"]["ssim"] == evaluation.tokenizer.ssim
     card = (folder / "README.md").read_text()
     assert "`euler`, 2 steps" in card
+    assert "middle blocks in one call of 2, seed 0" in card
     assert str(tmp_path) not in card + written
     with Image.open(folder / "samples.png") as samples:
         assert samples.height > 2 * 56

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from training.metrics import (
+from training.evaluation.metrics import (
     FeatureStatistics,
     build_manifold,
     frechet_distance,
@@ -97,7 +97,7 @@ def test_manifold_scores_match_a_direct_count() -> None:
 def test_manifold_scores_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     real, samples = normal(70, 4), normal(70, 4, seed=1)
     whole = measure_manifolds(build_manifold(real), build_manifold(samples))
-    monkeypatch.setattr("training.metrics._BLOCK_ROWS", 16)
+    monkeypatch.setattr("training.evaluation.metrics._BLOCK_ROWS", 16)
     assert measure_manifolds(build_manifold(real), build_manifold(samples)) == whole
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.autoencoders.code_search import search_codes
+from models.autoencoders.vq import Tokenizer, TokenizerConfig
 from models.checkpoint import load_checkpoint
-from models.code_search import search_codes
-from models.config import TokenizerConfig
-from models.pipeline import load_tokenizer
 from tests.tiny import TOKENIZER
 from training.data.dataset import scale_to_unit
 from training.data.sources import load_dataset
@@ -97,12 +96,12 @@ def test_a_decoder_trained_on_draws_better_from_the_same_codes(
 ) -> None:
     first = train_tokenizer(config)
     better = train_tokenizer(
-        replace(config, folder=config.folder.parent / "better", decoder_of=first, num_steps=100)
+        replace(config, folder=config.folder.parent / "better", finetune_decoder=first, num_steps=100)
     )
     images = scale_to_unit(load_dataset(captioned, "train").images)
     errors, codes = [], []
     for path in (first, better):
-        tokenizer = load_tokenizer(path)
+        tokenizer = Tokenizer.load(path)
         codes.append(tokenizer.quantize(tokenizer.encode(images)).codes)
         errors.append((tokenizer.decode_codes(codes[-1]) - images).square().mean())
     assert torch.equal(codes[0], codes[1])
@@ -114,8 +113,10 @@ def test_a_decoder_trained_on_draws_better_from_the_same_codes(
     assert changed == {"decoder"}
 
     other = replace(config.tokenizer, codebook_size=8)
-    with pytest.raises(TrainingError, match=r"decoder_of: .* has another shape"):
-        train_tokenizer(replace(config, folder=config.folder.parent / "x", decoder_of=first, tokenizer=other))
+    with pytest.raises(TrainingError, match=r"finetune_decoder: .* has another shape"):
+        train_tokenizer(
+            replace(config, folder=config.folder.parent / "x", finetune_decoder=first, tokenizer=other)
+        )
 
 
 def test_a_decoder_also_learns_from_searched_codes(
@@ -123,25 +124,27 @@ def test_a_decoder_also_learns_from_searched_codes(
 ) -> None:
     first = train_tokenizer(config)
     images = scale_to_unit(load_dataset(captioned, "train").images)
-    codes = search_codes(load_tokenizer(first), images, 1)
+    codes = search_codes(Tokenizer.load(first), images, 1)
     errors = []
-    for name, num_searched in (("without", 0), ("with", len(images))):
+    for name, num_searched_images in (("without", 0), ("with", len(images))):
         trained_on = replace(
             config,
             folder=config.folder.parent / name,
-            decoder_of=first,
+            finetune_decoder=first,
             num_steps=100,
-            num_searched=num_searched,
+            num_searched_images=num_searched_images,
         )
-        tokenizer = load_tokenizer(train_tokenizer(trained_on))
+        tokenizer = Tokenizer.load(train_tokenizer(trained_on))
         errors.append((tokenizer.decode_codes(codes) - images).square().mean())
     assert errors[1] < 0.9 * errors[0]
 
     with monkeypatch.context() as patched:
-        patched.setattr("training.tokenizer.search_codes", lambda *_, **__: pytest.fail("searched again"))
+        patched.setattr(
+            "training.searched_codes.search_codes", lambda *_, **__: pytest.fail("searched again")
+        )
         train_tokenizer(trained_on, resume=True)
-    with pytest.raises(TrainingError, match="give decoder_of"):
-        train_tokenizer(replace(config, folder=config.folder.parent / "x", num_searched=2))
+    with pytest.raises(TrainingError, match="give finetune_decoder"):
+        train_tokenizer(replace(config, folder=config.folder.parent / "x", num_searched_images=2))
     with pytest.raises(TrainingError, match="batch_size of at least 2"):
         train_tokenizer(replace(trained_on, folder=config.folder.parent / "x", batch_size=1))
 
@@ -168,7 +171,7 @@ def test_a_tokenizer_trained_on_with_more_blocks_begins_as_the_finished_one(
         ),
         train_tokenizer(deeper),
     ):
-        tokenizer = load_tokenizer(path)
+        tokenizer = Tokenizer.load(path)
         made = tokenizer.decode_codes(tokenizer.quantize(tokenizer.encode(images)).codes)
         errors.append((made - images).square().mean().item())
     assert errors[1] == pytest.approx(errors[0], rel=0.05)  # the codebook moves a little in a step
@@ -180,7 +183,7 @@ def test_a_tokenizer_trained_on_with_more_blocks_begins_as_the_finished_one(
     for refused, said in (
         (replace(deeper, tokenizer=wider), r"start_from: .* has another shape"),
         (with_fewer_blocks, r"start_from: .* has another shape"),
-        (replace(deeper, decoder_of=first), r"give one of them"),
+        (replace(deeper, finetune_decoder=first), r"give one of them"),
     ):
         with pytest.raises(TrainingError, match=said):
             train_tokenizer(replace(refused, folder=folder / "refused"))

@@ -14,9 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from models.autoencoders.vq import Tokenizer, TokenizerConfig
 from models.conditioning import Conditions
-from models.config import PriorConfig, Sampling, TokenizerConfig
+from models.options import FlowOptions
 from models.pipeline import Pipeline
+from training.network import NetworkSettings, network_config
 from training.prior import PriorTrainingConfig, train_prior
 from training.run import TrainingError, load_config
 from training.tokenizer import TokenizerTrainingConfig, train_tokenizer
@@ -69,7 +71,9 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 def cli(*arguments: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "train", *arguments], env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "app.cli.main", "train", *arguments],
+        env=environment,
+        stderr=subprocess.DEVNULL,
     )
 
 
@@ -113,11 +117,11 @@ def squares(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> PriorTr
     tokenizer = train_tokenizer(config)
     assert losses(config.folder)[-1][1] < losses(config.folder)[0][1] / 4
     prior = PriorTrainingConfig(
-        prior=PriorConfig(grid=(6, 6), hidden_size=64, depth=2, num_heads=2, num_classes=2),
+        prior=NetworkSettings(hidden_size=64, depth=2, num_heads=2),
         tokenizer=tokenizer,
         folder=tmp_path / "prior",
         output=tmp_path / "weights" / "squares",
-        defaults=Sampling(num_steps=8, guidance_scale=1.0),
+        defaults=FlowOptions(num_steps=8, guidance_scale=1.0),
         data=str(pictures),
         batch_size=64,
         num_steps=300,
@@ -133,7 +137,9 @@ def squares(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> PriorTr
 
 def test_pipeline_trained_on_a_folder_generates_its_classes(squares: PriorTrainingConfig) -> None:
     pipeline = Pipeline.load(squares.output)
-    assert pipeline.config.class_names == ("left", "right")
+    assert pipeline.spec.labels == {"class": ("left", "right")}
+    assert pipeline.spec.latents == (4, 6, 6)
+    assert pipeline.spec.codes.fingerprint == pipeline.tokenizer.fingerprint()
     images = pipeline.generate(Conditions(torch.tensor([[0]] * 8 + [[1]] * 8)), seed=0)
     left_is_brighter = images[..., :6].mean((1, 2, 3)) > images[..., 6:].mean((1, 2, 3))
     assert left_is_brighter.tolist() == [True] * 8 + [False] * 8
@@ -151,6 +157,45 @@ def test_a_prior_can_start_from_a_finished_one(tmp_path: Path, squares: PriorTra
     deeper = replace(more, folder=tmp_path / "deeper", prior=replace(more.prior, depth=3))
     with pytest.raises(TrainingError, match=r"start_from: .*prior.safetensors has another shape"):
         train_prior(deeper)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_classes": 3}, r"prior\.label_sizes: tokenizer and data give \(2,\), the settings say \(3,\)"),
+        ({"label_sizes": [2, 2]}, r"prior\.label_sizes: .* \(2, 2\)"),
+        ({"grid": [14, 14]}, r"prior\.grid: tokenizer and data give \(6, 6\), the settings say \(14, 14\)"),
+        ({"latent_channels": 8}, r"prior\.latent_channels: .* give 4, the settings say 8"),
+        ({"text_tokens": 24, "text_channels": 8}, r"prior\.text_tokens: .* give 0, the settings say 24"),
+        ({"patch_size": 4}, r"prior: .*multiple of patch_size 4"),
+    ],
+)
+def test_a_shape_that_doesnt_fit_is_an_error_before_an_image_is_encoded(
+    tmp_path: Path,
+    squares: PriorTrainingConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, object],
+    said: str,
+) -> None:
+    monkeypatch.setattr("training.examples.encode_images", lambda *_: pytest.fail("encoded"))
+    path = tmp_path / "prior.toml"
+    fields = {"tokenizer": squares.tokenizer, "folder": tmp_path / "run", "output": tmp_path / "out"}
+    text = [f'{name} = "{value}"\n' for name, value in fields.items()]
+    text += [
+        f'data = "{squares.data}"\n[prior]\n',
+        *(f"{name} = {value}\n" for name, value in settings.items()),
+    ]
+    path.write_text("".join(text))
+    with pytest.raises(TrainingError, match=said) as raised:
+        train_prior(load_config(path, PriorTrainingConfig))
+    assert "\n" not in str(raised.value)
+
+
+def test_shapes_that_agree_may_be_given_by_their_older_names(squares: PriorTrainingConfig) -> None:
+    tokenizer = Tokenizer.load(squares.tokenizer)
+    given = NetworkSettings(num_classes=0, num_styles=2, num_groups=3, grid=(6, 6), latent_channels=4)
+    names = {"style": ("a", "b"), "group": ("c", "d", "e")}
+    assert network_config(given, tokenizer, names, None).label_sizes == (2, 3)
 
 
 def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(tmp_path: Path, pictures: Path) -> None:
@@ -178,7 +223,7 @@ def test_two_processes_train_one_model(tmp_path: Path, pictures: Path) -> None:
     for path in (both, one):
         path.write_text(path.read_text().replace("num_steps = 40", "num_steps = 8\nhorizontal_flips = false"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "app.cli", "train", "tokenizer", "--config", str(both)]
+    command += ["-m", "app.cli.main", "train", "tokenizer", "--config", str(both)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL, timeout=100)
     train_tokenizer(load_config(one, TokenizerTrainingConfig))

@@ -2,16 +2,16 @@
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
-from workers.protocol import WORKERS
+from tests.waiting import wait_until
+from workers.queue.records import WORKERS
 
-TOY_WORKER = Path(__file__).with_name("toy_worker.py")
+ROOT = Path(__file__).parents[2]
 
 
 class WorkerProcesses:
@@ -19,7 +19,7 @@ class WorkerProcesses:
 
     def __init__(self, redis_url: str, folder: Path) -> None:
         self.redis_url = redis_url
-        self.artifacts = folder / "artifacts"
+        self.data_dir = folder / "data"
         self.log_path = folder / "workers.log"
         self._started: list[subprocess.Popen[bytes]] = []
 
@@ -32,10 +32,11 @@ class WorkerProcesses:
         max_tries: int = 3,
         wait: bool = True,
     ) -> "subprocess.Popen[bytes]":
-        values = (self.redis_url, self.artifacts, lease_s, step_s, grace_s, max_tries)
+        values = (self.redis_url, self.data_dir, lease_s, step_s, grace_s, max_tries)
         arguments = [str(value) for value in values]
         with self.log_path.open("ab") as log:
-            process = subprocess.Popen([sys.executable, TOY_WORKER, *arguments], stdout=log, stderr=log)
+            command = [sys.executable, "-m", "tests.workers.toy_worker", *arguments]
+            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         self._started.append(process)
         if wait:
             with redis.Redis.from_url(self.redis_url, decode_responses=True) as client:
@@ -54,13 +55,6 @@ def worker_processes(redis_url: str, tmp_path: Path) -> Iterator[WorkerProcesses
     processes = WorkerProcesses(redis_url, tmp_path)
     yield processes
     processes.end()
-
-
-def wait_until(is_so: Callable[[], object], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def _pids(client: "redis.Redis") -> set[str]:

@@ -3,38 +3,41 @@ from dataclasses import replace
 
 import pytest
 
-from models.config import ConfigError, PipelineConfig, PriorConfig, Sampling, TokenizerConfig
+from models.media.image import ImageSpec
+from models.options import ConfigError, FlowOptions, Options
+from models.spec import CodesSpec, PipelineSpec
 from workers.catalog import Catalog
 from workers.errors import InvalidCodes, InvalidRequest, UnknownPipeline
-from workers.messages import DecodeRequest, EncodeRequest, GenerateRequest
+from workers.messages import CodesInfo, DecodeRequest, EncodeRequest, GenerateRequest, Resolved
 
-CONFIG = PipelineConfig(
+SPEC = PipelineSpec(
     name="tiny",
-    class_names=("T-shirt/top", "Sneaker"),
-    tokenizer=TokenizerConfig(image_size_px=8, downsample_factor=4, codebook_size=16),
-    tokenizer_fingerprint="0123456789abcdef",
-    prior=PriorConfig(grid=(2, 2), hidden_size=16, num_heads=2, num_classes=2),
-    defaults=Sampling(num_steps=5, sampler="heun", guidance_scale=1.5),
+    makes=(ImageSpec(width_px=8, height_px=8, channels=1),),
+    latents=(4, 2, 2),
+    codes=CodesSpec(grid=(2, 2), size=16, fingerprint="0123456789abcdef"),
+    labels={"class": ("T-shirt/top", "Sneaker")},
+    autoencoders={"image": "vq"},
+    prior="flow",
+    defaults=FlowOptions(num_steps=5, sampler="heun", guidance_scale=1.5),
 )
 PROMPTED = replace(
-    CONFIG,
+    SPEC,
     name="prompted",
-    class_names=(),
-    style_names=("noto", "fluent-flat"),
-    group_names=("food",),
+    makes=(ImageSpec(width_px=8, height_px=8, channels=3),),
+    codes=CodesSpec(grid=(2, 2), size=16, fingerprint="a" * 16),
+    labels={"style": ("noto", "fluent-flat"), "group": ("food",), "mood": ("glad", "sad")},
+    takes_prompt=True,
     example_prompt="a smiling cat",
-    tokenizer=replace(CONFIG.tokenizer, image_channels=3),
-    tokenizer_fingerprint="a" * 16,
-    prior=replace(CONFIG.prior, num_classes=0, num_styles=2, num_groups=1, text_tokens=6, text_channels=8),
 )
-OTHER = replace(CONFIG, name="other", tokenizer_fingerprint="f" * 16)
+OTHER = replace(SPEC, name="other", codes=CodesSpec(grid=(2, 2), size=16, fingerprint="f" * 16))
+CODER = replace(OTHER, name="coder", prior=None, labels={}, defaults=Options())
 
 
 @pytest.fixture
 def catalog(tmp_path):
-    for config in (CONFIG, OTHER):
-        (tmp_path / config.name).mkdir()
-        config.save(tmp_path / config.name / "pipeline.json")
+    for spec in (SPEC, OTHER):
+        (tmp_path / spec.name).mkdir()
+        spec.save(tmp_path / spec.name / "pipeline.json")
     return Catalog.load(tmp_path, ["tiny", "other"])
 
 
@@ -47,9 +50,13 @@ def test_pipelines_are_sorted_by_name_unless_named(tmp_path, catalog):
 def test_info_says_what_a_request_gets_that_names_nothing(catalog):
     info = catalog.info()[0]
 
-    assert (info.num_steps, info.sampler, info.guidance_scale) == (5, "heun", 1.5)
-    assert (info.image_size_px, info.grid, info.codebook_size) == (8, (2, 2), 16)
-    assert catalog.resolve(info.example).class_label == 1
+    defaults = {name: option.default for name, option in info.options.items()}
+    assert defaults == {"num_steps": 5, "sampler": "heun", "guidance_scale": 1.5, "cache_interval": 1}
+    assert "200" in str(info.options["num_steps"].json_schema)
+    assert info.makes[0].sizes == {"width_px": 8, "height_px": 8, "channels": 1}
+    assert info.makes[0].formats == ("png", "webp", "jpeg")
+    assert (info.grid, info.codebook_size) == ((2, 2), 16)
+    assert catalog.resolve(info.example).labels == {"class": 1}
 
 
 def test_an_empty_folder_is_refused(tmp_path):
@@ -64,7 +71,7 @@ def test_a_name_that_is_not_there_is_refused_with_those_that_are(tmp_path, catal
 
 def test_two_pipelines_of_one_name_are_refused(tmp_path, catalog):
     (tmp_path / "copy").mkdir()
-    CONFIG.save(tmp_path / "copy" / "pipeline.json")
+    SPEC.save(tmp_path / "copy" / "pipeline.json")
 
     with pytest.raises(ConfigError, match="several pipelines are named 'tiny'"):
         Catalog.load(tmp_path)
@@ -81,27 +88,34 @@ def test_a_broken_pipeline_is_refused_by_its_path(tmp_path, catalog):
 def test_resolving_makes_every_choice(catalog):
     resolved = catalog.resolve(GenerateRequest(class_label="sneaker"))
 
-    assert resolved == GenerateRequest(
-        pipeline="tiny", class_label=1, seed=resolved.seed, num_steps=5, guidance_scale=1.5, sampler="heun"
+    assert resolved == Resolved(
+        operation="generate",
+        pipeline="tiny",
+        num_samples=1,
+        seed=resolved.seed,
+        options={"num_steps": 5, "guidance_scale": 1.5, "sampler": "heun", "cache_interval": 1},
+        labels={"class": 1},
+        format="png",
     )
     assert resolved.seed is not None
     assert catalog.resolve(GenerateRequest()).seed != resolved.seed
 
 
 def test_resolving_keeps_what_was_asked_for(catalog):
-    request = GenerateRequest(
-        pipeline="other", class_label=0, seed=0, num_steps=9, guidance_scale=0, sampler="euler"
+    asked = {"num_steps": 9, "guidance_scale": 0, "sampler": "euler", "cache_interval": 2}
+    resolved = catalog.resolve(GenerateRequest(pipeline="other", seed=0, num_outputs=3, **asked))
+    assert (resolved.pipeline, resolved.seed, resolved.num_samples, resolved.options) == (
+        "other",
+        0,
+        3,
+        asked,
     )
 
-    assert catalog.resolve(request) == request
-    assert catalog.resolve(catalog.resolve(request)) == request
 
-
-@pytest.mark.parametrize(
-    ("label", "number"), [("t-shirt/top", 0), (" SNEAKER ", 1), ("1", 1), (0, 0), (None, None)]
-)
+@pytest.mark.parametrize(("label", "number"), [("t-shirt/top", 0), (" SNEAKER ", 1), ("1", 1), (0, 0)])
 def test_a_class_is_found_by_name_or_number(catalog, label, number):
-    assert catalog.resolve(GenerateRequest(class_label=label)).class_label == number
+    assert catalog.resolve(GenerateRequest(class_label=label)).labels == {"class": number}
+    assert catalog.resolve(GenerateRequest(labels={"class": label})).labels == {"class": number}
 
 
 def test_an_unknown_class_is_refused_with_the_known_ones(catalog):
@@ -115,16 +129,15 @@ def test_an_unknown_class_is_refused_with_the_known_ones(catalog):
 
 def test_among_many_classes_the_nearest_are_told(tmp_path):
     names = (*(f"class {letter}" for letter in "abcdefghijklmnopqrstuvwxy"), "tench")
-    config = replace(CONFIG, class_names=names, prior=replace(CONFIG.prior, num_classes=26))
     (tmp_path / "many").mkdir()
-    config.save(tmp_path / "many" / "pipeline.json")
+    replace(SPEC, labels={"class": names}).save(tmp_path / "many" / "pipeline.json")
 
     with pytest.raises(InvalidRequest, match=r"known are tench and 25 others; see /pipelines"):
         Catalog.load(tmp_path).resolve(GenerateRequest(class_label="tensh"))
 
 
 @pytest.mark.parametrize(
-    "request_", [GenerateRequest(pipeline="no"), EncodeRequest(pipeline="no", image="AAAA")]
+    "request_", [GenerateRequest(pipeline="no"), EncodeRequest(pipeline="no", source="AAAA")]
 )
 def test_an_unknown_pipeline_is_refused_with_the_known_ones(catalog, request_):
     with pytest.raises(UnknownPipeline, match=r"pipeline: there is no 'no'; known are tiny, other"):
@@ -140,14 +153,16 @@ def test_codes_find_the_pipeline_of_their_tokenizer(catalog):
     [
         ([[[0, 1], [2, 3]], [[0, 1], [16, 3]]], r"codes\[1\]\[1\]\[0\]: a code is from 0 to 15, got 16"),
         ([[[0, -1], [2, 3]]], r"codes\[0\]\[0\]\[1\]: a code is from 0 to 15, got -1"),
-        ([[[0, 1]]], r"codes\[0\]: tiny has 2 rows of 2 codes, got 1 rows"),
-        ([[[0, 1], [2]]], r"codes\[0\]\[1\]: tiny has 2 codes a row, got 1"),
-        ([[[0, 1], []]], r"codes\[0\]\[1\]: tiny has 2 codes a row, got 0"),
+        ([[[0, 1]]], r"codes\[0\]: tiny has 2 x 2 codes, so 2 here; got 1 of them"),
+        ([[[0, 1], [2]]], r"codes\[0\]\[1\]: tiny has 2 x 2 codes, so 2 here; got 1 of them"),
+        ([[[0, 1], [True, 0]]], r"codes\[0\]\[1\]\[0\]: a code is from 0 to 15, got True"),
+        ([[0, 1], [2, 3]], r"codes\[0\]\[0\]: tiny has 2 x 2 codes, so 2 here; got no list"),
+        ([[[0, 1], []]], r"codes\[0\]\[1\]: tiny has 2 x 2 codes, so 2 here; got 0 of them"),
     ],
 )
 def test_bad_codes_are_refused_by_index_value_and_limit(catalog, codes, message):
     with pytest.raises(InvalidCodes, match=message):
-        catalog.resolve(DecodeRequest(codes=codes, tokenizer=CONFIG.tokenizer_fingerprint))
+        catalog.resolve(DecodeRequest(codes=codes, tokenizer=SPEC.codes.fingerprint))
 
 
 def test_codes_of_a_foreign_tokenizer_are_refused(catalog):
@@ -160,9 +175,9 @@ def test_codes_of_a_foreign_tokenizer_are_refused(catalog):
 
 @pytest.fixture
 def mixed(tmp_path):
-    for config in (CONFIG, PROMPTED):
-        (tmp_path / config.name).mkdir()
-        config.save(tmp_path / config.name / "pipeline.json")
+    for spec in (SPEC, PROMPTED):
+        (tmp_path / spec.name).mkdir()
+        spec.save(tmp_path / spec.name / "pipeline.json")
     return Catalog.load(tmp_path, ["tiny", "prompted"])
 
 
@@ -183,8 +198,12 @@ def test_a_request_goes_to_the_first_pipeline_that_can_do_it(mixed, asked, name)
 
 def test_labels_of_every_kind_become_numbers(mixed):
     resolved = mixed.resolve(GenerateRequest(prompt="a cat", style="FLUENT-FLAT", group="food"))
-    assert (resolved.style, resolved.group, resolved.class_label) == (1, 0, None)
-    assert mixed.resolve(GenerateRequest(style=1)).style == 1
+    assert resolved.labels == {"style": 1, "group": 0}
+    assert mixed.resolve(GenerateRequest(style=1)).labels == {"style": 1}
+    assert mixed.resolve(GenerateRequest(labels={"mood": "sad", "style": 0})).labels == {
+        "mood": 1,
+        "style": 0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -196,9 +215,14 @@ def test_labels_of_every_kind_become_numbers(mixed):
         ({"pipeline": "tiny", "prompt": "a cat"}, r"prompt: tiny takes no prompt; it takes class_label$"),
         (
             {"pipeline": "prompted", "class_label": 0},
-            r"class_label: prompted takes no class; it takes prompt, ",
+            r"class_label: prompted takes no class; it takes style, group, labels.mood, prompt, ",
         ),
         ({"class_label": 0, "background": "transparent"}, r"background: transparent is for colour pipelines"),
+        ({"labels": {"mood": "cross"}}, r"labels.mood: prompted has no mood 'cross'; known are glad, sad"),
+        ({"labels": {"style": 0}, "style": 1}, r"style: is short for labels.style; send one of the two"),
+        ({"labels": {"hue": 0}}, r"labels.hue: tiny takes no labels.hue; it takes class_label"),
+        ({"num_images": 1, "num_outputs": 1}, r"num_images: is the older name of num_outputs"),
+        ({"format": "gif"}, r"format: image files are png, webp, jpeg, got 'gif'"),
         ({"prompt": "x", "background": "transparent", "format": "jpeg"}, r"got prompted as jpeg"),
     ],
 )
@@ -210,6 +234,23 @@ def test_what_a_pipeline_does_not_know_is_refused_by_name(mixed, asked, said):
 def test_info_of_a_pipeline_that_takes_prompts(mixed):
     info = mixed.info()[1]
     assert info.takes_prompt
-    assert info.style_names == ("noto", "fluent-flat")
+    assert info.labels["style"] == ("noto", "fluent-flat")
     assert (info.example.prompt, info.example.style) == ("a smiling cat", "noto")
     assert mixed.resolve(info.example).pipeline == "prompted"
+
+
+def test_a_pipeline_without_a_prior_encodes_and_decodes_only(tmp_path):
+    (tmp_path / "coder").mkdir()
+    CODER.save(tmp_path / "coder" / "pipeline.json")
+    catalog = Catalog.load(tmp_path)
+    assert catalog.info()[0].example is None
+    with pytest.raises(InvalidRequest, match="coder has no prior: it encodes and decodes only"):
+        catalog.resolve(GenerateRequest())
+
+
+def test_the_codes_object_of_a_result_is_decoded_as_it_is(catalog):
+    codes = CodesInfo(codes=[[[0, 15], [1, 2]]], grid=(2, 2), codebook_size=16, tokenizer="f" * 16)
+    resolved = catalog.resolve(DecodeRequest(codes=codes))
+    assert (resolved.pipeline, resolved.codes) == ("other", [[[0, 15], [1, 2]]])
+    with pytest.raises(InvalidCodes, match="tokenizer: is required beside codes"):
+        catalog.resolve(DecodeRequest(codes=[[[0, 15], [1, 2]]]))

@@ -1,6 +1,6 @@
 """Jobs under random kills and pauses of the workers and the queue server: nothing lost, nothing twice.
 
-By default a short run; ``FAULTS=60 FAULT_JOBS=1000`` for the long one (``make faults``).
+A short run by default, and long ones, with other seeds, among the tests marked ``hours`` (``make test-all``).
 """
 
 import asyncio
@@ -18,22 +18,23 @@ import pytest
 import redis
 
 from app.queue import JobQueue
+from models.media.image import encode_image
+from tests.fake_engine import grey_of, pixels_of
 from tests.workers.conftest import WorkerProcesses
-from tests.workers.toy_worker import toy_images
-from workers import redis_server
-from workers.artifacts import ArtifactStore
+from tests.workers.toy_worker import PIPELINE
 from workers.errors import QueueUnavailable
-from workers.images import encode_image
-from workers.messages import GenerateRequest, JobView
-from workers.protocol import events_key, result_key
+from workers.messages import JobView, Resolved
+from workers.queue import embedded_server
+from workers.queue.records import events_key, result_key
+from workers.results import ResultStore
 
 logger = logging.getLogger(__name__)
 
-NUM_JOBS = int(os.environ.get("FAULT_JOBS", "150"))
-NUM_FAULTS = int(os.environ.get("FAULTS", "15"))
 NUM_WORKERS = 3
 NUM_CLIENTS = 24
 LEASE_S = 1.0
+MAX_SAMPLES = 3
+FIRST_SEED = 1000  # those that do harm are below
 ENDS = {"succeeded", "failed", "cancelled"}
 
 
@@ -41,9 +42,10 @@ ENDS = {"succeeded", "failed", "cancelled"}
 class Chaos:
     """Kills and pauses at random; whatever died is started again, as a supervisor would."""
 
-    server: redis_server.EmbeddedServer
+    server: embedded_server.EmbeddedServer
     processes: WorkerProcesses
     dice: random.Random
+    num_faults: int
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -51,7 +53,7 @@ class Chaos:
         self.workers = [self._new_worker() for _ in range(NUM_WORKERS)]
 
     async def run(self) -> None:
-        while self.counts.total() < NUM_FAULTS:
+        while self.counts.total() < self.num_faults:
             await asyncio.sleep(self.dice.uniform(0.2, 0.7))
             fault = self.dice.choice(
                 (self.kill_worker, self.kill_worker, self.pause_worker, self.kill_server)
@@ -73,14 +75,14 @@ class Chaos:
     async def kill_server(self) -> None:
         os.kill(self.servers[-1].pid, signal.SIGKILL)
         await asyncio.sleep(self.dice.uniform(0, 1))
-        self.servers.append(await asyncio.to_thread(redis_server.start, self.server.data_dir))
+        self.servers.append(await asyncio.to_thread(embedded_server.start, self.server.data_dir))
 
     def end(self) -> None:
         self.processes.end()
         for server in self.servers:
             server.stop()
 
-    def _new_worker(self) -> "redis_server.subprocess.Popen[bytes]":
+    def _new_worker(self) -> "embedded_server.subprocess.Popen[bytes]":
         return self.processes.start(lease_s=LEASE_S, step_s=0.005, max_tries=20, wait=False)
 
 
@@ -90,11 +92,13 @@ class Clients:
 
     redis_url: str
     dice: random.Random
-    ended: dict[str, tuple[GenerateRequest, JobView]] = field(default_factory=dict)
+    num_jobs: int
+    pause_s: float  # at most, of a client between two jobs
+    ended: dict[str, tuple[Resolved, JobView]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.queues = [self._new_queue()]
-        self._seeds = iter(range(NUM_JOBS))
+        self._numbers = iter(range(self.num_jobs))
 
     @property
     def queue(self) -> JobQueue:
@@ -110,15 +114,16 @@ class Clients:
             await queue.close()
 
     async def _client(self) -> None:
-        for seed in self._seeds:
-            await asyncio.sleep(self.dice.uniform(0, NUM_FAULTS * NUM_CLIENTS / NUM_JOBS))
-            request = GenerateRequest(
-                pipeline="toy",
-                class_label=0,
-                seed=seed,
-                num_steps=self.dice.randint(1, 200),
-                num_images=self.dice.randint(1, 3),
+        for number in self._numbers:
+            await asyncio.sleep(self.dice.uniform(0, self.pause_s))
+            request = Resolved(
+                operation="generate",
+                pipeline=PIPELINE,
+                seed=FIRST_SEED + MAX_SAMPLES * number,
+                options={"num_steps": self.dice.randint(1, 200)},
+                num_samples=self.dice.randint(1, MAX_SAMPLES),
                 priority=self.dice.choice(("interactive", "batch")),
+                format="png",
             )
             job_id = ""
             while not job_id:
@@ -147,12 +152,18 @@ class Clients:
 
 
 @pytest.mark.timeout(600)
-def test_nothing_is_lost_and_nothing_done_twice(own_redis, tmp_path: Path) -> None:
-    seed = int(os.environ.get("FAULT_SEED", random.randrange(1000)))
-    logger.info("FAULT_SEED=%d", seed)
-    chaos = Chaos(own_redis, WorkerProcesses(own_redis.url, tmp_path), random.Random(seed))
-    clients = Clients(own_redis.url, random.Random(seed))
-    store = ArtifactStore(chaos.processes.artifacts)
+@pytest.mark.parametrize(
+    ("num_faults", "num_jobs", "seed"),
+    [(15, 150, 0), *(pytest.param(60, 1000, seed, marks=pytest.mark.hours) for seed in range(1, 6))],
+)
+def test_nothing_is_lost_and_nothing_done_twice(
+    own_redis, tmp_path: Path, num_faults: int, num_jobs: int, seed: int
+) -> None:
+    processes = WorkerProcesses(own_redis.url, tmp_path)
+    chaos = Chaos(own_redis, processes, random.Random(seed), num_faults)
+    pause_s = num_faults * NUM_CLIENTS / num_jobs
+    clients = Clients(own_redis.url, random.Random(seed), num_jobs, pause_s)
+    store = ResultStore(chaos.processes.data_dir / "results")
 
     async def run() -> None:
         start = time.monotonic()
@@ -165,21 +176,21 @@ def test_nothing_is_lost_and_nothing_done_twice(own_redis, tmp_path: Path) -> No
             await clients.close()
         tries = Counter(view.num_tries for _, view in clients.ended.values())
         took_s = time.monotonic() - start
-        logger.info("%d jobs, %s, tries %s, %.0f s", NUM_JOBS, dict(chaos.counts), dict(tries), took_s)
+        logger.info("%d jobs, %s, tries %s, %.0f s", num_jobs, dict(chaos.counts), dict(tries), took_s)
 
     async def check() -> None:
         for job_id, (request, view) in clients.ended.items():
             assert view.status == "succeeded", (job_id, view)
             assert await clients.queue.get(job_id) == view, "an end is final"
-            for index, pixels in enumerate(toy_images(request)):
-                expected = encode_image(pixels, request.format)
+            for index in range(request.num_samples):
+                expected = encode_image(pixels_of(grey_of(request.seed, index)), request.format)
                 assert store.read(job_id, index).data == expected, "the bytes of the undisturbed run"
-                assert view.result.images[index].sha256 == hashlib.sha256(expected).hexdigest()
+                assert view.result.outputs[index].sha256 == hashlib.sha256(expected).hexdigest()
         assert (await clients.queue.check()).queue_length == 0
 
     try:
         asyncio.run(run())
-        assert len(clients.ended) == NUM_JOBS
+        assert len(clients.ended) == num_jobs
         with redis.Redis.from_url(own_redis.url, decode_responses=True) as client:
             for job_id in clients.ended:
                 events = [fields["event"] for _, fields in client.xrange(events_key(job_id))]

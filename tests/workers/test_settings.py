@@ -16,7 +16,7 @@ def test_every_field_is_read_from_its_variable(monkeypatch):
 
     assert settings.redis_url == "redis://queue:6379/1"
     assert settings.pipelines == ("second", "first")
-    assert settings.artifacts_dir == Path("/srv/data/artifacts")
+    assert settings.results_dir == Path("/srv/data/results")
     assert settings.max_queue_length == 7
 
 

@@ -1,11 +1,10 @@
-"""A worker's memory over many requests of all kinds. Takes minutes: only with ``SOAK=5000`` or so.
+"""A worker's memory over many requests of all kinds. Takes minutes: marked ``hours`` (``make test-all``).
 
 oneDNN keeps up to 1024 compiled kernels, one for each layer and number of rows that it has met: 100 MB that
 come slowly and are no leak. Here it keeps fewer, so that a leak would show.
 """
 
 import asyncio
-import base64
 import os
 import random
 import subprocess
@@ -17,43 +16,46 @@ import pytest
 import redis
 
 from app.queue import JobQueue
-from tests.workers.conftest import wait_until
+from models.media.image import encode_image
+from tests.waiting import wait_until
+from workers.blobs import BlobStore
 from workers.catalog import Catalog
-from workers.images import encode_image
-from workers.messages import DecodeRequest, EncodeRequest, GenerateRequest, JobStatus, Request
-from workers.protocol import WORKERS
+from workers.messages import DecodeRequest, EncodeRequest, GenerateRequest, JobStatus, Resolved
+from workers.queue.records import WORKERS
 
-NUM_REQUESTS = int(os.environ.get("SOAK", "0"))
+NUM_REQUESTS = 5000
 NUM_CLIENTS = 32
 MIB = 2**20
 
 
-def any_request(dice: random.Random, fingerprint: str) -> Request:
+def any_request(dice: random.Random, catalog: Catalog, blobs: BlobStore) -> Resolved:
     kind = dice.random()
     if kind < 0.7:
-        return GenerateRequest(
+        request = GenerateRequest(
             class_label=dice.choice([None, 0, 1, 2]),
-            num_images=dice.choice([1, 1, 2, 5]),
+            num_outputs=dice.choice([1, 1, 2, 5]),
             num_steps=dice.randint(1, 8),
             sampler=dice.choice(["euler", "heun", "dpmpp_2m"]),
             cache_interval=dice.choice([None, 2, 4]),
             format=dice.choice(["png", "webp", "jpeg"]),
             preview=dice.random() < 0.3,
             return_codes=dice.random() < 0.3,
+            seed=dice.randrange(2**32),
         )
+        return catalog.resolve(request)
     if kind < 0.85:
-        pixels = np.random.default_rng(dice.randrange(99)).integers(0, 256, (20, 30, 1), np.uint8)
-        return EncodeRequest(image=base64.b64encode(encode_image(pixels, "png")).decode())
-    return DecodeRequest(
-        codes=[[[dice.randrange(32) for _ in range(6)] for _ in range(6)]], tokenizer=fingerprint
-    )
+        pixels = np.random.default_rng(dice.randrange(99)).integers(0, 256, (12, 12, 1), np.uint8)
+        source = blobs.put(encode_image(pixels, "png"), "image/png")
+        return catalog.resolve(EncodeRequest(), [source])
+    codes = [[[dice.randrange(32) for _ in range(6)] for _ in range(6)]]
+    return catalog.resolve(DecodeRequest(codes=codes, tokenizer=catalog.spec("tiny").codes.fingerprint))
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(not NUM_REQUESTS, reason="takes minutes; SOAK is not set")
+@pytest.mark.timeout(1800)
+@pytest.mark.hours
 def test_a_workers_memory_does_not_grow(redis_url: str, tiny_weights: Path, tmp_path: Path) -> None:
     catalog = Catalog.load(tiny_weights)
-    fingerprint = catalog["tiny"].config.tokenizer_fingerprint
+    blobs = BlobStore(tmp_path / "blobs")
     dice = random.Random(0)
     resident_mib: list[float] = []
 
@@ -63,7 +65,7 @@ def test_a_workers_memory_does_not_grow(redis_url: str, tiny_weights: Path, tmp_
 
         async def one_client() -> None:
             for number in requests:
-                job = await queue.submit(catalog.resolve(any_request(dice, fingerprint)))
+                job = await queue.submit(any_request(dice, catalog, blobs))
                 if number % 20 == 0:
                     await queue.cancel(job.id)
                 ended = await queue.wait(job.id, 60)
@@ -83,7 +85,8 @@ def test_a_workers_memory_does_not_grow(redis_url: str, tiny_weights: Path, tmp_
         "SMALTI_LOG_LEVEL": "WARNING",
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     }
-    worker = subprocess.Popen([sys.executable, "-P", "-m", "app.cli", "worker"], env=os.environ | environment)
+    command = [sys.executable, "-P", "-m", "app.cli.main", "worker"]
+    worker = subprocess.Popen(command, env=os.environ | environment)
     try:
         with redis.Redis.from_url(redis_url) as client:
             wait_until(lambda: client.smembers(WORKERS), 60)

@@ -1,4 +1,4 @@
-"""Workers as real processes on a real queue, with an engine that draws noise."""
+"""Workers on a real queue, many as real processes, with an engine that draws greys."""
 
 import asyncio
 import hashlib
@@ -17,17 +17,40 @@ import redis
 from PIL import Image
 
 from app.queue import JobQueue
+from models.media.image import encode_image
+from tests.fake_engine import (
+    BAD_SIGNAL,
+    FAILS_SAMPLE_1,
+    FAILS_SAMPLES,
+    FINGERPRINT,
+    GRID,
+    KILLS,
+    NOT_FINITE,
+    RAISES,
+    FakeEngine,
+    codes_of,
+    grey_of,
+    pixels_of,
+)
 from tests.workers.conftest import WorkerProcesses
-from tests.workers.toy_worker import BAD_PIXELS, POISON, RAISES, ToyEngine, toy_images
-from workers import redis_server
-from workers.artifacts import ArtifactStore
+from tests.workers.toy_worker import PIPELINE, new_worker
+from workers.blobs import BlobStore
 from workers.errors import StorageFull
-from workers.messages import DecodeRequest, EncodeRequest, GenerateRequest, JobStatus, JobView
-from workers.worker import Worker, WorkerConfig
+from workers.messages import BlobReference, JobError, JobStatus, JobView, Output, Resolved
+from workers.queue import embedded_server
+from workers.results import ResultStore
+from workers.worker import NUM_SHARES, WorkerConfig
 
 
-def request_of(seed: int = 0, **fields: Any) -> GenerateRequest:
-    return GenerateRequest(**{"pipeline": "toy", "class_label": 0, "seed": seed, "num_steps": 1, **fields})
+def request_of(seed: int = 0, num_steps: int = 1, **fields: Any) -> Resolved:
+    fields = {"num_samples": 1, "format": "png", "pipeline": PIPELINE, **fields}
+    return Resolved(operation="generate", seed=seed, options={"num_steps": num_steps}, **fields)
+
+
+def encode_of(*sources: BlobReference) -> Resolved:
+    return Resolved(
+        operation="encode", pipeline=PIPELINE, num_samples=len(sources), sources=sources, return_codes=True
+    )
 
 
 def run(redis_url: str, use: Callable[[JobQueue], Awaitable[Any]]) -> Any:
@@ -51,30 +74,29 @@ def compute(redis_url: str, *requests: Any, timeout_s: float = 20) -> list[JobVi
     return run(redis_url, use)
 
 
-def assert_right(view: JobView, request: GenerateRequest, artifacts: Path) -> None:
-    """The job succeeded with the noise of its seed."""
+def assert_right(view: JobView, request: Resolved, data_dir: Path) -> None:
+    """The job succeeded with the greys of its seed."""
     assert view.status == JobStatus.SUCCEEDED, view.error
     assert view.result.seed == request.seed
-    assert len(view.result.images) == request.num_images
-    for index, (reference, pixels) in enumerate(zip(view.result.images, toy_images(request), strict=True)):
-        path = artifacts / view.id[:2] / view.id / f"{index}.{request.format}"
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == reference.sha256
-        assert np.array_equal(np.asarray(Image.open(path).convert("L")), pixels[:, :, 0])
+    assert len(view.result.outputs) == request.num_samples
+    for index, output in enumerate(view.result.outputs):
+        path = data_dir / "results" / view.id[:2] / view.id / f"{index}.{request.format}"
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == output.sha256
+        pixels = np.asarray(Image.open(path).convert("L"))
+        assert np.array_equal(pixels, pixels_of(grey_of(request.seed, index))[:, :, 0])
 
 
 @pytest.fixture
-def in_process(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def in_process(redis_url: str, data_dir: Path) -> Iterator[Callable[..., Any]]:
     """Run a worker of this process in a thread, around ``use(queue)``."""
 
-    def work(
-        use: Callable[[JobQueue], Awaitable[Any]], engine: ToyEngine, store: Any = None, **config: Any
-    ) -> Any:
-        worker = Worker(
-            redis_url,
-            engine,
-            store or ArtifactStore(tmp_path / "artifacts"),
-            WorkerConfig(**{"lease_s": 1, **config}),
-        )
+    def work(use: Callable[[JobQueue], Awaitable[Any]], engine: FakeEngine, **config: Any) -> Any:
+        worker = new_worker(redis_url, engine, data_dir, WorkerConfig(**{"lease_s": 1, **config}))
         thread = threading.Thread(target=worker.run)
         thread.start()
         try:
@@ -90,27 +112,123 @@ def in_process(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 def test_jobs_are_computed_stored_and_completed(redis_url, worker_processes):
     worker_processes.start()
     requests = [
-        request_of(seed, num_images=1 + seed % 3, format="webp" if seed % 2 else "png") for seed in range(20)
+        request_of(seed, num_samples=1 + seed % 3, format="webp" if seed % 2 else "png") for seed in range(20)
     ]
     requests[3] = request_of(3, return_codes=True)
     views = compute(redis_url, *requests)
     for view, request in zip(views, requests, strict=True):
-        assert_right(view, request, worker_processes.artifacts)
+        assert_right(view, request, worker_processes.data_dir)
         assert view.num_tries == 1
-    assert views[3].result.codes is not None
+    codes = views[3].result.codes
+    assert (codes.codes, codes.grid, codes.tokenizer) == (None, GRID, FINGERPRINT), "not in Redis"
+    assert ResultStore(worker_processes.data_dir / "results").read_codes(views[3].id) == [codes_of(3)]
     assert views[4].result.codes is None
 
 
-def test_encode_and_decode_give_their_own_results(redis_url, in_process):
-    async def use(queue: JobQueue) -> None:
-        decode = await queue.submit(DecodeRequest(pipeline="toy", codes=[[[1]]], tokenizer="0" * 16))
-        assert (await queue.wait(decode.id, 10)).result.operation == "decode"
-        encode = await queue.submit(EncodeRequest(pipeline="toy", image="QUJDRA=="))
-        view = await queue.wait(encode.id, 10)
-        assert view.status == JobStatus.FAILED, "the toy makes no codes unless asked"
-        assert view.error.code == "internal_error"
+def test_encode_and_decode_give_their_own_results(in_process, data_dir):
+    greys = (9, 200)
+    blobs = BlobStore(data_dir / "blobs")
+    sources = [blobs.put(encode_image(pixels_of(grey), "png"), "image/png") for grey in greys]
 
-    in_process(use, ToyEngine())
+    async def use(queue: JobQueue) -> None:
+        encode = await queue.wait((await queue.submit(encode_of(*sources))).id, 10)
+        assert encode.status == JobStatus.SUCCEEDED, encode.error
+        assert encode.result.outputs == [Output(sample=0, medium="image"), Output(sample=1, medium="image")]
+        assert encode.result.seed is None
+        results = ResultStore(data_dir / "results")
+        codes = results.read_codes(encode.id)
+        assert codes == [codes_of(grey) for grey in greys]
+
+        request = Resolved(operation="decode", pipeline=PIPELINE, num_samples=2, codes=codes, format="png")
+        decode = await queue.wait((await queue.submit(request)).id, 10)
+        assert decode.result.operation == "decode"
+        for index, (grey, output) in enumerate(zip(greys, decode.result.images, strict=True)):
+            expected = encode_image(pixels_of(grey), "png")
+            assert results.read(decode.id, index).data == expected
+            assert output.url == f"/jobs/{decode.id}/outputs/{index}"
+            assert (output.width_px, output.height_px, output.num_bytes) == (8, 8, len(expected))
+        totals = (await queue.metrics()).totals
+        while not {"images|decode", "codes|encode", "codes|decode"} <= totals.keys():
+            await asyncio.sleep(0.05)
+            totals = (await queue.metrics()).totals
+        assert (totals["images|decode"], totals["codes|encode"], totals["codes|decode"]) == (2, 8, 8)
+
+    in_process(use, FakeEngine())
+
+
+def test_a_source_that_cannot_be_read_costs_only_its_job(in_process, data_dir):
+    blobs = BlobStore(data_dir / "blobs")
+    good = blobs.put(encode_image(pixels_of(9), "png"), "image/png")
+    broken = blobs.put(b"not a picture", "image/png")
+    missing = BlobReference(sha256="0" * 64, media_type="image/png")
+
+    async def use(queue: JobQueue) -> None:
+        running = await queue.submit(request_of(1, num_steps=40))
+        await until(queue, [running.id], JobStatus.RUNNING)
+        views = [await queue.submit(encode_of(*each)) for each in ([good], [good, broken], [missing], [good])]
+        views = [await queue.wait(view.id, 10) for view in views]
+        assert [view.error.code if view.error else None for view in views] == [
+            None, "internal_error", "internal_error", None,
+        ]  # fmt: skip
+        assert views[2].error.message.endswith("send the request again")
+        assert_right(await queue.wait(running.id, 10), request_of(1), data_dir)
+
+    in_process(use, FakeEngine(step_s=0.01))
+
+
+def test_sources_are_read_while_other_jobs_are_computed(in_process, data_dir, monkeypatch):
+    source = BlobStore(data_dir / "blobs").put(encode_image(pixels_of(9), "png"), "image/png")
+    threads = []
+
+    def read_slowly(self: BlobStore, reference: BlobReference, read: Any = BlobStore.read) -> bytes:
+        threads.append(threading.current_thread().name)
+        time.sleep(0.5)
+        return read(self, reference)
+
+    monkeypatch.setattr(BlobStore, "read", read_slowly)
+
+    async def use(queue: JobQueue) -> None:
+        encode = await queue.submit(encode_of(source))
+        await until(queue, [encode.id], JobStatus.RUNNING)
+        assert (await queue.get(encode.id)).status == JobStatus.RUNNING
+        assert engine.works == {}, "not there yet"
+        assert (await queue.wait(encode.id, 10)).status == JobStatus.SUCCEEDED
+
+    engine = FakeEngine()
+    in_process(use, engine)
+    assert threads == ["intake"]
+
+
+def test_a_job_for_a_pipeline_that_is_not_served_fails_alone(in_process, data_dir):
+    async def use(queue: JobQueue) -> None:
+        running = await queue.submit(request_of(1, num_steps=40))
+        await until(queue, [running.id], JobStatus.RUNNING)
+        view = await queue.wait((await queue.submit(request_of(2, pipeline="other"))).id, 10)
+        assert (view.error.code, view.num_tries) == ("pipeline_not_served", 1)
+        view = await queue.wait(running.id, 10)
+        assert_right(view, request_of(1), data_dir)
+        assert view.num_tries == 1
+
+    in_process(use, FakeEngine(step_s=0.01))
+
+
+def test_a_sample_fails_alone_and_all_of_them_fail_the_job(in_process, data_dir):
+    async def use(queue: JobQueue) -> None:
+        request = request_of(FAILS_SAMPLE_1, num_samples=3, return_codes=True)
+        view = await queue.wait((await queue.submit(request)).id, 10)
+        assert view.status == JobStatus.SUCCEEDED
+        outputs = view.result.outputs
+        error = JobError(code="not_finite", message=NOT_FINITE)
+        assert outputs[1] == Output(sample=1, medium="image", error=error)
+        assert [output.sample for output in view.result.images] == [0, 2]
+        assert outputs[2].url == f"/jobs/{view.id}/outputs/2"
+        codes = ResultStore(data_dir / "results").read_codes(view.id)
+        assert [each is None for each in codes] == [False, True, False]
+
+        view = await queue.wait((await queue.submit(request_of(FAILS_SAMPLES, num_samples=2))).id, 10)
+        assert view.error == error
+
+    in_process(use, FakeEngine())
 
 
 def test_a_killed_workers_jobs_end_elsewhere(redis_url, worker_processes):
@@ -128,14 +246,14 @@ def test_a_killed_workers_jobs_end_elsewhere(redis_url, worker_processes):
 
     views, took_s = run(redis_url, use)
     for view, request in zip(views, requests, strict=True):
-        assert_right(view, request, worker_processes.artifacts)
+        assert_right(view, request, worker_processes.data_dir)
         assert view.num_tries == 2
     assert took_s < 8
 
 
 def test_a_job_that_kills_its_workers_fails_alone_after_its_tries(redis_url, worker_processes):
     requests = [request_of(seed, num_steps=20) for seed in range(6)]
-    requests[2] = request_of(2, class_label=POISON)
+    requests[2] = request_of(KILLS, num_steps=20)
 
     async def use(queue: JobQueue) -> list[JobView]:
         ids = [(await queue.submit(request)).id for request in requests]
@@ -150,15 +268,15 @@ def test_a_job_that_kills_its_workers_fails_alone_after_its_tries(redis_url, wor
     assert views[2].error.code == "worker_lost"
     assert views[2].num_tries == 3
     for index in (0, 1, 3, 4, 5):
-        assert_right(views[index], requests[index], worker_processes.artifacts)
+        assert_right(views[index], requests[index], worker_processes.data_dir)
         assert views[index].num_tries <= 2, "a neighbour is taken down once"
 
 
-def test_an_exception_costs_only_its_job(redis_url, in_process, tmp_path):
-    engine = ToyEngine(step_s=0.001)
+def test_an_exception_costs_only_its_job(in_process, data_dir):
+    engine = FakeEngine(step_s=0.001)
     requests = [request_of(seed, num_steps=30) for seed in range(6)]
-    requests[2] = request_of(2, class_label=RAISES)
-    requests[4] = request_of(4, class_label=BAD_PIXELS)
+    requests[2] = request_of(RAISES)
+    requests[4] = request_of(BAD_SIGNAL)
 
     async def use(queue: JobQueue) -> list[JobView]:
         ids = [(await queue.submit(request)).id for request in requests]
@@ -170,26 +288,28 @@ def test_an_exception_costs_only_its_job(redis_url, in_process, tmp_path):
             assert view.error.code == "internal_error"
             assert "/" not in view.error.message
         else:
-            assert_right(view, request, tmp_path / "artifacts")
+            assert_right(view, request, data_dir)
 
 
-def test_a_cancelled_job_leaves_its_neighbours_alone(redis_url, in_process, tmp_path):
+def test_a_cancelled_job_leaves_its_neighbours_alone(in_process, data_dir):
     async def use(queue: JobQueue) -> str:
         long, neighbour = request_of(1, num_steps=200), request_of(2, num_steps=20)
         ids = [(await queue.submit(request)).id for request in (long, neighbour)]
         await until(queue, ids, JobStatus.RUNNING)
         assert (await queue.cancel(ids[0])).status == JobStatus.CANCELLED
         view = await queue.wait(ids[1], 20)
-        assert_right(view, neighbour, tmp_path / "artifacts")
+        assert_right(view, neighbour, data_dir)
         assert (await queue.get(ids[0])).status == JobStatus.CANCELLED
         return ids[0]
 
-    engine = ToyEngine(step_s=0.05)
+    engine = FakeEngine(step_s=0.05)
     cancelled = in_process(use, engine, lease_s=60)
-    assert engine.dropped[cancelled] < 100, "told before the next beat, which comes after 20 s, or 400 steps"
+    assert engine.dropped[cancelled] < 100, (
+        "told before the next heartbeat, which comes after 20 s, or 400 steps"
+    )
 
 
-def test_a_running_job_ends_at_its_deadline(redis_url, in_process):
+def test_a_running_job_ends_at_its_deadline(in_process):
     async def use(queue: JobQueue) -> str:
         view = await queue.submit(request_of(1, num_steps=200, deadline_s=0.2))
         view = await queue.wait(view.id, 20)
@@ -197,12 +317,12 @@ def test_a_running_job_ends_at_its_deadline(redis_url, in_process):
         assert (await queue.wait((await queue.submit(request_of(2))).id, 10)).status == JobStatus.SUCCEEDED
         return view.id
 
-    engine = ToyEngine(step_s=0.01)
+    engine = FakeEngine(step_s=0.01)
     overdue = in_process(use, engine)
     assert engine.dropped[overdue] < 25, "20 steps fit at most"
 
 
-def test_progress_is_told(redis_url, in_process):
+def test_progress_is_told(in_process):
     async def use(queue: JobQueue) -> None:
         view = await queue.submit(request_of(1, num_steps=100))
         steps = [event.progress.step async for event in queue.events(view.id) if event.progress]
@@ -210,19 +330,70 @@ def test_progress_is_told(redis_url, in_process):
         assert steps == sorted(steps)
         assert steps[-1] <= 100
 
-    in_process(use, ToyEngine(step_s=0.01))
+    in_process(use, FakeEngine(step_s=0.01))
 
 
-def test_a_full_disk_is_a_clear_failure(redis_url, in_process):
-    class FullStore:
-        def put(self, *_: Any) -> Any:
-            raise StorageFull("the disk for results is full; try again later")
+def test_a_full_disk_is_a_clear_failure(in_process, monkeypatch):
+    def refuse(*_: Any) -> Any:
+        raise StorageFull("the disk for results is full; try again later")
+
+    monkeypatch.setattr(ResultStore, "put", refuse)
 
     async def use(queue: JobQueue) -> None:
         view = await queue.wait((await queue.submit(request_of(1))).id, 10)
         assert view.error.code == "storage_full"
 
-    in_process(use, ToyEngine(), FullStore())
+    in_process(use, FakeEngine())
+
+
+def test_the_seed_promise_is_checked_while_idle_and_its_verdict_is_told(in_process):
+    engine = FakeEngine(step_s=0.001, num_checks=100)  # a check takes 10 ms
+
+    async def use(queue: JobQueue) -> None:
+        took_s = []
+        for seed in range(5):
+            start = time.perf_counter()
+            view = await queue.wait((await queue.submit(request_of(seed))).id, 10)
+            took_s.append(time.perf_counter() - start)
+            assert view.status == JobStatus.SUCCEEDED
+        assert engine.needs_check, "not done before the first job"
+        assert statistics.median(took_s) < 0.25, "a job that comes waits for one slice"
+        while [each.how for each in (await queue.seed_verdicts()).get("tiny", [])] != ["checked"]:
+            await asyncio.sleep(0.05)
+
+    in_process(use, engine)
+
+
+def test_the_check_gets_its_share_of_the_time_while_jobs_run(in_process):
+    engine = FakeEngine(step_s=0.002, num_checks=10**6)
+
+    async def use(queue: JobQueue) -> None:
+        ids = [(await queue.submit(request_of(seed, num_steps=10**6))).id for seed in range(2)]
+        await until(queue, ids, JobStatus.RUNNING)
+        num_before, start = len(engine.check_budgets_s), time.monotonic()
+        await asyncio.sleep(1)
+        num_checks = len(engine.check_budgets_s) - num_before
+        share = (
+            0.01 * num_checks / (time.monotonic() - start)
+        )  # at least: a machine that is busy sleeps longer
+        assert 0 < share <= 1.2 / NUM_SHARES
+        assert set(engine.check_budgets_s[num_before + 1 :]) == {0.05}
+
+    in_process(use, engine, grace_s=0)
+
+
+def test_a_check_that_raises_costs_no_job(in_process, monkeypatch, data_dir):
+    def fail(self: FakeEngine, budget_s: float) -> None:
+        raise RuntimeError("the check is broken")
+
+    monkeypatch.setattr(FakeEngine, "check_seeds", fail)
+
+    async def use(queue: JobQueue) -> None:
+        view = await queue.wait((await queue.submit(request_of(1, num_steps=5))).id, 10)
+        assert_right(view, request_of(1), data_dir)
+        assert view.num_tries == 1
+
+    in_process(use, FakeEngine(step_s=0.001, num_checks=9))
 
 
 def test_a_paused_workers_late_results_change_nothing(redis_url, worker_processes):
@@ -241,7 +412,7 @@ def test_a_paused_workers_late_results_change_nothing(redis_url, worker_processe
         assert again.status == JobStatus.SUCCEEDED
         assert [await queue.get(job_id) for job_id in ids] == views
         for view, request in zip(views, requests, strict=True):
-            assert_right(view, request, worker_processes.artifacts)
+            assert_right(view, request, worker_processes.data_dir)
 
     run(redis_url, use)
     assert paused.poll() is None
@@ -282,10 +453,10 @@ def test_results_computed_while_the_server_was_away_are_kept(own_redis, tmp_path
         await until(queue, ids, JobStatus.RUNNING)
         os.kill(own_redis.pid, signal.SIGKILL)
         await asyncio.sleep(1)
-        again = await asyncio.to_thread(redis_server.start, own_redis.data_dir)
+        again = await asyncio.to_thread(embedded_server.start, own_redis.data_dir)
         for job_id, request in zip(ids, requests, strict=True):
             view = await queue.wait(job_id, 10)
-            assert_right(view, request, processes.artifacts)
+            assert_right(view, request, processes.data_dir)
             assert view.num_tries == 1
         processes.end()
         await asyncio.to_thread(again.stop)
@@ -329,8 +500,10 @@ def test_nothing_is_left_behind(redis_url, worker_processes):
     assert worker.wait(10) == 0
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         for key in client.scan_iter("*"):
-            kept = key.startswith(("rq:job:", "rq:results:", "smalti:events:", "rq:worker:", "smalti:bell"))
-            if kept and key != "smalti:bell":
+            kept = key.startswith(
+                ("rq:job:", "rq:results:", "smalti:events:", "rq:worker:", "smalti:wake_up")
+            )
+            if kept and key != "smalti:wake_up":
                 assert 0 < client.ttl(key) <= 60, key
         assert client.zcard("smalti:leases") == client.zcard("rq:wip:interactive") == 0
 

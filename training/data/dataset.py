@@ -5,7 +5,13 @@ from typing import Literal
 
 import torch
 
+from models.options import ConfigError
+
 Split = Literal["train", "test"]
+
+
+class DataError(ConfigError):
+    """A data set that is missing or can't be used; the message names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from training.data.dataset import ImageDataset, Split
+from training.data.dataset import DataError, ImageDataset, Split
 
 DEFAULT_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
@@ -41,13 +41,13 @@ def load_fashion_mnist(
 
     image_size_px: resized to it (bilinear). channels: 3 repeats the grey channel.
 
-    Raises: FileNotFoundError saying what to install; ValueError for a damaged file.
+    Raises: DataError saying what to install, or that a file is damaged.
     """
     prefix = _FILE_PREFIXES[split]
     images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
     labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz")
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-        raise ValueError(
+        raise DataError(
             f"{folder}: images {tuple(images.shape)} and labels {tuple(labels.shape)} don't match"
         )
     images = images[:, None]
@@ -68,21 +68,21 @@ def read_idx(path: Path) -> torch.Tensor:
         with gzip.open(path, "rb") as file:
             header = file.read(4)
             if len(header) < 4 or header[:2] != b"\0\0" or header[2] != _UNSIGNED_BYTE:
-                raise ValueError(f"{path}: not an IDX file of unsigned bytes")
+                raise DataError(f"{path}: not an IDX file of unsigned bytes")
             shape = [int.from_bytes(file.read(4), "big") for _ in range(header[3])]
             num_elements = math.prod(shape)
             if num_elements > _MAX_ELEMENTS:
-                raise ValueError(f"{path}: at most {_MAX_ELEMENTS} elements, got {num_elements}")
+                raise DataError(f"{path}: at most {_MAX_ELEMENTS} elements, got {num_elements}")
             data = file.read(num_elements + 1)
     except FileNotFoundError:
-        raise FileNotFoundError(
+        raise DataError(
             f"{path} is missing: install Fashion-MNIST with `apt-get install "
             "dataset-fashion-mnist`, or give its folder as `fashion-mnist:/some/folder`"
         ) from None
     except (gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path}: damaged gzip file ({error})") from error
+        raise DataError(f"{path}: damaged gzip file ({error})") from error
     if len(data) != num_elements:
-        raise ValueError(f"{path}: {num_elements} elements announced, got {len(data)}")
+        raise DataError(f"{path}: {num_elements} elements announced, got {len(data)}")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(shape)
 
 

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-from training.data.captioned import is_captioned, load_captioned
-from training.data.dataset import ImageDataset, Split
+import torch
+
+from training.data.captioned import Captions, CaptionSplit, is_captioned, read_captions
+from training.data.dataset import DataError, ImageDataset, Split
 from training.data.fashion_mnist import DEFAULT_FOLDER, load_fashion_mnist
-from training.data.image_folder import load_image_folder
+from training.data.image_folder import SINGLE_CLASS_NAMES, load_image_folder
 
 FASHION_MNIST = "fashion-mnist"
 
@@ -20,11 +22,11 @@ def load_dataset(
     """Load one split of Fashion-MNIST or of a folder of images.
 
     source: "fashion-mnist" (where Debian's package puts it), "fashion-mnist:/some/folder",
-    a folder of images as ``image_folder.load_image_folder`` describes, or one of captioned images, where
-    the styles are the classes and the test split is what training never shows in any style.
+    a folder of images as ``image_folder.load_image_folder`` describes, or one with captions (``captioned``),
+    whose first set of labels are the classes and whose test split is what is unseen, or else held out.
     image_size_px, channels: None keeps what the data has.
 
-    Raises: FileNotFoundError where the data is missing; ValueError for data that can't be used.
+    Raises: DataError where the data is missing or can't be used.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
@@ -42,9 +44,24 @@ def load_dataset(
             channels=channels,
         )
     if is_captioned(Path(source)):
-        captioned = load_captioned(Path(source)).where("train" if split == "train" else "unseen")
-        found = tuple(captioned.images.shape[1:])
-        if image_size_px not in (None, found[-1]) or channels not in (None, found[0]):
-            raise ValueError(f"{source} holds images of {found}, not of {channels} and {image_size_px} px")
-        return ImageDataset(captioned.images, captioned.styles, captioned.style_names)
+        captions = _of_split(read_captions(Path(source)), split)
+        images = captions.read_images(image_size_px=image_size_px, channels=channels)
+        if not captions.label_names:
+            labels = torch.zeros(len(captions), dtype=torch.int64)
+            return ImageDataset(images, labels, SINGLE_CLASS_NAMES)
+        return ImageDataset(images, captions.labels[:, 0], next(iter(captions.label_names.values())))
     return load_image_folder(Path(source), split, image_size_px=image_size_px, channels=channels)
+
+
+def _of_split(captions: Captions, split: Split) -> Captions:
+    """Return the lines of a split.
+
+    Raises: DataError when there are none.
+    """
+    wanted: CaptionSplit = "train"
+    if split == "test":
+        wanted = "unseen" if captions.rows("unseen") else "held_out"
+    chosen = captions.take(captions.rows(wanted))
+    if not len(chosen):
+        raise DataError(f"{captions.folder} holds no {split} image: give some lines the split {wanted!r}")
+    return chosen

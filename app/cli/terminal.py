@@ -1,0 +1,48 @@
+"""What commands share: options, and how they speak to the person at the terminal, on standard error."""
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+NumSteps = Annotated[int | None, typer.Option(help="Denoising steps.", min=1)]
+GuidanceScale = Annotated[float | None, typer.Option(help="How strongly class or prompt are enforced.")]
+SamplerChoice = Annotated[str | None, typer.Option("--sampler", help="euler, heun or dpmpp_2m.")]
+CacheInterval = Annotated[
+    int | None, typer.Option(help="Compute the middle blocks only at every n-th step.", min=1, max=4)
+]
+
+
+class CommandError(Exception):
+    """A command that can't be carried out; the message says what to change."""
+
+
+def say(line: str) -> None:
+    """Tell the person at the terminal."""
+    print(f"smalti: {line}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def show_log(level: str) -> None:
+    """Write the log from ``level`` on to standard error."""
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
+    )
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that have a value."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def settings_of(kind: "type[Settings]", **options: object) -> "Settings":
+    """Read the settings of a process; options that have a value go before the environment.
+
+    Raises: SettingsError.
+    """
+    from app.settings import read_settings
+
+    return read_settings(kind, **given(options))

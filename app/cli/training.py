@@ -1,0 +1,118 @@
+"""The commands that build data sets, train and evaluate; they import what they need when they run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.terminal import (
+    CacheInterval,
+    CommandError,
+    GuidanceScale,
+    NumSteps,
+    SamplerChoice,
+    given,
+    say,
+    show_log,
+)
+
+train = typer.Typer(help="Train a tokenizer, then a prior on its latents.", no_args_is_help=True)
+data_sets = typer.Typer(help="Build data sets to train on.", no_args_is_help=True)
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="A TOML file, as in training/configs/.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="fashion-mnist, or a folder of images with captions.jsonl or a folder for each class."
+    ),
+]
+
+
+@train.command("tokenizer")
+def train_tokenizer(config: ConfigFile, resume: Resume = False, data: Data = None) -> None:
+    """Train image ⇄ codes; prints the path of the weights."""
+    from training.tokenizer import TokenizerTrainingConfig, train_tokenizer
+
+    _train(train_tokenizer, TokenizerTrainingConfig, config, resume, data)
+
+
+@train.command("prior")
+def train_prior(config: ConfigFile, resume: Resume = False, data: Data = None) -> None:
+    """Train the prior on a tokenizer's latents; prints the pipeline's folder."""
+    from training.prior import PriorTrainingConfig, train_prior
+
+    _train(train_prior, PriorTrainingConfig, config, resume, data)
+
+
+@train.command("distilled")
+def train_distilled(config: ConfigFile, resume: Resume = False, data: Data = None) -> None:
+    """Train a pipeline's prior to need a few steps only; prints the new pipeline's folder."""
+    from training.distill import DistillConfig, train_distilled
+
+    _train(train_distilled, DistillConfig, config, resume, data)
+
+
+@data_sets.command("emoji")
+def build_emoji(
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    packages: Annotated[
+        Path | None, typer.Option(help="A folder with the packages as `npm pack` makes them; else npm runs.")
+    ] = None,
+    with_share_alike: Annotated[
+        bool,
+        typer.Option("--with-share-alike", help="Also styles whose licence binds what is made of them."),
+    ] = False,
+) -> None:
+    """Draw emoji in several styles, with names and keywords, from npm packages; prints what it made."""
+    from training.emoji.build import build_emoji
+
+    try:
+        built = build_emoji(out, packages=packages, with_share_alike=with_share_alike)
+    except ImportError as error:
+        raise CommandError(f"{error.name} is missing: pip install 'smalti[training]'") from error
+    for split, number in built.num_images.items():
+        typer.echo(f"{split}: {number} images")
+    for reason, number in built.left_out.items():
+        say(f"left out, {reason}: {number}")
+    typer.echo(out)
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A pipeline's folder, such as weights/fashion-mnist.")],
+    data: Data = None,
+    num_images: Annotated[int | None, typer.Option(help="How many to generate.  [default: 10000]")] = None,
+    num_steps: NumSteps = None,
+    guidance_scale: GuidanceScale = None,
+    sampler: SamplerChoice = None,
+    cache_interval: CacheInterval = None,
+    effort: Annotated[
+        int | None, typer.Option(help="Also search codes, in so many sweeps, where images have captions.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ….  [default: cpu]")] = None,
+) -> None:
+    """Measure a pipeline against real images; writes metrics.json, samples.png and the model card."""
+    from training.evaluation.measure import measure
+
+    options = {
+        "data": data,
+        "num_images": num_images,
+        "num_steps": num_steps,
+        "guidance_scale": guidance_scale,
+        "sampler": sampler,
+        "cache_interval": cache_interval,
+        "effort": effort,
+        "device": device,
+    }
+    show_log("INFO")
+    typer.echo(measure(folder, given(options)))
+
+
+def _train(run: Any, config_class: type[Any], config: Path, resume: bool, data: str | None) -> None:
+    from dataclasses import replace
+
+    from training.run import load_config
+
+    show_log("INFO")
+    loaded = load_config(config, config_class)
+    typer.echo(run(replace(loaded, data=data) if data else loaded, resume=resume))

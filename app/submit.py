@@ -1,0 +1,171 @@
+"""Answer a request for work: queue it, wait if the client prefers so, and send the job or its one output."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from app.codes import with_codes
+from app.errors import NotAcceptable, job_problem_response
+from app.negotiation import JSON_MEDIA_TYPE, Preferences, best_media_type, parse_prefer
+from app.services import Services
+from app.sources import SourceFile, store_sources
+from models.media.base import medium_of
+from models.spec import PipelineSpec
+from workers.messages import (
+    DecodeRequest,
+    EncodeRequest,
+    GenerateRequest,
+    JobError,
+    JobStatus,
+    JobView,
+    Request,
+    Resolved,
+)
+
+_VARY = "Accept, Prefer"
+_CANCELLED = JobError(code="job_cancelled", message="the job was cancelled")
+
+
+@dataclass(frozen=True)
+class _Negotiated:
+    """The request with the format that `Accept` chose. media_type: of the answer."""
+
+    request: Request
+    media_type: str
+
+    @property
+    def is_json(self) -> bool:
+        return self.media_type == JSON_MEDIA_TYPE
+
+
+async def answer(
+    http: HttpRequest, request: Request, services: Services, files: Sequence[SourceFile] = ()
+) -> Response:
+    """Queue a request and answer: the job, its finished state, or its output, as the headers ask for.
+
+    Raises: NotAcceptable, InvalidRequest, StorageFull, QueueFull, QueueUnavailable.
+    """
+    spec = services.catalog.pipeline_for(request)
+    negotiated = _negotiate(http, request, spec)
+    preferences = parse_prefer(http.headers.getlist("prefer"))
+    wait_s = _wait_s(preferences, negotiated, services)
+    sources = await store_sources(files, spec, services)
+    resolved = services.catalog.resolve(negotiated.request, sources)
+    _check_num_outputs(negotiated, resolved)
+    job = await services.queue.submit(resolved)
+    if wait_s:
+        job = await wait_for(http, job, wait_s, preferences, services)
+    headers = {"Vary": _VARY}
+    if preferences.wait_s is not None:
+        headers["Preference-Applied"] = f"wait={wait_s:g}"
+    match job.status:
+        case JobStatus.FAILED | JobStatus.CANCELLED:
+            return job_problem_response(job.id, job.error or _CANCELLED)
+        case JobStatus.SUCCEEDED if not negotiated.is_json:
+            return await _output_response(job, headers, services)
+        case JobStatus.SUCCEEDED:
+            headers["Content-Location"] = f"/jobs/{job.id}"
+            return await job_response(job, services, 200, headers)
+        case _:
+            return await job_response(job, services, 202, headers | {"Location": f"/jobs/{job.id}"})
+
+
+async def job_response(
+    job: JobView, services: Services, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """Answer with a job as it is."""
+    job = await with_codes(job, services)
+    return Response(job.model_dump_json(), status, headers, media_type=JSON_MEDIA_TYPE)
+
+
+async def wait_for(
+    http: HttpRequest, job: JobView, wait_s: float, preferences: Preferences, services: Services
+) -> JobView:
+    """Wait for a job as long as its client and this process are there.
+
+    A client that goes away cancels its job if it asked for that.
+    """
+    finished = asyncio.ensure_future(services.queue.wait(job.id, wait_s))
+    gone = asyncio.ensure_future(_disconnected(http))
+    ending = asyncio.ensure_future(services.is_ending.wait())
+    try:
+        await asyncio.wait((finished, gone, ending), return_when=asyncio.FIRST_COMPLETED)
+        if finished.done():
+            return finished.result()
+        if gone.done() and preferences.cancels_on_disconnect:
+            return await services.queue.cancel(job.id)
+        return await services.queue.get(job.id)
+    finally:
+        for task in (finished, gone, ending):
+            task.cancel()
+
+
+def _negotiate(http: HttpRequest, request: Request, spec: PipelineSpec) -> _Negotiated:
+    """Choose JSON or a file by `Accept`; a file's type chooses the format that the body left open.
+
+    Raises: NotAcceptable.
+    """
+    accept = ",".join(http.headers.getlist("accept")) or None
+    formats: dict[str, str] = {}  # by media type
+    if not isinstance(request, EncodeRequest):
+        formats = {kind: name for name, kind in medium_of(spec.medium.medium).formats.items()}
+        if request.format in formats.values():
+            formats = {kind: name for kind, name in formats.items() if name == request.format}
+    offered = [JSON_MEDIA_TYPE, *formats]
+    chosen = best_media_type(accept, offered)
+    if chosen is None:
+        raise NotAcceptable(f"Accept: this answer can be {', '.join(offered)}; got {(accept or '')[:200]}")
+    if chosen != JSON_MEDIA_TYPE and not isinstance(request, EncodeRequest) and request.format is None:
+        request = request.model_copy(update={"format": formats[chosen]})
+    return _Negotiated(request, chosen)
+
+
+def _check_num_outputs(negotiated: _Negotiated, resolved: Resolved) -> None:
+    """Check that an answer which is a file has one file to send.
+
+    Raises: NotAcceptable.
+    """
+    if negotiated.is_json or resolved.num_samples == 1:
+        return
+    match negotiated.request:
+        case DecodeRequest():
+            field = "codes"
+        case GenerateRequest(num_outputs=None):
+            field = "num_images"
+        case _:
+            field = "num_outputs"
+    raise NotAcceptable(
+        f"Accept: an answer of {negotiated.media_type} is one file, but {field} asks for"
+        f" {resolved.num_samples}; ask for one, or accept {JSON_MEDIA_TYPE} and get each by its url"
+    )
+
+
+def _wait_s(preferences: Preferences, negotiated: _Negotiated, services: Services) -> float:
+    settings = services.settings
+    if preferences.wait_s is not None:
+        return min(preferences.wait_s, settings.max_wait_s)
+    return 0.0 if negotiated.is_json else settings.default_wait_s
+
+
+async def _disconnected(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _output_response(job: JobView, headers: dict[str, str], services: Services) -> Response:
+    """Answer with the one output of a job; with why it is missing where it failed."""
+    assert job.result is not None
+    if job.result.outputs and (error := job.result.outputs[0].error):
+        return job_problem_response(job.id, error)
+    output = await asyncio.to_thread(services.results.read, job.id, 0)
+    headers = headers | {
+        "ETag": f'"{output.sha256}"',
+        "Content-Location": f"/jobs/{job.id}/outputs/0",
+        "Smalti-Job-Id": job.id,
+    }
+    if job.result.seed is not None:
+        headers["Smalti-Seed"] = str(job.result.seed)
+    return Response(output.data, 200, headers, media_type=output.media_type)

@@ -1,0 +1,162 @@
+"""The stages of an autoencoder: encode, search for better codes, decode."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.autoencoders.base import Autoencoder, Quantizing
+from models.autoencoders.code_search import CALLS_PER_SWEEP, CodeSearch
+from models.autoencoders.vq import Tokenizer
+from models.stage import Run, Sample, SampleSpec
+
+ROWS_PER_CALL = (
+    4  # always: an autoencoder computes in float32, where a row's bits depend on how many there are
+)
+
+
+class _OneCall:
+    """A stage that is done after one call."""
+
+    fixed_rows: Sequence[int] | None = (ROWS_PER_CALL,)
+    reports_progress = False
+
+    def __init__(self, autoencoder: Autoencoder, max_samples: int) -> None:
+        self._autoencoder = autoencoder
+        self.max_samples = max_samples
+
+    def start(self, sample: Sample) -> None:
+        """Keep nothing."""
+
+    def num_calls(self, sample: Sample) -> int:
+        return 1
+
+    def preview(self, samples: Sequence[Sample]) -> Tensor | None:
+        return None
+
+    def release(self, sample: Sample) -> None:
+        """Keep nothing."""
+
+
+class EncodeStage(_OneCall):
+    """Signals (C, *size) → codes (*grid); latents (d, *grid), where there is no codebook."""
+
+    def step(self, samples: Sequence[Sample], run: Run) -> None:
+        autoencoder = self._autoencoder
+        signals = torch.stack([_value(sample) for sample in samples])
+
+        def call(rows: list[int]) -> Tensor:
+            latents = autoencoder.encode(signals[rows])
+            return autoencoder.quantize(latents).codes if isinstance(autoencoder, Quantizing) else latents
+
+        _finish(samples, run, call, self.fixed_rows)
+
+
+class DecodeStage(_OneCall):
+    """Latents (d, *grid), snapped to the codebook where there is one, or codes (*grid) → signals (C, *size).
+
+    ``codes`` of a sample are then those that it was decoded from.
+    """
+
+    def step(self, samples: Sequence[Sample], run: Run) -> None:
+        autoencoder = self._autoencoder
+        for sample in samples:
+            sample.codes = self._codes(_value(sample))
+        if isinstance(autoencoder, Quantizing):
+            codes = torch.stack([sample.codes for sample in samples if sample.codes is not None])
+            lookup = autoencoder.lookup
+            _finish(samples, run, lambda rows: autoencoder.decode(lookup(codes[rows])), self.fixed_rows)
+        else:
+            latents = torch.stack([_value(sample) for sample in samples])
+            _finish(samples, run, lambda rows: autoencoder.decode(latents[rows]), self.fixed_rows)
+
+    def decode_latents(self, latents: Tensor, run: Run) -> Tensor | None:
+        """Return signals (B, C, *size) of latents (B, d, *grid), for previews; None when a row fails."""
+        samples = [Sample(SampleSpec(), value=each) for each in latents]
+        self.step(samples, run)
+        if any(sample.error for sample in samples):
+            return None
+        return torch.stack([_value(sample) for sample in samples])
+
+    def _codes(self, value: Tensor) -> Tensor | None:
+        if not value.is_floating_point():
+            return value
+        if not isinstance(self._autoencoder, Quantizing):
+            return None
+        return self._autoencoder.quantize(value[None]).codes[0]  # alone, so that its bits are its own
+
+
+@dataclass
+class _Search:
+    search: CodeSearch | None = None  # from the first call on
+    image: Tensor | None = None
+
+
+class SearchStage:
+    """Codes (*grid) of a signal → codes from which it is decoded better, over ``effort`` sweeps.
+
+    Starts from the signal itself: it makes the nearest codes on its way. A few samples a step, each in a call
+    of its own, so that its bits stay the same and the others of the engine wait little.
+    """
+
+    fixed_rows: Sequence[int] | None = None
+    max_samples = 4
+    reports_progress = True
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def start(self, sample: Sample) -> None:
+        sample.state = _Search(image=_value(sample)[None])
+        sample.value = None
+
+    def num_calls(self, sample: Sample) -> int:
+        return sample.spec.effort * CALLS_PER_SWEEP
+
+    def step(self, samples: Sequence[Sample], run: Run) -> None:
+        results = run(
+            lambda rows: torch.cat([self._improve(samples[row]) for row in rows]), len(samples), None
+        )
+        for row, sample in enumerate(samples):
+            if row in results.failures:
+                sample.error = results.failures[row]
+            elif results.values is not None:
+                sample.value = results.values[row]
+                sample.calls_done += 1
+
+    def preview(self, samples: Sequence[Sample]) -> Tensor | None:
+        return None
+
+    def release(self, sample: Sample) -> None:
+        sample.state = None
+
+    def _improve(self, sample: Sample) -> Tensor:
+        """Return the codes (1, h, w) after the next call."""
+        state: _Search = sample.state
+        if state.search is None:
+            assert state.image is not None
+            state.search = CodeSearch(self._tokenizer, state.image)
+        codes = state.search.nearest if sample.value is None else sample.value[None]
+        return state.search.improve(codes, sample.calls_done)
+
+
+def _value(sample: Sample) -> Tensor:
+    assert sample.value is not None
+    return sample.value
+
+
+def _finish(
+    samples: Sequence[Sample],
+    run: Run,
+    call: Callable[[list[int]], Tensor],
+    fixed_rows: Sequence[int] | None,
+) -> None:
+    """Make one call for all samples, and leave each its result or its error."""
+    results = run(call, len(samples), fixed_rows)
+    for row, sample in enumerate(samples):
+        sample.calls_done += 1
+        if row in results.failures:
+            sample.error = results.failures[row]
+        elif results.values is not None:
+            sample.value = results.values[row]

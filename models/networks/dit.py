@@ -1,0 +1,242 @@
+"""A diffusion transformer that predicts the velocity of latents under conditions."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
+from torch import Tensor, nn
+
+from models.checkpoint import load_checkpoint, load_into
+from models.conditioning import Conditions, LabelEmbedding, TextEmbedding
+from models.networks.layers import (
+    Attention,
+    SwiGLU,
+    TimeEmbedding,
+    axial_rope,
+    patchify,
+    unpatchify,
+)
+from models.options import CHECKED, ConfigError, Count, NotNegative
+
+_OLDER_LABEL_SIZES = ("num_classes", "num_styles", "num_groups")
+
+
+@dataclass(frozen=True, config=CHECKED)
+class DiTConfig:
+    """The shape of a prior: a diffusion transformer over a grid of 1, 2 or 3 axes.
+
+    ``label_sizes`` are the numbers of labels in each set that it can be asked for, in the order of the
+    pipeline's sets. ``text_tokens`` of a prompt, each with ``text_channels``, can be attended to; both are 0
+    where it takes no prompt.
+    """
+
+    latent_channels: Count = 4
+    grid: Annotated[tuple[Count, ...], Field(min_length=1, max_length=3)] = (14, 14)
+    patch_size: Count = 2
+    hidden_size: Count = 256
+    depth: Count = 8
+    num_heads: Count = 4
+    mlp_ratio: Annotated[float, Field(gt=0)] = 8 / 3
+    label_sizes: tuple[Count, ...] = ()
+    text_tokens: NotNegative = 0
+    text_channels: NotNegative = 0
+
+    def __post_init__(self) -> None:
+        if any(side % self.patch_size for side in self.grid):
+            raise ConfigError(
+                f"every side of grid must be a multiple of patch_size {self.patch_size}, got {self.grid}"
+            )
+        if self.hidden_size % self.num_heads or self.head_size % 2 or self.head_size < 2 * len(self.grid):
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} must give each of num_heads {self.num_heads} heads an"
+                f" even number of channels, at least {2 * len(self.grid)} for {len(self.grid)} axes"
+            )
+        if bool(self.text_tokens) != bool(self.text_channels):
+            raise ConfigError(
+                "text_tokens and text_channels must both be 0 or neither, got"
+                f" {self.text_tokens} and {self.text_channels}"
+            )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, given: Any) -> Any:
+        """Take the three numbers of labels that weights had before they could have any sets."""
+        values = given.kwargs if isinstance(given, ArgsKwargs) else given
+        if not values or not any(name in values for name in _OLDER_LABEL_SIZES):
+            return given
+        values = dict(values)
+        sizes = [values.pop(name, 0) for name in _OLDER_LABEL_SIZES]
+        return values | {"label_sizes": tuple(size for size in sizes if size)}
+
+    @property
+    def takes_prompt(self) -> bool:
+        return self.text_tokens > 0
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_tokens(self) -> int:
+        return math.prod(side // self.patch_size for side in self.grid)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each scaled, shifted and gated by the condition.
+
+    The modulation is shared by all blocks; each adds an offset of its own (PixArt-α, Chen et al. 2023,
+    arXiv:2310.00426).
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        inner = -(-int(config.mlp_ratio * size) // 64) * 64  # rounded up to what hardware likes
+        self.norm1 = nn.RMSNorm(size, elementwise_affine=False, eps=1e-6)
+        self.attention = Attention(size, config.num_heads, has_context=config.takes_prompt)
+        self.norm2 = nn.RMSNorm(size, elementwise_affine=False, eps=1e-6)
+        self.feed_forward = SwiGLU(size, inner)
+        self.modulation_offset = nn.Parameter(torch.zeros(6, size))
+
+    def forward(
+        self, x: Tensor, modulation: Tensor, cosines: Tensor, sines: Tensor, context: Tensor | None
+    ) -> Tensor:
+        shared = (modulation + self.modulation_offset)[:, :, None]  # (B, 6, 1, hidden)
+        shift1, scale1, gate1, shift2, scale2, gate2 = shared.unbind(1)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, cosines, sines, context)
+        return x + gate2 * self.feed_forward(self.norm2(x) * (1 + scale2) + shift2)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Embedded:
+    """What the blocks and the output layer need besides the tokens.
+
+    condition: (B, hidden). modulation: (B, 6, hidden). context: (B, T, hidden), of a prompt.
+    """
+
+    condition: Tensor
+    modulation: Tensor
+    context: Tensor | None
+
+
+class DiT(nn.Module):
+    """A diffusion transformer (Peebles and Xie 2023, arXiv:2212.09748).
+
+    Unlike theirs: RMSNorm, normalised queries and keys, SwiGLU, axial RoPE, one modulation network for all
+    blocks, and prompts. Labels act through the modulation. A prompt's tokens are attended to, and their mean
+    acts through the modulation, too.
+    """
+
+    cosines: Tensor
+    sines: Tensor
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.hidden_size
+        patch_channels = config.latent_channels * config.patch_size ** len(config.grid)
+        self.embed_patches = nn.Linear(patch_channels, size)
+        self.embed_time = TimeEmbedding(size)
+        self.embed_labels = nn.ModuleList(LabelEmbedding(number, size) for number in config.label_sizes)
+        self.embed_text = TextEmbedding(config.text_channels, size) if config.takes_prompt else None
+        self.modulate = nn.Linear(size, 6 * size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_norm = nn.RMSNorm(size, elementwise_affine=False, eps=1e-6)
+        self.final_modulate = nn.Linear(size, 2 * size)
+        self.to_velocity = nn.Linear(size, patch_channels)
+        token_grid = tuple(side // config.patch_size for side in config.grid)
+        cosines, sines = axial_rope(token_grid, config.head_size)
+        self.register_buffer("cosines", cosines, persistent=False)
+        self.register_buffer("sines", sines, persistent=False)
+        self._initialise()
+
+    @classmethod
+    def load(cls, path: Path) -> "DiT":
+        """Load one safetensors file that knows its own configuration.
+
+        Raises: CheckpointError.
+        """
+        tensors, config = load_checkpoint(path, DiTConfig)
+        network = cls(config)
+        load_into(network, tensors, path)
+        return network
+
+    def null_conditions(self, num_rows: int = 1) -> Conditions:
+        """Return rows that ask for nothing: any label, no prompt."""
+        config = self.config
+        labels = torch.tensor([config.label_sizes], dtype=torch.long, device=self.cosines.device)
+        text = None
+        if config.takes_prompt:
+            text = torch.zeros(1, config.text_tokens, config.text_channels, device=self.cosines.device)
+        return Conditions(labels, text).expand(num_rows)
+
+    def forward(self, latents: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """Return the velocity (B, C, *grid) at latents (B, C, *grid) and t (B,): 0 is noise, 1 is data."""
+        x, embedded = self._embed(latents, t, conditions)
+        x = self._pass(self.blocks, x, embedded)  # (B, N, hidden)
+        return self._to_velocity(x, embedded)  # (B, C, *grid)
+
+    def forward_cached(
+        self, latents: Tensor, t: Tensor, conditions: Conditions, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the velocity, and the residual (B, N, hidden): what the middle blocks add to their input.
+
+        They are all but the first and the last. With the ``residual`` of a call at a near t, it is added
+        instead of them. Without, the velocity is ``forward``'s.
+        """
+        x, embedded = self._embed(latents, t, conditions)
+        blocks = list(self.blocks)
+        x = self._pass(blocks[:1], x, embedded)  # (B, N, hidden)
+        if residual is None:
+            before, x = x, self._pass(blocks[1:-1], x, embedded)
+            residual = x - before
+        else:
+            x = x + residual
+        x = self._pass(blocks[1:][-1:], x, embedded)  # (B, N, hidden)
+        return self._to_velocity(x, embedded), residual
+
+    def _embed(self, latents: Tensor, t: Tensor, conditions: Conditions) -> tuple[Tensor, _Embedded]:
+        """Return tokens (B, N, hidden) and what goes with them."""
+        config = self.config
+        dtype = self.embed_patches.weight.dtype
+        x = self.embed_patches(patchify(latents.to(dtype), config.patch_size))  # (B, N, hidden)
+        condition = self.embed_time(t)  # (B, hidden)
+        for embed, labels in zip(self.embed_labels, conditions.labels.unbind(1), strict=True):
+            condition = condition + embed(labels)
+        context = None
+        if self.embed_text is not None and conditions.text is not None:
+            context, pooled = self.embed_text(conditions.text.to(dtype))  # (B, T, hidden), (B, hidden)
+            condition = condition + pooled
+        condition = F.silu(condition)  # (B, hidden)
+        modulation = self.modulate(condition).view(-1, 6, config.hidden_size)  # (B, 6, hidden)
+        return x, _Embedded(condition, modulation, context)
+
+    def _pass(self, blocks: Iterable[nn.Module], x: Tensor, embedded: _Embedded) -> Tensor:
+        for block in blocks:
+            x = block(x, embedded.modulation, self.cosines, self.sines, embedded.context)  # (B, N, hidden)
+        return x
+
+    def _to_velocity(self, x: Tensor, embedded: _Embedded) -> Tensor:
+        config = self.config
+        shift, scale = self.final_modulate(embedded.condition)[:, None].chunk(2, dim=-1)  # (B, 1, hidden)
+        x = self.to_velocity(self.final_norm(x) * (1 + scale) + shift)  # (B, N, C·p^axes)
+        return unpatchify(x, config.patch_size, config.latent_channels, config.grid)  # (B, C, *grid)
+
+    def _initialise(self) -> None:
+        """Set every initial value; blocks start as the identity, the output as zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=1.0)
+        for layer in (self.modulate, self.final_modulate, self.to_velocity):
+            nn.init.zeros_(layer.weight)

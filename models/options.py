@@ -1,0 +1,114 @@
+"""How a prior samples: the options of each family, their defaults and bounds. Without torch."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+SamplerName = Literal["euler", "heun", "dpmpp_2m"]
+MAX_STEPS = 200
+MAX_GUIDANCE_SCALE = 20.0
+MAX_CACHE_INTERVAL = 4
+
+CHECKED = ConfigDict(extra="forbid")
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+UnitTime = Annotated[float, Field(ge=0, le=1)]
+NumSteps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+GuidanceScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)]
+CacheInterval = Annotated[int, Field(ge=1, le=MAX_CACHE_INTERVAL)]
+
+
+class ConfigError(ValueError):
+    """A configuration that can't be used; the message names the field, the limit and the value."""
+
+
+class OptionFields(BaseModel):
+    """The options that a request may name, of all families together; left out, a pipeline's default holds."""
+
+    num_steps: NumSteps | None = Field(
+        default=None, description="Denoising steps; the pipeline's default when left out."
+    )
+    guidance_scale: GuidanceScale | None = Field(
+        default=None,
+        description="How strongly what is asked for is enforced; 1 is not at all beyond the model's own.",
+    )
+    sampler: SamplerName | None = None
+    cache_interval: CacheInterval | None = Field(
+        default=None,
+        description="Compute the model's middle blocks only at every n-th call, and reuse what they add:"
+        " faster over many steps, and another picture. Not at all when left out.",
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every family's options have in common; ``requestable`` names those that a request may set."""
+
+    requestable: ClassVar[tuple[str, ...]] = ()
+
+    def variants(self) -> tuple[Self, ...]:
+        """Return options that bring about every kind of call, for the check of the seed promise."""
+        return (self,)
+
+    def changed(self, given: dict[str, Any]) -> Self:
+        """Return these options with those that a request gives.
+
+        Raises: ConfigError naming the options of this family, if one is of another.
+        """
+        for name in given:
+            if name not in self.requestable:
+                raise ConfigError(f"{name}: this pipeline has {', '.join(self.requestable) or 'no options'}")
+        return replace(self, **given)
+
+
+@checked_dataclass(frozen=True, config=CHECKED)
+class FlowOptions(Options):
+    """How a flow prior samples latents.
+
+    Guidance is applied where the time ``t`` (0 is noise, 1 is data) lies in ``guidance_interval``
+    (Kynkäänniemi et al. 2024, arXiv:2404.07724). With a ``time_easing`` of 0 all steps of time are equal;
+    up to 1, those near the noise and near the data get shorter (``samplers.time_grid``). With a
+    ``cache_interval`` above 1, ``priors/step_cache.py`` says what happens.
+    """
+
+    requestable: ClassVar[tuple[str, ...]] = ("num_steps", "guidance_scale", "sampler", "cache_interval")
+
+    num_steps: NumSteps = 16
+    sampler: SamplerName = "dpmpp_2m"
+    guidance_scale: GuidanceScale = 1.0
+    guidance_interval: tuple[UnitTime, UnitTime] = (0.0, 1.0)
+    time_easing: UnitTime = 0.0
+    cache_interval: CacheInterval = 1
+
+    def __post_init__(self) -> None:
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ConfigError(f"guidance_interval must be (low, high), got {self.guidance_interval}")
+
+    def variants(self) -> tuple[Self, ...]:
+        """Return guided calls, and guided calls that reuse what the middle blocks added."""
+        guided = replace(self, guidance_scale=2.0, guidance_interval=(0.0, 1.0), num_steps=16)
+        return guided, replace(guided, cache_interval=2)
+
+
+FAMILIES: dict[str, type[Options]] = {"flow": FlowOptions}
+
+
+def read_options(family: str, raw: Any) -> Options:
+    """Return the options of a family of priors from JSON.
+
+    Raises: ConfigError.
+    """
+    if family not in FAMILIES:
+        raise ConfigError(f"prior: known are {', '.join(FAMILIES)}, got {family!r}")
+    try:
+        return TypeAdapter(FAMILIES[family]).validate_python(raw)
+    except ValidationError as error:
+        raise ConfigError(f"options of a {family} prior: {error}") from error
+
+
+def requested(options: Options) -> dict[str, Any]:
+    """Return the options that a request may set, by name, with their values."""
+    values = asdict(options)
+    return {each.name: values[each.name] for each in fields(options) if each.name in options.requestable}

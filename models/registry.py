@@ -1,0 +1,24 @@
+"""The kinds of models by name. A module is imported when a pipeline of its kind is loaded.
+
+A new kind is one file and one line here; ``docs/adding-a-model.md`` walks through it.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from models.options import ConfigError
+
+AUTOENCODERS = {"vq": "models.autoencoders.vq:Tokenizer"}
+PRIORS = {"flow": "models.priors.flow:FlowPrior"}
+
+
+def load_kind(kinds: Mapping[str, str], kind: str) -> Any:
+    """Return the class of a kind.
+
+    Raises: ConfigError naming the kinds there are.
+    """
+    if kind not in kinds:
+        raise ConfigError(f"there is no kind {kind!r}; known are {', '.join(kinds)}")
+    module, _, name = kinds[kind].partition(":")
+    return getattr(import_module(module), name)

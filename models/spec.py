@@ -1,0 +1,144 @@
+"""``pipeline.json``: what the front end needs to know of a pipeline, and no architecture. Without torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from models.media.base import MEDIA, MediumSpec, medium_of
+from models.options import CHECKED, ConfigError, Count, Options, read_options
+
+SPEC_FILE = "pipeline.json"
+SPEC_FORMAT = 2
+
+_FOLDER_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+_SEARCHABLE = {"vq"}  # kinds of autoencoders
+_LABELS_OF_FORMAT_1 = {"class": "class_names", "style": "style_names", "group": "group_names"}
+
+
+@dataclass(frozen=True, config=CHECKED)
+class CodesSpec:
+    """The codes of a tokenizer. ``fingerprint``: 16 hexadecimal digits that tell it from all others."""
+
+    grid: Annotated[tuple[Count, ...], Field(min_length=1, max_length=3)]
+    size: Annotated[int, Field(ge=2, le=2**20)]
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    num_codebooks: Count = 1
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class PipelineSpec:
+    """What a pipeline makes and takes.
+
+    makes: a specification for each medium that it makes; takes: by role ("source"), what comes in.
+    latents: the shape (d, *grid) of what its prior samples. codes: None where the autoencoder has no
+    codebook. labels: the names in each set, by the set's name. autoencoders: by medium, and prior: kinds of
+    ``models/registry.py``; without a prior, a pipeline encodes and decodes only. ``example_prompt`` is shown
+    to people who ask what a pipeline takes. ``shares_with`` names the folder beside it that has its
+    autoencoder and text encoder, where it has none of its own.
+    """
+
+    name: Annotated[str, Field(pattern=_FOLDER_NAME)]
+    makes: tuple[MediumSpec, ...]
+    latents: tuple[Count, ...]
+    autoencoders: Mapping[str, str]
+    codes: CodesSpec | None = None
+    takes: Mapping[str, MediumSpec] = field(default_factory=dict)
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    takes_prompt: bool = False
+    prior: str | None = None
+    defaults: Options = field(default_factory=Options)
+    example_prompt: str | None = None
+    shares_with: Annotated[str, Field(pattern=_FOLDER_NAME)] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.makes:
+            raise ConfigError("makes: at least one medium, got none")
+        for medium in self.makes:
+            if medium.medium not in self.autoencoders:
+                raise ConfigError(f"autoencoders: none for {medium.medium}")
+
+    @property
+    def medium(self) -> MediumSpec:
+        """What it makes; of several, the first."""
+        return self.makes[0]
+
+    @property
+    def can_search(self) -> bool:
+        """Whether codes can be searched for that decode better than the nearest."""
+        return self.codes is not None and self.autoencoders[self.medium.medium] in _SEARCHABLE
+
+    def save(self, path: Path) -> None:
+        """Write ``pipeline.json``."""
+        path.write_text(json.dumps({"format": SPEC_FORMAT, **asdict(self)}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "PipelineSpec":
+        """Read ``pipeline.json``, of this format or the one before.
+
+        Raises: ConfigError when the file is missing, is not JSON, or has missing, unknown or bad fields.
+        """
+        try:
+            raw = json.loads(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ConfigError(f"{path} is not valid JSON: {error}") from error
+        format = raw.pop("format", None) if isinstance(raw, dict) else None
+        try:
+            match format:
+                case 1:
+                    raw = _from_format_1(raw)
+                case 2:
+                    pass
+                case _:
+                    raise ConfigError(f"format must be 1 or {SPEC_FORMAT}, got {format!r}: update Smalti?")
+            family = raw.get("prior")
+            options = Options() if family is None else read_options(family, raw.get("defaults", {}))
+            media = {
+                "makes": tuple(map(_read_medium, raw.get("makes", ()))),
+                "takes": {role: _read_medium(each) for role, each in raw.get("takes", {}).items()},
+            }
+            return _READER.validate_python({**raw, **media, "defaults": options})
+        except (ConfigError, ValidationError) as error:
+            raise ConfigError(f"{path}: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path}: a field is missing or has another form: {error}") from error
+
+
+_READER: TypeAdapter[PipelineSpec] = TypeAdapter(PipelineSpec)
+
+
+def _read_medium(raw: Any) -> MediumSpec:
+    name = raw["medium"]
+    if name not in MEDIA:
+        raise ConfigError(f"medium: known are {', '.join(MEDIA)}, got {name!r}")
+    return TypeAdapter(medium_of(name).spec_class).validate_python(raw)
+
+
+def _from_format_1(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of format 2 from those of format 1, which held the architecture, too."""
+    tokenizer, prior = raw["tokenizer"], raw["prior"]
+    size, factor = tokenizer["image_size_px"], tokenizer["downsample_factor"]
+    image = {"medium": "image", "width_px": size, "height_px": size, "channels": tokenizer["image_channels"]}
+    return {
+        "name": raw["name"],
+        "makes": [image],
+        "latents": (prior["latent_channels"], *prior["grid"]),
+        "codes": {
+            "grid": (size // factor, size // factor),
+            "size": tokenizer["codebook_size"],
+            "fingerprint": raw["tokenizer_fingerprint"],
+        },
+        "labels": {name: raw[key] for name, key in _LABELS_OF_FORMAT_1.items() if raw.get(key)},
+        "takes_prompt": bool(prior.get("text_tokens", 0)),
+        "autoencoders": {"image": "vq"},
+        "prior": "flow",
+        "defaults": raw["defaults"],
+        "example_prompt": raw.get("example_prompt"),
+        "shares_with": raw.get("shares_with"),
+    }

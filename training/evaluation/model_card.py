@@ -1,0 +1,153 @@
+"""The measured part of a model card, and the picture beside it."""
+
+from pathlib import Path
+
+import torch
+
+from models.options import FlowOptions, Options, requested
+from training.data.dataset import ImageDataset, scale_to_unit
+from training.evaluation.plots import GridBlock, save_labelled_grid
+from training.evaluation.scores import Evaluation, SampleMetrics, TokenizerMetrics
+
+_START = "<!-- evaluation -->"
+_END = "<!-- /evaluation -->"
+
+_NUM_GRID_COLUMNS = 10
+_NUM_GRID_PAIRS = 3
+_MAX_GRID_ROWS = 20
+
+
+def write_card_section(path: Path, pipeline: str, text: str) -> None:
+    """Put an evaluation's ``text`` between its markers in the card at ``path``, making what is missing."""
+    section = f"{_START}\n{text}\n{_END}"
+    card = path.read_text() if path.exists() else f"# {pipeline}\n"
+    before, start, rest = card.partition(_START)
+    if start:
+        _, end, after = rest.partition(_END)
+        if not end:
+            raise ValueError(f"{path}: {_START} has no {_END}")
+        card = before + section + after
+    else:
+        card = f"{card.rstrip()}\n\n{section}\n"
+    path.write_text(card)
+
+
+def render_evaluation(evaluation: Evaluation) -> str:
+    """Return the evaluation as Markdown."""
+    tokenizer = evaluation.tokenizer
+    lines = [
+        "## Evaluation",
+        "",
+        "![Generated images, and test images with their reconstructions](samples.png)",
+        "",
+        f"Made by `smalti evaluate` on {evaluation.data} (all figures: `metrics.json`).",
+        "",
+        f"### Tokenizer, {tokenizer.num_images:,} test images",
+        "",
+        *render_tokenizer(tokenizer, None, 0),
+        "",
+        "### Generated images",
+        "",
+        f"{render_sampling(evaluation.sampling)}, "
+        f"seed {evaluation.seed}; {evaluation.seconds_per_image:.3f} s an image in batches of "
+        f"{evaluation.batch_size} ({evaluation.device}, {evaluation.num_threads} threads).",
+    ]
+    for name, metrics in evaluation.classifiers.items():
+        lines += [
+            "",
+            f"Under classifier `{name}`, trained on real images alone, "
+            f"{metrics.test_accuracy:.2%} right on the real test images:",
+            "",
+            "| images | number | class accuracy | Fréchet distance | precision | recall | density "
+            "| coverage |",
+            "|---|---|---|---|---|---|---|---|",
+            _render_row("real", metrics.real),
+            _render_row("reconstructions", metrics.reconstructions),
+            _render_row("**generated**", metrics.generated),
+            _render_row("reconstructed test images (paired)", metrics.paired_test_reconstructions),
+            "",
+            f"Distance to the nearest training image: {metrics.nearest_train_ratio:.2f} times that of "
+            "test images, in the median (far below 1 would tell of memorised images).",
+        ]
+    lines += [
+        "",
+        "Every row is compared with the real test images, in the classifier's last features. *Real* are "
+        "training images that the classifier never saw, so this row is the floor; *reconstructions* are "
+        "the same images through the tokenizer. The paired row holds reconstructions of the very images "
+        "it is compared with.",
+    ]
+    return "\n".join(lines)
+
+
+def _render_row(name: str, metrics: SampleMetrics) -> str:
+    return (
+        f"| {name} | {metrics.num_images:,} | {metrics.class_accuracy:.2%} "
+        f"| {metrics.frechet_distance:.4f} | {metrics.precision:.3f} | {metrics.recall:.3f} "
+        f"| {metrics.density:.3f} | {metrics.coverage:.3f} |"
+    )
+
+
+def save_samples(
+    path: Path,
+    test: ImageDataset,
+    test_reconstructions: torch.Tensor,
+    generated: torch.Tensor,
+    labels: torch.Tensor,
+) -> None:
+    """Save a row for each class: generated images, then pairs of a test image and its reconstruction."""
+    real = scale_to_unit(test.images)
+    samples, pairs, names = [], [], []
+    for label, name in enumerate(test.class_names[:_MAX_GRID_ROWS]):
+        of_class = generated[labels == label][:_NUM_GRID_COLUMNS]
+        rows = (test.labels == label).nonzero()[:_NUM_GRID_PAIRS, 0]
+        samples.append(_filled(of_class, _NUM_GRID_COLUMNS, generated))
+        both = torch.stack([real[rows], test_reconstructions[rows]], dim=1).flatten(0, 1)
+        pairs.append(_filled(both, 2 * _NUM_GRID_PAIRS, generated))
+        names.append(name)
+    blocks = [
+        GridBlock("generated", torch.stack(samples)),
+        GridBlock("test image | its reconstruction", torch.stack(pairs)),
+    ]
+    save_labelled_grid(path, blocks, row_names=names)
+
+
+def _filled(images: torch.Tensor, num_images: int, like: torch.Tensor) -> torch.Tensor:
+    """Return images, and white ones up to num_images."""
+    white = torch.ones(num_images - len(images), *like.shape[1:])
+    return torch.cat([images, white])
+
+
+def render_sampling(sampling: Options) -> str:
+    """Return the start of a sentence that says how images were sampled."""
+    if not isinstance(sampling, FlowOptions):
+        return ", ".join(f"{name} {value}" for name, value in requested(sampling).items())
+    easing = f" eased by {sampling.time_easing:g}" if sampling.time_easing else ""
+    guidance = "no guidance"
+    if sampling.guidance_scale != 1:
+        low, high = sampling.guidance_interval
+        guidance = f"guidance {sampling.guidance_scale:g} from t = {low:g} to {high:g}"
+    interval = sampling.cache_interval
+    caching = f", middle blocks in one call of {interval}" if interval > 1 else ""
+    return f"Sampler `{sampling.sampler}`, {sampling.num_steps} steps{easing}, {guidance}{caching}"
+
+
+def render_tokenizer(metrics: TokenizerMetrics, searched: TokenizerMetrics | None, effort: int) -> list[str]:
+    """Return the table of a tokenizer; ``searched`` is of codes searched for with ``effort``."""
+    lines = [
+        "| measure | value |",
+        "|---|---|",
+        f"| PSNR, mean over images | {metrics.psnr_db_mean_of_images:.2f} dB |",
+        f"| PSNR of the mean squared error | {metrics.psnr_db_of_mean_error:.2f} dB |",
+        f"| SSIM | {metrics.ssim:.4f} |",
+    ]
+    if searched is not None:
+        lines += [
+            f"| PSNR, mean over images, of codes searched for with effort {effort} "
+            f"| {searched.psnr_db_mean_of_images:.2f} dB |",
+            f"| SSIM, of these | {searched.ssim:.4f} |",
+        ]
+    lines += [
+        f"| codes used, of {metrics.codebook_size:,} | {metrics.codebook_used_share:.1%} |",
+        f"| perplexity of the codes | {metrics.codebook_perplexity:.0f} |",
+    ]
+    return lines

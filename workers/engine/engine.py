@@ -1,0 +1,287 @@
+"""Continuous batching: samples of many jobs, each at its own step, advanced together.
+
+A job is a list of samples; each walks a path of stages; ``step`` gives every stage that has samples one
+batched call. Samples start and end between steps, so no request waits for the end of another. What a stage
+computes is the model's business (``models/stage.py``), what a file looks like its medium's
+(``models/media``); the engine knows neither.
+
+No sample's bytes depend on the batch it was computed in: its noise comes from (seed, index) alone, and calls
+have numbers of rows that were proven to agree bit for bit (``workers/engine/seed_promise.py``).
+"""
+
+import logging
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
+
+import torch
+
+from models.pipeline import Pipeline
+from models.stage import Sample, SampleSpec, Stage, run_directly
+from workers.compute import Finished, Preview, Work
+from workers.engine.jobs import Job, Running, Served, finish, make_job
+from workers.engine.lanes import Lanes
+from workers.engine.memory import num_that_fit
+from workers.engine.previews import PreviewTimer
+from workers.engine.rows import RowBatches
+from workers.engine.seed_promise import ROWS_PER_SAMPLE, SeedPromise
+from workers.messages import Progress, Resolved, SeedVerdict
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Computes jobs of all pipelines, at most ``max_batch_size`` samples at once. One thread uses it.
+
+    Without a ``promise``, calls have whatever number of rows is at hand.
+    """
+
+    def __init__(
+        self,
+        pipelines: Mapping[str, Pipeline],
+        max_batch_size: int = 32,
+        *,
+        promise: SeedPromise | None = None,
+        lanes: Lanes | None = None,
+        previews: PreviewTimer | None = None,
+    ) -> None:
+        self._max_batch_size = max_batch_size
+        self._promise = promise or SeedPromise("off")
+        devices = {pipeline.device for pipeline in pipelines.values()}
+        self._lanes = {device: lanes or Lanes.for_device(device) for device in devices}
+        self._served = {
+            name: Served(
+                pipeline,
+                pipeline.make_stages(max_batch_size),
+                RowBatches(ROWS_PER_SAMPLE * max_batch_size, self._lanes[pipeline.device]),
+                max_batch_size,
+            )
+            for name, pipeline in pipelines.items()
+        }
+        for name in pipelines:
+            self._watch(name)
+        self._jobs: dict[str, Job] = {}
+        self._starting: deque[Job] = deque()
+        self._running: list[Running] = []
+        self._timer = previews or PreviewTimer()
+        self._previews: dict[str, Preview] = {}
+
+    @property
+    def free_slots(self) -> int:
+        """How many samples could start now."""
+        waiting = sum(len(job.samples) - job.num_started for job in self._starting)
+        capacity = min(self._max_batch_size, sum(served.num_slots for served in self._served.values()))
+        return max(0, capacity - len(self._running) - waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._jobs
+
+    @property
+    def needs_check(self) -> bool:
+        """Whether the seed promise is still to be checked for a pipeline."""
+        return self._promise.needs_check
+
+    @property
+    def check_progress(self) -> float:
+        """How much of the check of the seed promise is over, from 0 to 1."""
+        return self._promise.share_done
+
+    def check_seeds(self, budget_s: float) -> None:
+        """Go on with the check of the seed promise, for about so long."""
+        self._promise.advance(budget_s)
+
+    def seed_verdicts(self) -> Mapping[str, SeedVerdict]:
+        """What the check has found, by pipeline."""
+        return self._promise.verdicts()
+
+    def warm_up(self) -> None:
+        """Measure how many samples of each pipeline fit in memory, and compute what requests will ask for.
+
+        So the first request is as quick as the next.
+        """
+        for name, served in self._served.items():
+            pipeline = served.pipeline
+            if pipeline.prior is None:
+                continue
+            probe = partial(_start_and_step, pipeline)
+            num_slots = num_that_fit(probe, pipeline.device, self._max_batch_size)
+            if num_slots != served.num_slots:
+                self._served[name] = Served(pipeline, served.stages, served.run, num_slots)
+                self._watch(name)
+            logger.info("pipeline=%s up to %d samples at once", name, num_slots)
+            request = Resolved(
+                operation="generate",
+                pipeline=name,
+                num_samples=1,
+                seed=0,
+                labels=dict.fromkeys(pipeline.spec.labels, 0),
+                prompt=pipeline.spec.example_prompt,
+            )
+            self.admit([Work("warm-up", request)])
+            while not self.is_idle:
+                self.step()
+
+    def _watch(self, name: str) -> None:
+        """Let the calls of a pipeline's prior have numbers of rows that keep the seed promise."""
+        served = self._served[name]
+        stage = served.stages.sample
+        if stage is not None:
+            lanes = self._lanes[served.pipeline.device]
+            full_rows = -(-ROWS_PER_SAMPLE * served.num_slots // lanes.count)
+            self._promise.watch(name, served.pipeline, stage, full_rows, lanes)
+
+    @torch.inference_mode()
+    def admit(self, work: Sequence[Work]) -> None:
+        """Take jobs in, also more than there are free slots. Their pipelines must be the engine's."""
+        for item in work:
+            job = make_job(item, self._served[item.request.pipeline])
+            self._jobs[job.id] = job
+            self._starting.append(job)
+
+    def drop(self, job_ids: Collection[str]) -> None:
+        """Forget jobs; of these nothing comes."""
+        for job_id in job_ids:
+            job = self._jobs.pop(job_id, None)
+            self._previews.pop(job_id, None)
+            if job is not None:
+                self._timer.forget(job_id, job.samples)
+        self._starting = deque(job for job in self._starting if job.id not in job_ids)
+        kept = []
+        for running in self._running:
+            if running.job.id in job_ids:
+                running.stage.release(running.sample)
+            else:
+                kept.append(running)
+        self._running = kept
+
+    def progress(self) -> Mapping[str, Progress]:
+        """How far the jobs are whose progress is worth telling: calls of all of their samples."""
+        done = {job.id: job.calls_before for job in self._jobs.values()}
+        for running in self._running:
+            if running.stage.reports_progress:
+                done[running.job.id] += running.sample.calls_done
+        return {
+            job.id: Progress(step=done[job.id], total=len(job.samples) * job.num_calls // job.num_started)
+            for job in self._jobs.values()
+            if job.num_calls
+        }
+
+    def previews(self) -> Mapping[str, Preview]:
+        """Return what running jobs that asked for it are on the way to, as made since the last call."""
+        previews, self._previews = self._previews, {}
+        return previews
+
+    @torch.inference_mode()
+    def step(self) -> list[Finished]:
+        """Give every stage that has samples one call, and return the jobs that have ended."""
+        self._start_waiting()
+        position = 0
+        while any(running.position >= position for running in self._running):
+            for stage, group in self._by_stage(position):
+                stage.step([running.sample for running in group], group[0].job.served.run)
+            # What is done here goes on to the next stage at once.
+            self._running = [each for each in self._running if not self._has_ended(each, position)]
+            position += 1
+        self._make_previews()
+        ended = [job for job in self._jobs.values() if job.has_ended]
+        finished = [finish(job) for job in ended]
+        self.drop({job.id for job in ended})
+        return finished
+
+    def _start_waiting(self) -> None:
+        """Fill free slots, one sample of each waiting job in turn, so that small jobs pass large ones."""
+        num_running = Counter(running.job.request.pipeline for running in self._running)
+        of_full_pipelines = []
+        while self._starting and len(self._running) < self._max_batch_size:
+            job = self._starting.popleft()
+            name = job.request.pipeline
+            if num_running[name] >= job.served.num_slots:
+                of_full_pipelines.append(job)
+                continue
+            num_running[name] += 1
+            running = Running(job, job.samples[job.num_started])
+            running.stage.start(running.sample)
+            self._running.append(running)
+            if running.stage.reports_progress:
+                job.num_calls += running.stage.num_calls(running.sample)
+            job.num_started += 1
+            if job.num_started < len(job.samples):
+                self._starting.append(job)
+        self._starting.extendleft(reversed(of_full_pipelines))
+
+    def _by_stage(self, position: int) -> Iterator[tuple[Stage, list[Running]]]:
+        """Yield each stage at this place of a path with the samples there, as many as it takes at once."""
+        groups: dict[int, list[Running]] = {}
+        for running in self._running:
+            if running.position != position:
+                continue
+            group = groups.setdefault(id(running.stage), [])
+            if len(group) < running.stage.max_samples:
+                group.append(running)
+        for group in groups.values():
+            yield group[0].stage, group
+
+    def _has_ended(self, running: Running, position: int) -> bool:
+        """Move a sample on that is done with its stage at ``position``; say whether that was its last."""
+        job, sample, stage = running.job, running.sample, running.stage
+        is_done = sample.error is not None or sample.calls_done == stage.num_calls(sample)
+        if running.position != position or not is_done:
+            return False
+        if stage.reports_progress:
+            job.calls_before += sample.calls_done
+        stage.release(sample)
+        if sample.error is None and position + 1 < len(job.path):
+            running.position += 1
+            sample.calls_done = 0
+            running.stage.start(sample)
+            return False
+        job.num_ended += 1
+        return True
+
+    def _make_previews(self) -> None:
+        """Show what some samples are on the way to. Nothing here changes or fails a job."""
+        asked = [
+            (running.job.id, running.sample)
+            for running in self._running
+            if running.job.request.preview and running.is_under_way
+        ]
+        chosen = {sample: job_id for job_id, sample in self._timer.choose(asked)} if asked else {}
+        if not chosen:
+            return
+        began_s = self._timer.clock()
+        for stage, group in self._by_stage(0):
+            shown = [running for running in group if running.sample in chosen]
+            latents = stage.preview([running.sample for running in shown]) if shown else None
+            if latents is None:
+                continue
+            served = shown[0].job.served
+            signals = served.stages.decode.decode_latents(latents, served.run)
+            if signals is None:
+                logger.warning("pipeline=%s no previews this time", served.pipeline.spec.name)
+                continue
+            for running, signal in zip(shown, signals.cpu().numpy(), strict=True):
+                array = served.medium.from_signal(signal)
+                sample = running.sample
+                self._previews[chosen[sample]] = Preview(
+                    sample.index, sample.calls_done, served.medium.name, array
+                )
+        self._timer.spent(self._timer.clock() - began_s)
+
+
+@torch.inference_mode()
+def _start_and_step(pipeline: Pipeline, num_samples: int) -> None:
+    """Do what so many guided samples take: start them, and make a call for all."""
+    stage = pipeline.make_stages(num_samples).sample
+    assert stage is not None
+    null = pipeline.conditions()
+    labels = dict.fromkeys(pipeline.spec.labels, 0)
+    spec = SampleSpec(
+        0, pipeline.spec.defaults, pipeline.conditions(labels, pipeline.spec.example_prompt), null
+    )
+    samples = [Sample(spec, index) for index in range(num_samples)]
+    for sample in samples:
+        stage.start(sample)
+        sample.calls_done = stage.num_calls(sample) // 2  # where guidance is applied, as a rule
+    stage.step(samples, run_directly)

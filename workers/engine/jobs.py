@@ -1,0 +1,160 @@
+"""Jobs in the engine: their samples, the path that these walk, and what came of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.media.base import Array, Medium, medium_of
+from models.pipeline import Pipeline, Stages
+from models.stage import NotFinite, Sample, SampleSpec, Stage
+from workers import errors
+from workers.compute import Finished, SampleOutput, Work
+from workers.engine.rows import RowBatches, is_out_of_memory
+from workers.messages import CodesInfo, Resolved
+
+
+@dataclass(frozen=True)
+class Served:
+    """A pipeline with its stages, its way to run them, and how many of its samples fit in memory."""
+
+    pipeline: Pipeline
+    stages: Stages
+    run: RowBatches
+    num_slots: int
+
+    @property
+    def medium(self) -> Medium:
+        return medium_of(self.pipeline.spec.medium.medium)
+
+
+@dataclass(eq=False)
+class Job:
+    """A job on its way. Its samples walk ``path`` together with those of other jobs."""
+
+    id: str
+    request: Resolved
+    served: Served
+    path: tuple[Stage, ...]
+    samples: list[Sample]
+    warnings: tuple[str, ...] = ()
+    num_started: int = 0
+    num_ended: int = 0
+    calls_before: int = 0  # of stages that samples have left
+    num_calls: int = 0  # of samples that have started
+
+    @property
+    def has_ended(self) -> bool:
+        return self.num_ended == len(self.samples)
+
+
+@dataclass(eq=False)
+class Running:
+    """A sample at one of its stages."""
+
+    job: Job
+    sample: Sample
+    position: int = 0
+
+    @property
+    def stage(self) -> Stage:
+        return self.job.path[self.position]
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it has had calls of its stage, and wants more."""
+        sample = self.sample
+        return sample.error is None and 0 < sample.calls_done < self.stage.num_calls(sample)
+
+
+def make_job(work: Work, served: Served) -> Job:
+    """Return a job that has not started."""
+    request = work.request
+    path = served.stages.path(request.operation, effort=request.effort)
+    return Job(work.job_id, request, served, path, _samples(work, served), _warnings(request, served))
+
+
+def _samples(work: Work, served: Served) -> list[Sample]:
+    """Return the samples of a job: what each is asked for, and the value that it starts from."""
+    request, pipeline = work.request, served.pipeline
+    if request.operation == "generate":
+        assert request.seed is not None
+        spec = SampleSpec(
+            seed=request.seed,
+            options=pipeline.spec.defaults.changed(request.options),
+            conditions=pipeline.conditions(request.labels, request.prompt),
+            null=pipeline.conditions(prompt=request.negative_prompt),
+        )
+        return [Sample(spec, index) for index in range(request.num_samples)]
+    spec = SampleSpec(effort=request.effort)
+    if request.operation == "encode":
+        signals = [torch.tensor(served.medium.to_signal(array)) for array in work.sources]
+        return [Sample(spec, i, signal.to(pipeline.device)) for i, signal in enumerate(signals)]
+    codes = [torch.tensor(grid, device=pipeline.device) for grid in request.codes or ()]
+    return [Sample(spec, i, grid) for i, grid in enumerate(codes)]
+
+
+def _warnings(request: Resolved, served: Served) -> tuple[str, ...]:
+    encoder = served.pipeline.prompt_encoder
+    if encoder is None:
+        return ()
+    prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+    limit = encoder.config.max_tokens
+    warnings = [
+        f"{field}: longer than {limit} tokens, so it was truncated"
+        for field, prompt in prompts.items()
+        if prompt is not None and encoder.encode(prompt).is_cut
+    ]
+    if request.negative_prompt is not None and request.options.get("guidance_scale") == 1.0:
+        warnings.append("negative_prompt: without effect, as guidance_scale is 1")
+    return tuple(warnings)
+
+
+def finish(job: Job) -> Finished:
+    """Return what came of a job: its samples, or an error when all of them failed."""
+    name, request = job.served.pipeline.spec.name, job.request
+    medium = job.served.medium.name
+    makes_signals = request.operation != "encode"
+    outputs = []
+    for sample in job.samples:
+        codes = sample.codes if makes_signals else sample.value
+        outputs.append(
+            SampleOutput(
+                medium,
+                signal=_array(sample.value) if makes_signals and sample.error is None else None,
+                codes=codes.tolist() if request.return_codes and codes is not None else None,
+                error=None if sample.error is None else _service_error(sample.error),
+            )
+        )
+    failed = [output.error for output in outputs if output.error is not None]
+    if len(failed) == len(outputs):
+        return Finished(job.id, name, error=failed[0])
+    return Finished(job.id, name, tuple(outputs), _codes_info(job, outputs), warnings=job.warnings)
+
+
+def _codes_info(job: Job, outputs: Sequence[SampleOutput]) -> CodesInfo | None:
+    codes = job.served.pipeline.spec.codes
+    if codes is None or not job.request.return_codes:
+        return None
+    return CodesInfo(
+        codes=[output.codes for output in outputs],
+        grid=codes.grid,
+        num_codebooks=codes.num_codebooks,
+        codebook_size=codes.size,
+        tokenizer=codes.fingerprint,
+    )
+
+
+def _array(value: Tensor | None) -> Array:
+    assert value is not None
+    array: Array = value.float().cpu().numpy()
+    return array
+
+
+def _service_error(error: Exception) -> errors.ServiceError:
+    if isinstance(error, NotFinite):
+        return errors.NotFinite(str(error))
+    if is_out_of_memory(error):
+        return errors.OutOfMemory("this worker has not enough memory for the request, even alone")
+    return errors.InternalError("the model failed on this request")

@@ -1,0 +1,268 @@
+"""The worker's side of the queue: takes jobs, keeps their leases and ends them."""
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from uuid import uuid4
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from rq.version import VERSION as RQ_VERSION
+
+from workers.errors import InvalidRequest, ServiceError
+from workers.messages import PreviewImage, Progress, Resolved, Result, SeedVerdict
+from workers.metrics import Meter, device_memory_bytes, memory_bytes
+from workers.queue.records import (
+    QUEUES,
+    SEED_VERDICTS,
+    TOTALS,
+    WAKE_UP,
+    WORKERS,
+    now_text,
+    read_request,
+    return_value,
+    revoked_key,
+    worker_key,
+    workers_key,
+)
+from workers.queue.scripts import load_script
+
+logger = logging.getLogger(__name__)
+
+Phase = Literal["starting", "ready", "draining"]
+Destination = Literal["front", "quarantine"]  # of its queue, as if never taken; or to be tried again alone
+
+MAX_WAIT_S = 1.0  # in Redis, so that a stop is noticed
+UNREGISTERED_TTL_S = 60  # as RQ's own workers
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that a worker has taken. ``execution`` numbers the claim; an older claim can't change the job."""
+
+    job_id: str
+    execution: str
+    request: Resolved = field(compare=False)
+    num_tries: int = field(compare=False)
+    deadline: float | None = field(compare=False)  # on time.monotonic
+
+    @property
+    def num_slots(self) -> int:
+        return self.request.num_samples
+
+    @property
+    def is_overdue(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a call of ``claim`` got, and whether these must end before more are claimed."""
+
+    jobs: tuple[Claim, ...]
+    must_drain: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    claim: Claim
+    end: Result | ServiceError
+
+
+class Consumer:
+    """A worker's connection to the queue, registered so that ``rq info`` shows it.
+
+    Any thread may call any method. Every method raises redis.RedisError at once when the server does not
+    answer: the caller knows what can wait.
+    """
+
+    def __init__(self, redis_url: str, *, lease_s: float, max_tries: int, ageing_s: float) -> None:
+        self._redis = redis.Redis.from_url(
+            redis_url, socket_timeout=MAX_WAIT_S + 5, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
+        )
+        self.name = uuid4().hex
+        self.phase: Phase = "starting"
+        self.meter = Meter()
+        self.seed_verdicts: Mapping[str, SeedVerdict] = {}
+        self._key = worker_key(self.name)
+        self._birth = now_text()
+        self._num_succeeded = 0
+        self._num_failed = 0
+        self._lease_s = lease_s
+        self._max_tries = max_tries
+        self._ageing_s = ageing_s
+        self._claim = self._redis.register_script(load_script("claim"))
+        self._finish = self._redis.register_script(load_script("finish"))
+        self._release = self._redis.register_script(load_script("release"))
+        self._heartbeat = self._redis.register_script(load_script("heartbeat"))
+        self._end_overdue = self._redis.register_script(load_script("end_overdue"))
+        self._reap = self._redis.register_script(load_script("reap"))
+        self._progress = self._redis.register_script(load_script("progress"))
+        self._preview = self._redis.register_script(load_script("preview"))
+
+    def claim(self, num_slots: int, *, is_idle: bool) -> Claims:
+        """Take jobs that fill the slots; the last may be larger than what is left."""
+        clock, must_drain, *flat = self._claim(
+            args=[self.name, num_slots, int(is_idle), self._lease_s, now_text(), self._ageing_s]
+        )
+        jobs = []
+        for job_id, fields in zip(flat[::2], flat[1::2], strict=True):
+            job = _decoded(fields)
+            try:
+                request = read_request(job)
+            except (ValueError, KeyError, TypeError) as error:
+                self._refuse(job_id.decode(), job["execution"], error)
+                continue
+            deadline = None
+            if "deadline_at" in job:
+                deadline = time.monotonic() + float(job["deadline_at"]) - float(clock)
+            jobs.append(Claim(job_id.decode(), job["execution"], request, int(job["tries"]), deadline))
+        return Claims(tuple(jobs), bool(must_drain))
+
+    def wait_for_work(self) -> None:
+        """Return when a job may have come, and after ``MAX_WAIT_S`` at the latest."""
+        self._redis.blpop([WAKE_UP], timeout=MAX_WAIT_S)
+
+    def wait_for_revoked(self, timeout_s: float) -> tuple[str, str] | None:
+        """Return (job id, execution) of a job that this worker has lost, or None when the time is up."""
+        answer: Any = self._redis.blpop([revoked_key(self.name)], timeout=min(timeout_s, MAX_WAIT_S))
+        if answer is None:
+            return None
+        job_id, _, execution = answer[1].decode().partition(":")
+        return job_id, execution
+
+    def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        """End jobs, and say of each whether it was still this worker's to end."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for outcome in outcomes:
+                claim, end = outcome.claim, outcome.end
+                if isinstance(end, ServiceError):
+                    status, values = "failed", [end.code, str(end)]
+                else:
+                    status, values = "finished", [return_value(end)]
+                self._finish(
+                    args=[claim.job_id, claim.execution, status, now_text(), *values], client=pipeline
+                )
+            were_ours = [bool(answer) for answer in pipeline.execute()]
+        for outcome, was_ours in zip(outcomes, were_ours, strict=True):
+            self._num_failed += was_ours and isinstance(outcome.end, ServiceError)
+            self._num_succeeded += was_ours and isinstance(outcome.end, Result)
+        return were_ours
+
+    def release(self, claims: Iterable[Claim], to: Destination) -> None:
+        """Put jobs back into the queue. A job that has had its tries, and would go to quarantine, fails."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for claim in claims:
+                self._release(
+                    args=[claim.job_id, claim.execution, to, self._max_tries, now_text()], client=pipeline
+                )
+            pipeline.execute()
+
+    def publish_progress(self, progress: Iterable[tuple[Claim, Progress]]) -> None:
+        """Show how far running jobs are."""
+        self._progress(
+            args=[
+                value
+                for claim, each in progress
+                for value in (claim.job_id, claim.execution, each.step, each.total)
+            ]
+        )
+
+    def publish_previews(self, previews: Iterable[tuple[Claim, PreviewImage]]) -> None:
+        """Show what running jobs are on the way to."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for claim, preview in previews:
+                self._preview(
+                    args=[claim.job_id, claim.execution, preview.model_dump_json()], client=pipeline
+                )
+            pipeline.execute()
+
+    def heartbeat(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Say that this worker lives, and renew the leases of its jobs; return those that it has lost."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.hset(self._key, mapping=self._fields(claims))
+            pipeline.expire(self._key, int(2 * self._lease_s) + 1)
+            for workers in (WORKERS, *map(workers_key, QUEUES)):
+                pipeline.sadd(workers, self._key)
+            held = [value for claim in claims for value in (claim.job_id, claim.execution)]
+            self._heartbeat(args=[self._lease_s, *held], client=pipeline)
+            lost = {job_id.decode() for job_id in pipeline.execute()[-1]}
+        self._send_counts()
+        return [claim for claim in claims if claim.job_id in lost]
+
+    def reap(self) -> None:
+        """Give the jobs of dead workers to living ones, and end what is past its deadline or tries."""
+        for job_id in self._end_overdue(args=[now_text()]):
+            logger.info("job_id=%s deadline_exceeded", job_id.decode())
+        reaped = self._reap(args=[self._lease_s, self._max_tries, now_text()])
+        for job_id, what in zip(reaped[::2], reaped[1::2], strict=True):
+            logger.warning("job_id=%s reaped: %s", job_id.decode(), what.decode())
+
+    def close(self) -> None:
+        """Say that this worker has ended, if the server answers, and close the connections."""
+        try:
+            self._send_counts()
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for workers in (WORKERS, *map(workers_key, QUEUES)):
+                    pipeline.srem(workers, self._key)
+                pipeline.hset(self._key, "death", now_text())
+                pipeline.expire(self._key, UNREGISTERED_TTL_S)
+                pipeline.execute()
+        except redis.RedisError:
+            logger.warning("the queue server could not be told that this worker ends")
+        self._redis.close()
+
+    def _refuse(self, job_id: str, execution: str, error: Exception) -> None:
+        logger.warning("job_id=%s refused: %s", job_id, type(error).__name__)
+        message = "The job is not one of this service's."
+        self._finish(args=[job_id, execution, "failed", now_text(), InvalidRequest.code, message])
+
+    def _fields(self, claims: Sequence[Claim]) -> Mapping[Any, str | bytes | int]:
+        """Return the hash of this worker: RQ's fields, then ours."""
+        return {
+            "birth": self._birth,
+            "last_heartbeat": now_text(),
+            "queues": ",".join(QUEUES),
+            "pid": os.getpid(),
+            "hostname": socket.gethostname(),
+            "ip_address": "unknown",  # RQ asks the server for it
+            "version": RQ_VERSION,
+            "python_version": sys.version,
+            "state": "busy" if claims else "idle",
+            "successful_job_count": self._num_succeeded,
+            "failed_job_count": self._num_failed,
+            "phase": self.phase,
+            "running_samples": sum(claim.num_slots for claim in claims),
+            "memory_bytes": memory_bytes(),
+            "device_memory_bytes": device_memory_bytes(),
+            "seed_verdicts": SEED_VERDICTS.dump_json(
+                {
+                    pipeline: verdict.model_copy(update={"worker": self.name})
+                    for pipeline, verdict in self.seed_verdicts.items()
+                }
+            ),
+        }
+
+    def _send_counts(self) -> None:
+        sums = self.meter.take()
+        try:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for name, amount in sums.items():
+                    pipeline.hincrbyfloat(TOTALS, name, amount)
+                pipeline.execute()
+        except redis.RedisError:
+            self.meter.add(sums)  # some of it may be counted twice, which is better than not at all
+            raise
+
+
+def _decoded(fields: Sequence[bytes]) -> dict[str, Any]:
+    texts = [field.decode(errors="replace") for field in fields]
+    return dict(zip(texts[::2], texts[1::2], strict=True))

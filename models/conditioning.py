@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.networks.layers import VectorLinear
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -85,7 +87,7 @@ class TextEmbedding(nn.Module):
             nn.SiLU(),
             nn.Linear(hidden_size, hidden_size, bias=False),
         )
-        self.to_pooled = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.to_pooled = VectorLinear(hidden_size, hidden_size, bias=False)
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return the context (B, T, hidden) and its mean over the prompt's own tokens (B, hidden)."""

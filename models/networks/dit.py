@@ -19,6 +19,7 @@ from models.networks.layers import (
     Attention,
     SwiGLU,
     TimeEmbedding,
+    VectorLinear,
     axial_rope,
     patchify,
     unpatchify,
@@ -146,10 +147,10 @@ class DiT(nn.Module):
         self.embed_time = TimeEmbedding(size)
         self.embed_labels = nn.ModuleList(LabelEmbedding(number, size) for number in config.label_sizes)
         self.embed_text = TextEmbedding(config.text_channels, size) if config.takes_prompt else None
-        self.modulate = nn.Linear(size, 6 * size)
+        self.modulate = VectorLinear(size, 6 * size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_norm = nn.RMSNorm(size, elementwise_affine=False, eps=1e-6)
-        self.final_modulate = nn.Linear(size, 2 * size)
+        self.final_modulate = VectorLinear(size, 2 * size)
         self.to_velocity = nn.Linear(size, patch_channels)
         token_grid = tuple(side // config.patch_size for side in config.grid)
         cosines, sines = axial_rope(token_grid, config.head_size)

@@ -1,10 +1,75 @@
 """Layers of a diffusion transformer over grids of 1, 2 or 3 axes."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+MAX_INPUTS = 480  # of a product in bfloat16 on a CPU whose order of sums never depends on the rows beside
+MAX_TOKENS = 240  # the most that are summed in the same order as a lone sample's, where there are more inputs
+_TRIED_TOKENS = (320, 512, 1024, 2048)
+
+
+class WideLinear(nn.Linear):
+    """A linear layer over many inputs whose rows keep their bits, whatever is computed beside them.
+
+    With AMX, oneDNN sums over 512 and more inputs in another order where there are more than some 250 tokens.
+    So where bfloat16 is served on a CPU, many tokens are computed in the cheapest way that gives the bits of
+    few, found once by trying: as they are, transposed (the weights times the tokens), or in parts of at most
+    ``MAX_TOKENS``. Training, float32 and GPUs do as any linear layer does.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self._way: Callable[[Tensor, Tensor], Tensor] | None = None  # for many tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, -2)  # (B·N, inputs)
+        if len(tokens) <= MAX_TOKENS or self.in_features <= MAX_INPUTS or not _is_served_on_cpu(x):
+            return super().forward(x)
+        if len(tokens) < _TRIED_TOKENS[0]:
+            out = _in_parts(tokens, self.weight)
+        else:
+            if self._way is None:
+                self._way = _cheapest_way(self.weight)
+            out = self._way(tokens, self.weight)
+        return out.view(*x.shape[:-1], -1)
+
+
+def _cheapest_way(weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return how to multiply many tokens so that each has the bits that it has among few."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(n, weight.shape[1], generator=generator).to(weight) for n in _TRIED_TOKENS]
+    wanted = [_in_parts(tokens, weight) for tokens in inputs]
+    for way in (F.linear, _transposed):
+        if all(torch.equal(way(t, weight), w) for t, w in zip(inputs, wanted, strict=True)):
+            return way
+    return _in_parts
+
+
+def _transposed(tokens: Tensor, weight: Tensor) -> Tensor:
+    return (weight @ tokens.T).T.contiguous()
+
+
+def _in_parts(tokens: Tensor, weight: Tensor) -> Tensor:
+    size = -(-len(tokens) // -(-len(tokens) // MAX_TOKENS))
+    return torch.cat([F.linear(part, weight) for part in tokens.split(size)])
+
+
+class VectorLinear(nn.Linear):
+    """A linear layer over one vector a row (B, C), which never computes a lone row.
+
+    A product with a lone vector is another kernel (gemv) in math libraries: on AVX-512 without bfloat16
+    instructions its bits differ from those of two rows and more, which agree. So a lone vector is doubled;
+    next to the tokens, of which there are dozens a row, that costs nothing.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) != 1 or not _is_served_on_cpu(x):
+            return super().forward(x)
+        return super().forward(x.expand(2, -1))[:1]
 
 
 class SwiGLU(nn.Module):
@@ -13,7 +78,7 @@ class SwiGLU(nn.Module):
     def __init__(self, hidden_size: int, inner_size: int) -> None:
         super().__init__()
         self.gate_and_value = nn.Linear(hidden_size, 2 * inner_size, bias=False)
-        self.out = nn.Linear(inner_size, hidden_size, bias=False)
+        self.out = WideLinear(inner_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.gate_and_value(x).chunk(2, dim=-1)
@@ -68,7 +133,7 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.num_frequencies = num_frequencies
         self.net = nn.Sequential(
-            nn.Linear(2 * num_frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+            VectorLinear(2 * num_frequencies, hidden_size), nn.SiLU(), VectorLinear(hidden_size, hidden_size)
         )
 
     def forward(self, t: Tensor) -> Tensor:
@@ -128,3 +193,8 @@ def unpatchify(tokens: Tensor, patch_size: int, channels: int, grid: tuple[int, 
     x = tokens.reshape(-1, *counts, channels, *[patch_size] * axes)  # (B, n1, n2, …, C, p, p, …)
     pairs = [axis for i in range(axes) for axis in (1 + i, 2 + axes + i)]
     return x.permute(0, 1 + axes, *pairs).reshape(-1, channels, *grid)  # (B, C, *grid)
+
+
+def _is_served_on_cpu(x: Tensor) -> bool:
+    """Whether ``x`` is in a bfloat16 call on a CPU that nobody trains with."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and not torch.is_grad_enabled()

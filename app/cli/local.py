@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
+from app.cli.terminal import say
 from app.sources import SourceFile, fit, source_spec
 from models.media.base import medium_of
 from workers.catalog import Catalog
@@ -35,6 +36,8 @@ def compute(
     from workers.engine.loading import load_engine  # brings torch, for which no mistake should wait
 
     engine = load_engine(settings, catalog, [resolved.pipeline])
+    if engine.needs_check and resolved.seed is not None:
+        say("computing full batches: the seed promise is unchecked here. Faster after `smalti check-seeds`")
     engine.admit([Work("local", resolved, tuple(sources))])
     finished: Sequence[Finished] = ()
     while not finished:

@@ -18,8 +18,6 @@ from pydantic.dataclasses import dataclass
 from models.media.base import InvalidMedia, MediaInfo, MediumSpec
 
 Pixels = npt.NDArray[np.uint8]
-ImageFormat = Literal["png", "webp", "jpeg"]
-Background = Literal["white", "transparent"]
 
 MAX_IMAGE_BYTES = 10 * 2**20
 MAX_IMAGE_PIXELS = 32 * 2**20

@@ -31,7 +31,7 @@ test: $(VENV)/.dev  ## prove that it works: under ten minutes on two cores
 	$(PYTEST) $(ARGS)
 
 test-ci: $(VENV)/.dev  ## long mixes over the shipped weights, and fuzz: ten minutes more
-	$(PYTEST) -m ci $(ARGS)
+	$(PYTEST) --dist load -m ci $(ARGS)
 
 test-all: $(VENV)/.dev  ## every test, with faults and soaks: hours
 	$(PYTEST) -m "" $(ARGS)

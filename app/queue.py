@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 CHECK_TIMEOUT_S = 1.0
 MAX_CONNECTIONS = 64
 _WORKER_FIELDS = ("phase", "running_samples", "memory_bytes", "device_memory_bytes", "seed_verdicts")
-_EVENT_ID = re.compile(r"\d{1,20}-\d{1,20}")
+_EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")  # within the 64 bits of each half
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,12 @@ class PipelineSpec:
     def __post_init__(self) -> None:
         if not self.makes:
             raise ConfigError("makes: at least one medium, got none")
+        for label_set, names in self.labels.items():
+            folded = [name.strip().casefold() for name in names]
+            if "" in folded or len(set(folded)) < len(folded):
+                raise ConfigError(
+                    f"labels: the names of {label_set} must differ and not be empty, got {names}"
+                )
         for medium in self.makes:
             if medium.medium not in self.autoencoders:
                 raise ConfigError(f"autoencoders: none for {medium.medium}")

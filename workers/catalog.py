@@ -12,6 +12,7 @@ from models.options import ConfigError, OptionFields, requested
 from models.spec import SPEC_FILE, CodesSpec, PipelineSpec
 from workers.errors import InvalidCodes, InvalidRequest, UnknownPipeline
 from workers.messages import (
+    MAX_SAMPLES_PER_JOB,
     BlobReference,
     ClientRequest,
     CodesInfo,
@@ -126,16 +127,19 @@ class Catalog:
         return (entry.spec for entry in self._entries.values())
 
     def _pipeline_of_codes(self, request: DecodeRequest) -> PipelineSpec:
-        tokenizer = request.codes.tokenizer if isinstance(request.codes, CodesInfo) else request.tokenizer
+        told = request.codes.tokenizer if isinstance(request.codes, CodesInfo) else None
+        tokenizer = told or request.tokenizer
         if tokenizer is None:
             raise InvalidCodes("tokenizer: is required beside codes; /encode tells it")
+        if request.tokenizer not in (None, tokenizer):
+            raise InvalidCodes(f"tokenizer: got {request.tokenizer}, but the codes were made by {tokenizer}")
         specs = list(self._specs()) if request.pipeline is None else [self.spec(request.pipeline)]
         for spec in specs:
             if spec.codes is not None and spec.codes.fingerprint == tokenizer:
                 return spec
         known = ", ".join(f"{spec.codes.fingerprint} ({spec.name})" for spec in specs if spec.codes)
         raise InvalidCodes(
-            f"tokenizer: these codes were made by {tokenizer}, and no pipeline here has that tokenizer:"
+            f"tokenizer: these codes were made by {tokenizer}, which is not the tokenizer of"
             f" {known}. Codes of one tokenizer mean nothing to another."
         )
 
@@ -202,9 +206,11 @@ def _resolve_decode(
 ) -> Resolved:
     assert spec.codes is not None
     codes = request.codes.codes if isinstance(request.codes, CodesInfo) else request.codes
-    if not codes:
-        raise InvalidCodes("codes: holds none")
+    if not codes or len(codes) > MAX_SAMPLES_PER_JOB:
+        raise InvalidCodes(f"codes: 1 to {MAX_SAMPLES_PER_JOB} grids, got {len(codes or ())}")
     for index, grid in enumerate(codes):
+        if grid is None:
+            raise InvalidCodes(f"codes[{index}]: is null, as its sample failed; leave it out")
         _check_grid(grid, spec.codes, f"codes[{index}]", spec.name)
     return Resolved(
         operation="decode",

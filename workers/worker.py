@@ -111,6 +111,7 @@ class Worker:
     def run(self) -> None:
         """Work until asked to stop, then finish or hand back what runs."""
         control = threading.Thread(target=self._keep_control, name="control", daemon=True)
+        self._consumer.seed_verdicts = self._engine.seed_verdicts()
         self._consumer.phase = "ready"
         self._outbox.start()
         control.start()
@@ -135,7 +136,6 @@ class Worker:
     # --- the compute thread ----------------------------------------------------------------------------
 
     def _compute(self) -> None:
-        self._consumer.seed_verdicts = self._engine.seed_verdicts()
         while True:
             self._in_flight.arrived((), self._engine.free_slots)
             self._read_inbox()

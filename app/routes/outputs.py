@@ -19,7 +19,7 @@ from workers.results import StoredFile
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-_ONE_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _SUFFIXES = {kind: suffix for name in MEDIA for suffix, kind in medium_of(name).formats.items()}
 _RESPONSES = output_responses() | problems(
     "job_not_found", "not_acceptable", "range_not_satisfiable", "invalid_request", "queue_unavailable"

@@ -126,9 +126,10 @@ def test_a_client_that_connects_again_goes_on_where_it_was(service):
     assert (heard_all.status_code, heard_all.content) == (204, b"")
 
 
-def test_an_event_id_that_is_none_of_ours_starts_at_the_beginning(service):
+@pytest.mark.parametrize("event_id", ["not-ours", "99999999999999999999-0", f"{2**64 - 1}-{2**64 - 1}"])
+def test_an_event_id_that_is_none_of_ours_starts_at_the_beginning(service, event_id):
     job_id = submit(service.client)
-    assert follow(service.client, job_id, "not-ours") == follow(service.client, job_id)
+    assert follow(service.client, job_id, event_id) == follow(service.client, job_id)
 
 
 def test_an_unknown_job_can_not_be_followed(service):

@@ -57,7 +57,7 @@ def test_what_the_service_would_refuse_is_refused_in_its_words(smalti, tmp_path)
     _, told = smalti("generate", "--class-label", "sneaker", "--out", "a.png", status=1)
     assert told == b"smalti: class_label: tiny has no class 'sneaker'; known are cat, dog, bird\n"
     (tmp_path / "foreign.json").write_text(json.dumps({"codes": [[[0] * 6] * 6], "tokenizer": "f" * 16}))
-    assert b"no pipeline here has that" in smalti("decode", "foreign.json", "--out", "a.png", status=1)[1]
+    assert b"which is not the tokenizer of" in smalti("decode", "foreign.json", "--out", "a.png", status=1)[1]
 
 
 def test_codes_and_their_tokenizer_alone_are_decoded_too(smalti, tmp_path):

@@ -254,3 +254,29 @@ def test_the_codes_object_of_a_result_is_decoded_as_it_is(catalog):
     assert (resolved.pipeline, resolved.codes) == ("other", [[[0, 15], [1, 2]]])
     with pytest.raises(InvalidCodes, match="tokenizer: is required beside codes"):
         catalog.resolve(DecodeRequest(codes=[[[0, 15], [1, 2]]]))
+
+
+@pytest.mark.parametrize(
+    ("grids", "tokenizer", "said"),
+    [
+        (65, None, "codes: 1 to 64 grids, got 65"),
+        (0, None, "codes: 1 to 64 grids, got 0"),
+        (1, "a" * 16, "tokenizer: got aaaaaaaaaaaaaaaa, but the codes were made by ffffffffffffffff"),
+    ],
+)
+def test_a_codes_object_is_held_to_the_same_limits(catalog, grids, tokenizer, said):
+    codes = CodesInfo(codes=[[[0, 15], [1, 2]]] * grids, grid=(2, 2), codebook_size=16, tokenizer="f" * 16)
+    with pytest.raises(InvalidCodes, match=said):
+        catalog.resolve(DecodeRequest(codes=codes, tokenizer=tokenizer))
+
+
+def test_the_codes_of_a_failed_sample_are_refused_by_index(catalog):
+    codes = CodesInfo(codes=[[[0, 1], [2, 3]], None], grid=(2, 2), codebook_size=16, tokenizer="f" * 16)
+    with pytest.raises(InvalidCodes, match=r"codes\[1\]: is null, as its sample failed; leave it out"):
+        catalog.resolve(DecodeRequest(codes=codes))
+
+
+@pytest.mark.parametrize("names", [("cat", "Cat "), ("cat", "")])
+def test_labels_that_no_request_could_tell_apart_are_refused(names):
+    with pytest.raises((ConfigError, ValueError), match="the names of class must differ and not be empty"):
+        replace(SPEC, labels={"class": names})

@@ -329,6 +329,8 @@ def test_progress_is_told(in_process):
         assert len(steps) >= 3
         assert steps == sorted(steps)
         assert steps[-1] <= 100
+        progress = (await queue.get(view.id)).progress
+        assert (progress.step, progress.total) == (100, 100), "a finished job is whole"
 
     in_process(use, FakeEngine(step_s=0.01))
 

@@ -14,6 +14,8 @@ if status == 'finished' then
   redis.call('XADD', 'RQ:results:' .. id, '*', 'type', 1, 'worker_name', job[4], 'execution_id', execution,
              'return_value', ARGV[5])
   redis.call('EXPIRE', 'RQ:results:' .. id, job[3])
+  local total = redis.call('HGET', 'RQ:job:' .. id, 'total')
+  if total then redis.call('HSET', 'RQ:job:' .. id, 'step', total) end -- progress is told now and then only
   finish(id, 'finished', 'succeeded', ended_at, 'finished')
 else
   fail(id, ended_at, ARGV[5], ARGV[6])

@@ -42,7 +42,7 @@ async def store_sources(
 
     Raises: InvalidSource naming the field; StorageFull.
     """
-    spec = source_spec(pipeline)
+    spec = pipeline.medium
 
     def store(file: SourceFile) -> BlobReference:
         medium = medium_of(spec.medium)
@@ -54,11 +54,6 @@ async def store_sources(
         async with services.decode_slots:
             stored.append(await asyncio.to_thread(store, file))
     return stored
-
-
-def source_spec(pipeline: PipelineSpec) -> MediumSpec:
-    """Return what a file to be encoded must fit: what the pipeline makes."""
-    return pipeline.medium
 
 
 def fit(file: SourceFile, spec: MediumSpec) -> Array:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 
 from app.cli.terminal import say
-from app.sources import SourceFile, fit, source_spec
+from app.sources import SourceFile, fit
 from models.media.base import medium_of
 from workers.catalog import Catalog
 from workers.compute import Finished, Work
@@ -22,7 +22,7 @@ def compute(
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
     sources, references = [], []
     if files:
-        spec = source_spec(catalog.pipeline_for(request))
+        spec = catalog.pipeline_for(request).medium
         medium = medium_of(spec.medium)
         sources = [fit(file, spec) for file in files]
         references = [

@@ -118,13 +118,15 @@ def finish(job: Job) -> Finished:
     makes_signals = request.operation != "encode"
     outputs = []
     for sample in job.samples:
+        if sample.error is not None:
+            outputs.append(SampleOutput(medium, error=_service_error(sample.error)))
+            continue
         codes = sample.codes if makes_signals else sample.value
         outputs.append(
             SampleOutput(
                 medium,
-                signal=_array(sample.value) if makes_signals and sample.error is None else None,
+                signal=_array(sample.value) if makes_signals else None,
                 codes=codes.tolist() if request.return_codes and codes is not None else None,
-                error=None if sample.error is None else _service_error(sample.error),
             )
         )
     failed = [output.error for output in outputs if output.error is not None]

@@ -327,6 +327,27 @@ def test_a_bad_sample_fails_alone_inside_its_job(tiny_weights, jobs) -> None:
     assert ended.codes.codes == [whole.codes.codes[0], None, whole.codes.codes[2]]
 
 
+def test_a_file_that_can_not_be_encoded_has_no_codes(tiny_weights, jobs) -> None:
+    """And leaves those beside it theirs: what it had before is not taken for codes."""
+    pipeline = Pipeline.load(tiny_weights / "tiny")
+    images = [noise_image(seed, 12, 12, 1) for seed in range(3)]
+    whole = run(Engine({"tiny": pipeline}), [jobs.encode(*images)])["x"]
+    encode = pipeline.tokenizer.encode
+    bad = torch.tensor(images[1].astype(np.float32) / 127.5 - 1).movedim(-1, 0)
+
+    def fail_on_bad(signals: torch.Tensor) -> torch.Tensor:
+        if any(torch.equal(signal, bad) for signal in signals):
+            raise RuntimeError("boom")
+        return encode(signals)
+
+    pipeline.tokenizer.encode = fail_on_bad
+    ended = run(Engine({"tiny": pipeline}), [jobs.encode(*images)])["x"]
+    assert [sample.error.code if sample.error else None for sample in ended.samples] == [
+        None, "internal_error", None,
+    ]  # fmt: skip
+    assert ended.codes.codes == [whole.codes.codes[0], None, whole.codes.codes[2]]
+
+
 def test_out_of_memory_halves_the_batch_and_goes_on(tiny_weights, jobs) -> None:
     pipeline = Pipeline.load(tiny_weights / "tiny")
     work = jobs.generate(class_label=0, seed=1, num_outputs=16)

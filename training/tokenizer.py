@@ -263,14 +263,14 @@ class _Stepper:
         """Return what a decoder trained by itself is given: the latents of codes."""
         quantizer = self.tokenizer.quantizer
         if codes is None:
-            return quantizer.quantize(quantizer.bound(self.encode(images))).latents
-        encoded = quantizer.bound(self.encode(images[: -len(codes)]))
+            return quantizer.quantize(quantizer.squash(self.encode(images))).latents
+        encoded = quantizer.squash(self.encode(images[: -len(codes)]))
         return torch.cat([quantizer.quantize(encoded).latents, quantizer.lookup(codes)])
 
     def _quantize(self, images: Tensor, step: int) -> tuple[Tensor, Quantized | None]:
         """Return latents, and what they are snapped to once the codebook has been started."""
         config, quantizer = self.config, self.tokenizer.quantizer
-        latents = quantizer.bound(self.encode(images))
+        latents = quantizer.squash(self.encode(images))
         if step < config.continuous_steps:
             return latents, None
         if isinstance(quantizer, VectorQuantizer) and not quantizer.is_initialised:

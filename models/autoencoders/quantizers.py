@@ -62,7 +62,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("sum_assigned", torch.zeros(codebook_size, latent_channels))
         self.register_buffer("is_initialised", torch.tensor(False))
 
-    def bound(self, latents: Tensor) -> Tensor:
+    def squash(self, latents: Tensor) -> Tensor:
         """Return the encoder's output as it is: any vector may be quantised."""
         return latents.float()
 
@@ -163,7 +163,7 @@ class FSQ(nn.Module):
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         self.register_buffer("strides", torch.tensor(strides), persistent=False)
 
-    def bound(self, latents: Tensor) -> Tensor:
+    def squash(self, latents: Tensor) -> Tensor:
         """Squash the encoder's output (B, C, *grid) into the codebook's range."""
         values = latents.movedim(1, -1).float()  # (B, *grid, C)
         half = (self.levels - 1) / 2 * (1 + 1e-3)

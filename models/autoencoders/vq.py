@@ -207,7 +207,7 @@ class Tokenizer(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Return scaled latents (B, d, h, w) float32 of ``images`` (B, C, H, W) in [-1, 1]."""
-        return (self.quantizer.bound(self.encoder(images)) - self.latent_mean) / self.latent_std
+        return (self.quantizer.squash(self.encoder(images)) - self.latent_mean) / self.latent_std
 
     def quantize(self, latents: Tensor) -> Quantized:
         """Snap scaled ``latents`` (B, d, h, w) to the codebook; the result is scaled, too."""

@@ -21,7 +21,7 @@ def learnt_quantizer(codebook_size: int = 64) -> VectorQuantizer:
 )
 @pytest.mark.parametrize("grid", [(9,), (4, 6), (2, 3, 4)])
 def test_quantized_latents_are_the_lookup_of_their_codes(quantizer, grid) -> None:
-    latents = quantizer.bound(3 * torch.randn(2, 4, *grid, generator=generator(2)))
+    latents = quantizer.squash(3 * torch.randn(2, 4, *grid, generator=generator(2)))
     quantized = quantizer.quantize(latents)
     assert quantized.codes.shape == (2, *grid)
     assert 0 <= quantized.codes.min() <= quantized.codes.max() < quantizer.codebook_size
@@ -38,7 +38,7 @@ def test_vector_quantizer_takes_the_nearest_entry() -> None:
 
 def test_fsq_reaches_every_code() -> None:
     quantizer = FSQ((8, 5, 4)).eval()
-    latents = quantizer.bound(4 * torch.randn(1, 3, 20_000, generator=generator()))
+    latents = quantizer.squash(4 * torch.randn(1, 3, 20_000, generator=generator()))
     assert len(quantizer.quantize(latents).codes.unique()) == quantizer.codebook_size
 
 

@@ -170,7 +170,10 @@ PROBLEMS: dict[str, Problem] = {
         ),
         problem_of("not_finite", "output 0 became infinite or not a number", job_id=_JOB_ID),
         problem_of("storage_full", "the disk for results is full; try again later", job_id=_JOB_ID),
-        problem_of("pipeline_not_served", "pipeline: no worker here serves 'fashion-mnist'", job_id=_JOB_ID),
+        problem_of(
+            "pipeline_not_served",
+            "pipeline: no worker has 'fashion-mnist' now; start one that does, or try again later",
+        ),
         problem_of("worker_lost", "The workers that ran it died, 3 times.", job_id=_JOB_ID),
         problem_of("internal_error", "The server's log says more."),
     )

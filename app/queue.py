@@ -2,27 +2,30 @@
 
 import asyncio
 import logging
+import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 import redis.asyncio
-from redis.backoff import ExponentialBackoff
-from redis.retry import Retry
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff, NoBackoff
 
-from app.job_events import JobEventReader
-from workers.errors import JobNotFound, QueueFull, QueueUnavailable
+from app.job_events import JobEvent, JobEventReader, News
+from workers.errors import JobNotFound, PipelineNotServed, QueueFull, QueueUnavailable
 from workers.messages import JobStatus, JobView, PreviewImage, Progress, Resolved, SeedVerdict
 from workers.queue.records import (
+    HEALTH,
     QUARANTINE,
     QUEUES,
     SEED_VERDICTS,
-    THROUGHPUT,
+    SEPARATOR,
     TOTALS,
     VIEW_FIELDS,
+    WORK_RATE,
     WORKERS,
     blob_key,
     events_key,
@@ -32,6 +35,8 @@ from workers.queue.records import (
     now_text,
     queue_key,
     result_key,
+    result_of_rq,
+    rq_result_key,
 )
 from workers.queue.scripts import load_script
 
@@ -39,17 +44,24 @@ logger = logging.getLogger(__name__)
 
 CHECK_TIMEOUT_S = 1.0
 MAX_CONNECTIONS = 64
-_WORKER_FIELDS = ("phase", "running_samples", "memory_bytes", "device_memory_bytes", "seed_verdicts")
+MAX_CHECKS = 4
+_WORKER_FIELDS = (
+    "phase", "pipelines", "running_samples", "memory_bytes", "device_memory_bytes", "seed_verdicts",
+)  # fmt: skip
+# Every command here may be sent twice. A second in all: what a server that starts again takes, mostly.
+_RETRY = Retry(ExponentialBackoff(cap=0.5, base=0.02), 6)
+_NO_RETRY = Retry(NoBackoff(), 0)
 _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")  # within the 64 bits of each half
 
 
 @dataclass(frozen=True)
 class QueueHealth:
-    """Which workers would work on a job now."""
+    """Which workers would work on a job now. pipelines: those that the ready ones have."""
 
     num_ready_workers: int
     num_draining_workers: int
     queue_length: int
+    pipelines: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,7 @@ class WorkerGauges:
 
     name: str
     phase: str
+    pipelines: tuple[str, ...]
     num_running_samples: int
     memory_bytes: int
     device_memory_bytes: int
@@ -73,57 +86,42 @@ class QueueMetrics:
     workers: Sequence[WorkerGauges]
 
 
-@dataclass(frozen=True)
-class JobEvent:
-    """Something that happened to a job. ``id`` tells ``events`` where to go on."""
-
-    id: str
-    kind: Literal["status", "progress", "preview"]
-    status: JobStatus
-    progress: Progress | None = None
-    preview: PreviewImage | None = None
-
-
 class JobQueue:
     """The queue as the front end sees it. Every method may raise QueueUnavailable."""
 
     def __init__(self, redis_url: str, *, max_length: int, result_ttl_s: int) -> None:
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
-            redis_url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=5,
-            decode_responses=True,
-            socket_timeout=5,
-            socket_connect_timeout=1,
-            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3),  # every command here may be sent twice
-        )
-        self._redis: redis.asyncio.Redis = redis.asyncio.Redis.from_pool(pool)
+        self._redis = _connect(redis_url, MAX_CONNECTIONS, _RETRY)
+        self._checks = _connect(redis_url, MAX_CHECKS, _NO_RETRY)  # of health: they wait for no other caller
         self._max_length = max_length
         self._result_ttl_s = result_ttl_s
         self._submit = self._redis.register_script(load_script("submit"))
         self._cancel = self._redis.register_script(load_script("cancel"))
         self._end_overdue = self._redis.register_script(load_script("end_overdue"))
-        self._job_events = JobEventReader(self._redis)
+        self._position = self._redis.register_script(load_script("position"))
+        self._job_events = JobEventReader(self._redis, self._read_news)
 
     async def submit(self, request: Resolved) -> JobView:
         """Put a job in the queue; its sources must be in the blob store already.
 
-        Raises: QueueFull.
+        Raises: QueueFull; PipelineNotServed when there are workers, but none that has the pipeline.
         """
         job_id = uuid4().hex
         fields = job_fields(request, result_ttl_s=self._result_ttl_s)
         deadline_s = "" if request.deadline_s is None else request.deadline_s
         flat = [part for item in fields.items() for part in item]
         async with self._available():
-            accepted, num_waiting = await self._submit(
-                args=[job_id, request.priority, self._max_length, deadline_s, *flat]
+            verdict, num_waiting = await self._submit(
+                args=[job_id, request.priority, self._max_length, deadline_s, request.pipeline, *flat]
             )
-            if not accepted:
-                job_s = _seconds_per_job(await self._redis.hgetall(THROUGHPUT))
+            if verdict == "queue_full":
+                rate = await self._redis.hgetall(WORK_RATE)
+                job_s = float(rate["seconds"]) / float(rate["jobs"]) if rate else 0.0
                 raise QueueFull(
                     f"{num_waiting} jobs wait, which is the most that may",
                     retry_after_s=min(60.0, max(1.0, job_s * num_waiting / 10)),
                 )
+        if verdict == "pipeline_not_served":
+            raise PipelineNotServed(request.pipeline)
         view = job_view(job_id, {name: str(value) for name, value in fields.items()})
         return view.model_copy(update={"queue_position": num_waiting})
 
@@ -163,24 +161,15 @@ class JobQueue:
     async def events(self, job_id: str, last_event_id: str | None = None) -> AsyncGenerator[JobEvent]:
         """Yield what happened to a job after an event, or from its start, until it has ended.
 
+        Of a job that has ended, only the end is known. All who listen to a job share one reader.
+
         Raises: JobNotFound.
         """
         is_known = last_event_id is not None and _EVENT_ID.fullmatch(last_event_id)
-        last = f"({last_event_id}" if is_known else "-"
-        with self._job_events.watch(job_id, only_end=False) as watcher:
-            while True:
-                watcher.has_news.clear()
-                async with self._available():
-                    entries: Any = await self._redis.xrange(events_key(job_id), min=last)
-                for event_id, entry in entries:
-                    last = f"({event_id}"
-                    event = _event(event_id, entry)
+        with self._job_events.feed(job_id) as feed:
+            async with aclosing(feed.follow(last_event_id if is_known else None)) as events:
+                async for event in events:
                     yield event
-                    if event.status.is_terminal:
-                        return
-                if not entries and (await self.get(job_id)).status.is_terminal:
-                    return  # the end was before ``last_event_id``
-                await watcher.has_news.wait()
 
     async def cancel(self, job_id: str) -> JobView:
         """End a job that has not ended; its worker drops it between two steps.
@@ -192,43 +181,29 @@ class JobQueue:
         return await self.get(job_id)
 
     async def check(self) -> QueueHealth:
-        """Say which workers would work on a job now. Answers within CHECK_TIMEOUT_S."""
-        async with (
-            self._available(),
-            asyncio.timeout(CHECK_TIMEOUT_S),
-            self._redis.pipeline(transaction=False) as pipeline,
-        ):
-            pipeline.smembers(WORKERS)
-            for queue in (*QUEUES, QUARANTINE):
-                pipeline.llen(queue_key(queue))
-            workers, *lengths = await pipeline.execute()
-            for worker in workers:
-                pipeline.hget(worker, "phase")
-            phases = await pipeline.execute() if workers else []
-        return QueueHealth(phases.count("ready"), phases.count("draining"), sum(lengths))
+        """Say which workers would work on a job now. Answers within CHECK_TIMEOUT_S.
+
+        Raises: QueueUnavailable, also where the server takes no writes.
+        """
+        lengths, workers = await self._read_gauges(["set", HEALTH, now_text(), "EX", 60])
+        ready = [worker for worker in workers if worker.phase == "ready"]
+        return QueueHealth(
+            num_ready_workers=len(ready),
+            num_draining_workers=sum(worker.phase == "draining" for worker in workers),
+            queue_length=sum(lengths.values()),
+            pipelines=frozenset(name for worker in ready for name in worker.pipelines),
+        )
 
     async def metrics(self) -> QueueMetrics:
         """Return what the queue and its workers have counted."""
-        queues = (*QUEUES, QUARANTINE)
-        async with (
-            self._available(),
-            asyncio.timeout(CHECK_TIMEOUT_S),
-            self._redis.pipeline(transaction=False) as pipeline,
-        ):
-            pipeline.hgetall(TOTALS)
-            for queue in queues:
-                pipeline.llen(queue_key(queue))
-            totals, *lengths = await pipeline.execute()
-            return QueueMetrics(
-                {name: float(value) for name, value in totals.items()},
-                dict(zip(queues, lengths, strict=True)),
-                await self._living_workers(),
-            )
+        lengths, workers = await self._read_gauges()
+        async with self._available(), asyncio.timeout(CHECK_TIMEOUT_S):
+            totals: Any = await self._checks.hgetall(TOTALS)
+        return QueueMetrics({name: float(value) for name, value in totals.items()}, lengths, workers)
 
     async def seed_verdicts(self) -> dict[str, list[SeedVerdict]]:
         """Return what every living worker found of the seed promise, by pipeline."""
-        async with self._available(), asyncio.timeout(CHECK_TIMEOUT_S):
-            workers = await self._living_workers()
+        _, workers = await self._read_gauges()
         found: dict[str, list[SeedVerdict]] = {}
         for worker in sorted(workers, key=lambda worker: worker.name):
             for pipeline, verdict in worker.seed_verdicts.items():
@@ -245,8 +220,9 @@ class JobQueue:
     async def close(self) -> None:
         """Stop watching and close the connections."""
         await self._job_events.close()
-        await self._redis.aclose()
-        await self._redis.connection_pool.disconnect()
+        for connections in (self._redis, self._checks):
+            await connections.aclose()
+            await connections.connection_pool.disconnect()
 
     async def _look_up(self, job_id: str) -> tuple[JobView, float]:
         """Return the job as it is now, and how many seconds are left until its deadline.
@@ -254,13 +230,13 @@ class JobQueue:
         Raises: JobNotFound.
         """
         async with self._available():
-            job, value, clock = await self._read(job_id)
+            job, result, clock = await self._read(job_id)
             if job.get("status") == "queued" and float(job.get("deadline_at", "inf")) <= clock:
                 await self._end_overdue(args=[now_text()])  # no worker may be there to do it
-                job, value, clock = await self._read(job_id)
+                job, result, clock = await self._read(job_id)
             due_in_s = float(job.get("deadline_at", "inf")) - clock
             try:
-                view = job_view(job_id, job, value)
+                view = job_view(job_id, job, result)
             except KeyError:
                 raise JobNotFound(f"there is no job {job_id}, or its result has expired") from None
             if view.status == JobStatus.QUEUED:
@@ -272,56 +248,77 @@ class JobQueue:
         return view, due_in_s
 
     async def _read(self, job_id: str) -> tuple[dict[str, str], str | None, float]:
-        """Return (fields of the job, its return value, the server's clock)."""
+        """Return (fields of the job, its result, the server's clock)."""
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.hmget(job_key(job_id), VIEW_FIELDS)
-            pipeline.xrevrange(result_key(job_id), count=1)
+            pipeline.get(result_key(job_id))
             pipeline.time()
-            values, results, (seconds, microseconds) = await pipeline.execute()
+            values, result, (seconds, microseconds) = await pipeline.execute()
         job = {name: value for name, value in zip(VIEW_FIELDS, values, strict=True) if value is not None}
-        value = results[0][1].get("return_value") if results else None
-        return job, value, seconds + microseconds / 1e6
+        if job.get("status") == "finished" and result is None:  # by a worker of before
+            entries: Any = await self._redis.xrevrange(rq_result_key(job_id), count=1)
+            result = result_of_rq(entries[0][1]["return_value"]) if entries else None
+        return job, result, seconds + microseconds / 1e6
 
-    async def _living_workers(self) -> list[WorkerGauges]:
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            keys = list(await self._smembers(WORKERS))
+    async def _read_news(self, job_id: str, last_event_id: str | None) -> News:
+        """Return what has happened to a job after an event.
+
+        Raises: JobNotFound.
+        """
+        start = "-" if last_event_id is None else f"({last_event_id}"
+        async with self._available():
+            entries: Any = await self._redis.xrange(events_key(job_id), min=start)
+        events = [_event(event_id, entry) for event_id, entry in entries]
+        job, due_in_s = await self._look_up(job_id)
+        if not job.status.is_terminal:
+            is_running = job.status == JobStatus.RUNNING and due_in_s <= 0  # its worker ends it
+            return News(events, math.inf if is_running else due_in_s)
+        events = [event for event in events if not event.status.is_terminal]
+        async with self._available():
+            last: Any = await self._redis.hget(job_key(job_id), "last_event")
+        return News([*events, JobEvent(last or f"{2**63}-0", "status", job.status, job=job)], math.inf)
+
+    async def _read_gauges(self, *commands: Sequence[Any]) -> tuple[dict[str, int], list[WorkerGauges]]:
+        """Return the lengths of the queues and the living workers, after these commands."""
+        queues = (*QUEUES, QUARANTINE)
+        async with (
+            self._available(),
+            asyncio.timeout(CHECK_TIMEOUT_S),
+            self._checks.pipeline(transaction=False) as pipeline,
+        ):
+            for command in commands:
+                pipeline.execute_command(*command)
+            pipeline.smembers(WORKERS)
+            for queue in queues:
+                pipeline.llen(queue_key(queue))
+            keys, *lengths = (await pipeline.execute())[len(commands) :]
             for key in keys:
                 pipeline.hmget(key, _WORKER_FIELDS)
-            workers = await pipeline.execute() if keys else []
-        return [
+            found = await pipeline.execute() if keys else []
+        workers = [
             WorkerGauges(
                 name=key.rpartition(":")[2],
                 phase=phase,
+                pipelines=tuple((pipelines or "").split(SEPARATOR)),
                 num_running_samples=int(num_samples or 0),
                 memory_bytes=int(memory or 0),
                 device_memory_bytes=int(device_memory or 0),
                 seed_verdicts=SEED_VERDICTS.validate_json(verdicts or "{}"),
             )
-            for key, (phase, num_samples, memory, device_memory, verdicts) in zip(keys, workers, strict=True)
+            for key, (phase, pipelines, num_samples, memory, device_memory, verdicts) in zip(
+                keys, found, strict=True
+            )
             if phase  # others are dead
         ]
-
-    async def _smembers(self, key: str) -> set[str]:
-        members: Any = self._redis.smembers(key)
-        return set(await members)
+        return dict(zip(queues, lengths, strict=True)), workers
 
     async def _with_position(self, view: JobView, queue: str) -> JobView:
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.lpos(queue_key(QUARANTINE), view.id)
-            pipeline.lpos(queue_key(queue), view.id)
-            pipeline.llen(queue_key("interactive"))
-            pipeline.hgetall(THROUGHPUT)
-            quarantined, position, num_interactive, throughput = await pipeline.execute()
-        if quarantined is not None:
-            position = quarantined
-        elif position is not None and queue == "batch":
-            position += num_interactive
-        if position is None:
+        answer = await self._position(args=[view.id, queue])
+        if not answer:
             return view  # taken in this moment
-        left_s = _seconds_per_job(throughput) * (position + 1)
-        return view.model_copy(
-            update={"queue_position": position, "seconds_left": round(left_s, 3) if throughput else None}
-        )
+        position, *left_s = answer
+        seconds = round(float(left_s[0]), 3) if left_s else None
+        return view.model_copy(update={"queue_position": position, "seconds_left": seconds})
 
     @asynccontextmanager
     async def _available(self) -> AsyncIterator[None]:
@@ -346,6 +343,16 @@ def _event(event_id: str, entry: Mapping[str, str]) -> JobEvent:
     return JobEvent(event_id, "progress", JobStatus.RUNNING, Progress(step=int(step), total=int(total)))
 
 
-def _seconds_per_job(throughput: Mapping[Any, Any]) -> float:
-    """Return the seconds that the service takes for a job, from its running sums."""
-    return float(throughput["seconds"]) / float(throughput["jobs"]) if throughput else 0.0
+def _connect(redis_url: str, max_connections: int, retry: Retry) -> redis.asyncio.Redis:
+    """Return a client that opens so many connections at most, one for each caller at a time."""
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        redis_url,
+        max_connections=max_connections,
+        timeout=5,
+        decode_responses=True,
+        socket_timeout=5,
+        socket_connect_timeout=1,
+        retry=retry,
+        retry_on_error=[redis.ReadOnlyError],  # what was the master before a failover
+    )
+    return redis.asyncio.Redis.from_pool(pool)

@@ -13,7 +13,7 @@ ServiceError
 ├── OutOfMemory           too large for this worker, even alone
 ├── NotFinite             the model made NaN or infinity for this sample
 ├── StorageFull           the result could not be stored
-├── PipelineNotServed     the worker that took it has no such pipeline
+├── PipelineNotServed     no living worker has the pipeline
 ├── WorkerLost            the workers that ran it died, num_tries times
 └── InternalError         anything else; the traceback is in the worker's log
 """
@@ -87,6 +87,9 @@ class WorkerLost(ServiceError):
 
 class PipelineNotServed(ServiceError):
     code = "pipeline_not_served"
+
+    def __init__(self, pipeline: str) -> None:
+        super().__init__(f"pipeline: no worker has {pipeline!r} now; start one that does, or try again later")
 
 
 class InternalError(ServiceError):

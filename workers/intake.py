@@ -114,8 +114,8 @@ class Intake:
         """Return a job with its sources read; None, and the job fails alone, when it can't be done here."""
         request = claim.request
         error: ServiceError
-        if request.pipeline not in self._pipelines:
-            error = PipelineNotServed(f"pipeline: no worker here serves {request.pipeline!r}")
+        if request.pipeline not in self._pipelines:  # of a front end that does not tell the queue
+            error = PipelineNotServed(request.pipeline)
         else:
             try:
                 return Work(claim.job_id, request, self._read_sources(request))

@@ -58,7 +58,7 @@ class Worker:
     """Runs until ``request_stop`` or a signal, then drains.
 
     read_sources: reads and decodes what came in with a request; called on the intake thread. pipelines: the
-    names of those that the engine has.
+    names of those that the engine has, whose jobs this worker takes.
     """
 
     def __init__(
@@ -72,7 +72,11 @@ class Worker:
         pipelines: Collection[str],
     ) -> None:
         self._consumer = Consumer(
-            redis_url, lease_s=config.lease_s, max_tries=config.max_tries, ageing_s=config.ageing_s
+            redis_url,
+            pipelines,
+            lease_s=config.lease_s,
+            max_tries=config.max_tries,
+            ageing_s=config.ageing_s,
         )
         self._engine = engine
         self._config = config

@@ -11,8 +11,8 @@ from starlette.responses import Response, StreamingResponse
 
 from app.codes import with_codes
 from app.examples import GENERATED_JOB
+from app.job_events import JobEvent
 from app.openapi import Responses, problems
-from app.queue import JobEvent
 from app.routes.jobs import JobId
 from app.services import Services, ServicesNeeded
 from workers.errors import JobNotFound, QueueUnavailable, ServiceError
@@ -81,9 +81,7 @@ async def follow_job(
         if not missed:
             return Response(status_code=204)  # tells a browser not to connect again
         events = _replay(missed)
-    return StreamingResponse(
-        _stream(events, job_id, services), headers=_HEADERS, media_type="text/event-stream"
-    )
+    return StreamingResponse(_stream(events, services), headers=_HEADERS, media_type="text/event-stream")
 
 
 async def _replay(events: list[JobEvent]) -> AsyncGenerator[JobEvent]:
@@ -91,7 +89,7 @@ async def _replay(events: list[JobEvent]) -> AsyncGenerator[JobEvent]:
         yield event
 
 
-async def _stream(events: AsyncGenerator[JobEvent], job_id: str, services: Services) -> AsyncIterator[str]:
+async def _stream(events: AsyncGenerator[JobEvent], services: Services) -> AsyncIterator[str]:
     """Yield events as text, and comments while there are none.
 
     Ends early where the queue server or this process goes away: the client connects again, and goes on
@@ -113,7 +111,7 @@ async def _stream(events: AsyncGenerator[JobEvent], job_id: str, services: Servi
                 continue
             if event is None:
                 return
-            yield await _text(event, job_id, services)
+            yield await _text(event, services)
     except (QueueUnavailable, JobNotFound):
         return
     finally:
@@ -137,9 +135,7 @@ async def _wait_for_end(services: Services, unsent: asyncio.Queue[JobEvent | Non
     await unsent.put(None)
 
 
-async def _text(event: JobEvent, job_id: str, services: Services) -> str:
-    job = None
-    if event.status.is_terminal:
-        job = await with_codes(await services.queue.get(job_id), services)
+async def _text(event: JobEvent, services: Services) -> str:
+    job = None if event.job is None else await with_codes(event.job, services)
     update = JobUpdate(status=event.status, progress=event.progress, preview=event.preview, job=job)
     return f"id: {event.id}\nevent: {event.kind}\ndata: {update.model_dump_json(exclude_none=True)}\n\n"

@@ -50,12 +50,18 @@ async def is_live() -> Liveness:
     responses=problems("not_ready", "queue_unavailable"),
 )
 async def is_ready(services: ServicesNeeded) -> Readiness:
-    """Answer 200 when a job would be worked on now, and 503 with the reason when not."""
+    """Answer 200 when a job of any pipeline would be worked on now, and 503 with the reason when not.
+
+    It tries what a job needs: to write into the queue, and that a worker is ready for each pipeline.
+    """
     health = await services.queue.check()
     if not health.num_ready_workers:
         if health.num_draining_workers:
             raise NotReady(f"{health.num_draining_workers} workers are draining, and no other is ready")
         raise NotReady("no worker is ready; the first is ready once its models are loaded and warm")
+    missing = [name for name in services.catalog.names if name not in health.pipelines]
+    if missing:
+        raise NotReady(f"no worker is ready for {', '.join(missing)}")
     return Readiness(
         num_ready_workers=health.num_ready_workers,
         num_draining_workers=health.num_draining_workers,

@@ -19,15 +19,17 @@ from workers.errors import InvalidRequest, ServiceError
 from workers.messages import PreviewImage, Progress, Resolved, Result, SeedVerdict
 from workers.metrics import Meter, device_memory_bytes, memory_bytes
 from workers.queue.records import (
+    MESSAGES_VERSION,
     QUEUES,
     SEED_VERDICTS,
+    SEPARATOR,
     TOTALS,
-    WAKE_UP,
     WORKERS,
     now_text,
     read_request,
-    return_value,
+    result_text,
     revoked_key,
+    wake_up_key,
     worker_key,
     workers_key,
 )
@@ -44,13 +46,17 @@ UNREGISTERED_TTL_S = 60  # as RQ's own workers
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that a worker has taken. ``execution`` numbers the claim; an older claim can't change the job."""
+    """A job that a worker has taken. ``execution`` numbers the claim; an older claim can't change the job.
+
+    version: of the job's messages.
+    """
 
     job_id: str
     execution: str
     request: Resolved = field(compare=False)
     num_tries: int = field(compare=False)
     deadline: float | None = field(compare=False)  # on time.monotonic
+    version: int = field(compare=False, default=MESSAGES_VERSION)
 
     @property
     def num_slots(self) -> int:
@@ -81,13 +87,20 @@ class Consumer:
     """A worker's connection to the queue, registered so that ``rq info`` shows it.
 
     Any thread may call any method. Every method raises redis.RedisError at once when the server does not
-    answer: the caller knows what can wait.
+    answer: the caller knows what can wait. pipelines: those whose jobs it takes.
     """
 
-    def __init__(self, redis_url: str, *, lease_s: float, max_tries: int, ageing_s: float) -> None:
+    def __init__(
+        self, redis_url: str, pipelines: Iterable[str], *, lease_s: float, max_tries: int, ageing_s: float
+    ) -> None:
         self._redis = redis.Redis.from_url(
-            redis_url, socket_timeout=MAX_WAIT_S + 5, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
+            redis_url,
+            socket_timeout=MAX_WAIT_S + 5,
+            socket_connect_timeout=2,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_error=[redis.ReadOnlyError],  # the connection is closed: a failover has another master
         )
+        self._pipelines = tuple(pipelines)
         self.name = uuid4().hex
         self.phase: Phase = "starting"
         self.meter = Meter()
@@ -110,9 +123,15 @@ class Consumer:
 
     def claim(self, num_slots: int, *, is_idle: bool) -> Claims:
         """Take jobs that fill the slots; the last may be larger than what is left."""
-        clock, must_drain, *flat = self._claim(
-            args=[self.name, num_slots, int(is_idle), self._lease_s, now_text(), self._ageing_s]
-        )
+        about: list[str | float] = [
+            self.name,
+            num_slots,
+            int(is_idle),
+            self._lease_s,
+            now_text(),
+            self._ageing_s,
+        ]
+        clock, must_drain, *flat = self._claim(args=[*about, MESSAGES_VERSION, *self._pipelines])
         jobs = []
         for job_id, fields in zip(flat[::2], flat[1::2], strict=True):
             job = _decoded(fields)
@@ -124,12 +143,16 @@ class Consumer:
             deadline = None
             if "deadline_at" in job:
                 deadline = time.monotonic() + float(job["deadline_at"]) - float(clock)
-            jobs.append(Claim(job_id.decode(), job["execution"], request, int(job["tries"]), deadline))
+            version = int(job.get("version", 0))
+            jobs.append(
+                Claim(job_id.decode(), job["execution"], request, int(job["tries"]), deadline, version)
+            )
         return Claims(tuple(jobs), bool(must_drain))
 
     def wait_for_work(self) -> None:
         """Return when a job may have come, and after ``MAX_WAIT_S`` at the latest."""
-        self._redis.blpop([WAKE_UP], timeout=MAX_WAIT_S)
+        lists = [wake_up_key(pipeline) for pipeline in ("", *self._pipelines)]
+        self._redis.blpop(lists, timeout=MAX_WAIT_S)
 
     def wait_for_revoked(self, timeout_s: float) -> tuple[str, str] | None:
         """Return (job id, execution) of a job that this worker has lost, or None when the time is up."""
@@ -147,7 +170,7 @@ class Consumer:
                 if isinstance(end, ServiceError):
                     status, values = "failed", [end.code, str(end)]
                 else:
-                    status, values = "finished", [return_value(end)]
+                    status, values = "finished", [result_text(end, claim.version)]
                 self._finish(
                     args=[claim.job_id, claim.execution, status, now_text(), *values], client=pipeline
                 )
@@ -240,6 +263,7 @@ class Consumer:
             "successful_job_count": self._num_succeeded,
             "failed_job_count": self._num_failed,
             "phase": self.phase,
+            "pipelines": SEPARATOR.join(self._pipelines),
             "running_samples": sum(claim.num_slots for claim in claims),
             "memory_bytes": memory_bytes(),
             "device_memory_bytes": device_memory_bytes(),

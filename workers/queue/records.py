@@ -2,6 +2,10 @@
 
 A job is an RQ job (``rq info`` and ``Job.fetch`` see it): a hash, an entry in its queue's list, then in
 RQ's registries. We add a few fields and keys of our own. ``workers/queue/lua/`` has every change of a job.
+
+A job carries the version of its messages, and a worker leaves jobs of a later one than its own to others.
+Workers are upgraded before the front end: they also take jobs without a version, which an older front end
+submitted, and end them where it looks for their results.
 """
 
 import base64
@@ -31,10 +35,13 @@ from workers.messages import (
 QUEUES: tuple[Priority, ...] = ("interactive", "batch")
 QUARANTINE = "quarantine"  # the queue of jobs whose worker died: each is tried again alone
 PREFIX = "smalti"
+MESSAGES_VERSION = 1  # raised when a worker of the version before could not do right by a new job
 JOB_EVENTS = f"{PREFIX}:job_events"  # pub/sub: "<job id> <event>" at every change of a job
-THROUGHPUT = f"{PREFIX}:throughput"  # running sums: seconds at work, jobs done
+WORK_RATE = f"{PREFIX}:work_rate"  # running sums: seconds at work, cost and number of jobs done
 TOTALS = f"{PREFIX}:totals"  # what all workers have counted, by the fields of workers/metrics.py
-WAKE_UP = f"{PREFIX}:wake_up"  # a list that idle workers wait on; a lost entry loses no job
+HEALTH = f"{PREFIX}:health"  # written to see whether the server takes writes
+SEPARATOR = "\n"  # of the pipelines in a worker's hash
+_CALLS_PER_SWEEP = 40  # a sweep over an image in search of codes costs about as many calls of a prior
 WORKERS = f"{RQ_KEY_PREFIX}:workers"  # the keys of all workers, as RQ keeps them
 STATUSES = {
     RQStatus.QUEUED: JobStatus.QUEUED,
@@ -55,11 +62,22 @@ def queue_key(queue: str) -> str:
 
 
 def result_key(job_id: str) -> str:
+    """The result of a job, in JSON; kept as long as the job."""
+    return f"{PREFIX}:result:{job_id}"
+
+
+def rq_result_key(job_id: str) -> str:
+    """Where RQ keeps results, and older workers kept ours."""
     return f"{RQ_KEY_PREFIX}:results:{job_id}"
 
 
+def wake_up_key(pipeline: str = "") -> str:
+    """The list that workers with a pipeline wait on for jobs; a lost entry loses no job."""
+    return f"{PREFIX}:wake_up:{pipeline}"
+
+
 def events_key(job_id: str) -> str:
-    """The stream of what happened to a job; kept as long as the job."""
+    """The stream of what happened to a job until now; there is none once it has ended."""
     return f"{PREFIX}:events:{job_id}"
 
 
@@ -101,6 +119,9 @@ def job_fields(request: Resolved, *, result_ttl_s: int) -> dict[str, str | bytes
         "result_ttl": result_ttl_s,
         "failure_ttl": result_ttl_s,
         "operation": request.operation,
+        "pipeline": request.pipeline,
+        "version": MESSAGES_VERSION,
+        "cost": _cost(request),
         "slots": request.num_samples,
         "blobs": " ".join(sorted({source.sha256 for source in request.sources})),
         "tries": 0,
@@ -125,19 +146,35 @@ def read_request(job: Mapping[str, Any]) -> Resolved:
     return request
 
 
-def return_value(result: Result) -> str:
-    """Return a result as RQ keeps return values; a result refers to files and codes, and holds none."""
+def _cost(request: Resolved) -> int:
+    """Return how much work a request is, in calls of a model for a sample: for estimates."""
+    calls: int = request.options.get("num_steps", 0)
+    return request.num_samples * (1 + calls + _CALLS_PER_SWEEP * request.effort)
+
+
+def result_text(result: Result, version: int) -> str:
+    """Return a result as a job keeps it, which refers to files and codes and holds none.
+
+    version: of the job's messages; without one, it is as RQ keeps return values.
+    """
+    if version:
+        return result.model_dump_json(exclude={"images"}, exclude_defaults=True)
     return base64.b64encode(result.model_dump_json(exclude={"images"}).encode()).decode()
+
+
+def result_of_rq(value: str) -> str:
+    """Return the JSON of a result in RQ's form, as a worker of before kept it."""
+    return base64.b64decode(value).decode()
 
 
 VIEW_FIELDS = (
     "status", "operation", "origin", "created_at", "started_at", "ended_at", "tries", "step", "total",
-    "error_code", "error_message", "deadline_at", "claimed_at",
+    "error_code", "error_message", "deadline_at", "claimed_at", "last_event",
 )  # fmt: skip
 
 
-def job_view(job_id: str, job: Mapping[str, str], value: str | None = None) -> JobView:
-    """Return a job as its client sees it, from VIEW_FIELDS of its hash and its return value.
+def job_view(job_id: str, job: Mapping[str, str], result: str | None = None) -> JobView:
+    """Return a job as its client sees it, from VIEW_FIELDS of its hash and its result in JSON.
 
     Raises: KeyError when it is not one of our jobs.
     """
@@ -157,7 +194,7 @@ def job_view(job_id: str, job: Mapping[str, str], value: str | None = None) -> J
         ended_at=_time(job, "ended_at"),
         num_tries=int(job["tries"]),
         progress=Progress(step=int(job["step"]), total=int(job["total"])) if "step" in job else None,
-        result=Result.model_validate_json(base64.b64decode(value)) if value else None,
+        result=Result.model_validate_json(result) if result else None,
         error=error,
     )
 

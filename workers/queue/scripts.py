@@ -19,7 +19,7 @@ from workers.metrics import WAIT_SECONDS
 from workers.queue.records import PREFIX
 
 ScriptName = Literal[
-    "submit", "claim", "finish", "release", "heartbeat",
+    "submit", "position", "claim", "finish", "release", "heartbeat",
     "end_overdue", "reap", "cancel", "progress", "preview",
 ]  # fmt: skip
 

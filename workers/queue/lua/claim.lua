@@ -1,15 +1,40 @@
--- Give a worker the next jobs.
--- worker, free slots, '1' if nothing runs there, lease_s, time, ageing_s
+-- Give a worker the next jobs of those that it can do; it leaves the others where they are.
+-- worker, free slots, '1' if nothing runs there, lease_s, time, ageing_s, version of messages, pipelines ...
 -- → {server's clock, 1 if the worker must drain before it claims more, id, hash, id, hash, ...}
 local worker, slots, is_idle, lease_s = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
-local started_at, ageing_s = ARGV[5], tonumber(ARGV[6])
+local started_at, ageing_s, version = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+local serves = {}
+for i = 8, #ARGV do serves[ARGV[i]] = true end
 local answer = {string.format('%.6f', now), 0}
+local passed = {} -- queue → how many jobs at its front are for other workers
 
--- take one job off a queue → its number of slots, or nil when the queue is empty
+-- the first job of a queue that this worker can do, or that has ended
+local function next_job(queue)
+  local at = passed[queue] or 0
+  while true do
+    local ids = redis.call('LRANGE', queue, at, at + 31)
+    for _, id in ipairs(ids) do
+      local job = redis.call('HMGET', 'RQ:job:' .. id, 'status', 'pipeline', 'version')
+      local can_do = tonumber(job[3] or 0) <= version and (not job[2] or serves[job[2]])
+      if job[1] ~= 'queued' or can_do then
+        passed[queue] = at
+        return id
+      end
+      at = at + 1
+    end
+    if #ids < 32 then
+      passed[queue] = at
+      return nil
+    end
+  end
+end
+
+-- take one job off a queue → its number of slots, or nil when there is none for this worker
 local function claim(queue)
   while true do
-    local id = redis.call('LPOP', queue)
+    local id = next_job(queue)
     if not id then return nil end
+    redis.call('LREM', queue, 1, id)
     local key = 'RQ:job:' .. id
     local job = redis.call('HMGET', key, 'status', 'deadline_at', 'origin', 'slots', 'operation',
                            'submitted_at')
@@ -39,7 +64,7 @@ end
 -- A job whose worker died may be what killed it: one worker lets its batch end and runs it alone. Other jobs
 -- have their turn in between.
 local num_waiting = redis.call('LLEN', INTERACTIVE) + redis.call('LLEN', BATCH)
-if redis.call('LLEN', QUARANTINE) > 0 then
+if next_job(QUARANTINE) then
   if not is_idle then
     local draining = redis.call('GET', 'OUR:draining_worker')
     if not draining or redis.call('EXISTS', 'RQ:worker:' .. draining) == 0 then draining = worker end
@@ -64,8 +89,9 @@ local num_idle = redis.call('ZCARD', 'OUR:idle_workers')
 local share = num_waiting
 if num_idle > 0 and num_waiting > 0 then
   if not is_idle then
-    redis.call('ZPOPMIN', 'OUR:idle_workers') -- asked once: it may be dead
-    wake_up_worker()
+    redis.call('ZPOPMIN', 'OUR:idle_workers') -- asked once: it may be dead, or have other pipelines
+    local next_id = next_job(INTERACTIVE) or next_job(BATCH)
+    if next_id then wake_up_worker(next_id) end
     return answer
   end
   share = math.ceil(num_waiting / (num_idle + 1))
@@ -73,7 +99,7 @@ end
 
 -- Interactive jobs first; but once a batch job has waited for ageing_s, every fourth claim is a batch job.
 while slots > 0 and share > 0 do
-  local oldest = redis.call('LINDEX', BATCH, 0)
+  local oldest = next_job(BATCH)
   local since = oldest and tonumber(redis.call('HGET', 'RQ:job:' .. oldest, 'submitted_at'))
   local taken
   if since and now - since > ageing_s and redis.call('INCR', 'OUR:batch_turn') % 4 == 0 then
@@ -84,5 +110,5 @@ while slots > 0 and share > 0 do
   if not taken then break end
   slots, share = slots - taken, share - 1
 end
-if is_idle and #answer == 2 then redis.call('ZADD', 'OUR:idle_workers', now, worker) end
+if is_idle and num_waiting == 0 then redis.call('ZADD', 'OUR:idle_workers', now, worker) end
 return answer

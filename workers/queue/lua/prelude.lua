@@ -19,9 +19,27 @@ local function remove_preview(id)
   end
 end
 
-local function wake_up_worker()
-  redis.call('RPUSH', 'OUR:wake_up', 1)
-  redis.call('LTRIM', 'OUR:wake_up', -16, -1)
+-- a worker that waits for jobs of this one's pipeline looks for work
+local function wake_up_worker(id)
+  local list = 'OUR:wake_up:' .. (redis.call('HGET', 'RQ:job:' .. id, 'pipeline') or '')
+  redis.call('RPUSH', list, 1)
+  redis.call('LTRIM', list, -16, -1)
+end
+
+-- whether there are living workers, and none of them has the pipeline
+local function is_unserved(pipeline)
+  local has_workers = false
+  for _, worker in ipairs(redis.call('SMEMBERS', 'RQ:workers')) do
+    local known = redis.call('HMGET', worker, 'phase', 'pipelines')
+    if known[1] then
+      -- one that doesn't say which it has is older than this field
+      if not known[2] or string.find('\n' .. known[2] .. '\n', '\n' .. pipeline .. '\n', 1, true) then
+        return false
+      end
+      has_workers = true
+    end
+  end
+  return has_workers
 end
 
 local function count(...)
@@ -64,7 +82,7 @@ local function requeue(id, push, queue)
   redis.call('HDEL', key, 'step', 'total')
   redis.call(push, queue, id)
   add_event(id, 'queued')
-  wake_up_worker()
+  wake_up_worker(id)
 end
 
 local function leave_queue(id, origin)
@@ -72,23 +90,40 @@ local function leave_queue(id, origin)
   redis.call('LREM', QUARANTINE, 0, id)
 end
 
+-- what is kept of a job that has ended: no request, and short values, as one of more than 64 bytes would
+-- make the hash four times as large
+local KEPT = {'data', 'status', 'origin', 'operation', 'created_at', 'started_at', 'ended_at', 'result_ttl',
+              'tries', 'step', 'total', 'execution', 'error_code', 'error_message'}
+
 -- the one way in which a job ends
 local function finish(id, status, event, ended_at, registry, ...)
   end_lease(id)
   local key = 'RQ:job:' .. id
-  local job = redis.call('HMGET', key, 'origin', 'operation', 'result_ttl', 'blobs')
+  local job = redis.call('HMGET', key, 'origin', 'operation', 'result_ttl', 'blobs', 'version')
   local ttl_s = job[3] or 3600 -- a job that RQ's own client enqueued may lack it
   local data = '["' .. (job[2] or '') .. '",null,[],{}]'
   redis.call('HSET', key, 'status', status, 'ended_at', ended_at, 'data', data, ...)
-  redis.call('EXPIRE', key, ttl_s)
   redis.call('ZADD', 'RQ:' .. registry .. ':' .. job[1], now + ttl_s, id)
   redis.call('ZREM', 'OUR:deadlines', id)
   for blob in string.gmatch(job[4] or '', '%S+') do
     redis.call('SREM', 'OUR:blob:' .. blob, id)
   end
   count('jobs_ended', job[2] or '', event == 'failed' and select(2, ...) or event)
-  add_event(id, event)
-  redis.call('EXPIRE', 'OUR:events:' .. id, ttl_s)
+  local entry = add_event(id, event)
+  if job[5] then
+    local kept = {'last_event', entry}
+    for i, value in ipairs(redis.call('HMGET', key, unpack(KEPT))) do
+      if value then
+        table.insert(kept, KEPT[i])
+        table.insert(kept, value)
+      end
+    end
+    redis.call('DEL', key, 'OUR:events:' .. id)
+    redis.call('HSET', key, unpack(kept))
+  else -- an older front end, which looks for the end of its jobs in their events
+    redis.call('EXPIRE', 'OUR:events:' .. id, ttl_s)
+  end
+  redis.call('EXPIRE', key, ttl_s)
 end
 
 local function fail(id, ended_at, code, message)

@@ -3,10 +3,12 @@
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from workers.messages import DecodeRequest, JobView
+from workers.messages import DecodeRequest, JobStatus, JobView, Result
 
 if TYPE_CHECKING:
     from app.services import Services
+
+_RESULT_FIELDS = {**Result.model_fields, **Result.model_computed_fields}
 
 
 async def with_codes(job: JobView, services: "Services") -> JobView:
@@ -22,16 +24,22 @@ async def with_codes(job: JobView, services: "Services") -> JobView:
 
 
 def codes_of_answer(body: Any) -> Any:
-    """Return the body for /decode of an answer to /encode: the whole job, or its result; others as they are.
+    """Return the body for /decode of an answer with codes: the whole job, or its result; others as they are.
 
-    Fields of a request beside them, such as `format`, stay.
+    Fields beside those of the answer, such as `format`, stay: a wrong one is told as in any request.
 
-    Raises: ValueError for a job without a result.
+    Raises: ValueError for a job without a result, and a result without codes.
     """
     if not isinstance(body, dict) or "operation" not in body:
         return body
-    result = body.get("result") if "status" in body else body
+    is_job = "status" in body
+    result = body.get("result") if is_job else body
     if not isinstance(result, dict):
-        raise ValueError(f"is a job without a result: it is {str(body['status'])[:20]}")
-    beside = {name: value for name, value in body.items() if name in DecodeRequest.model_fields}
-    return {**beside, "codes": result.get("codes")}
+        status = body.get("status")
+        got = status if status in tuple(JobStatus) else "of another kind"
+        raise ValueError(f"is a job without a result: it is {got}")
+    if result.get("codes") is None:
+        raise ValueError("holds no codes: /encode returns them, and /generate with return_codes")
+    own = (JobView.model_fields if is_job else _RESULT_FIELDS).keys() - DecodeRequest.model_fields
+    beside = {name: value for name, value in body.items() if name not in own}
+    return {**beside, "codes": result["codes"]}

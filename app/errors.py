@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 _DEFAULT_RETRY_AFTER_S = 2
 _MAX_ERRORS_TOLD = 10
+_MAX_ERRORS_IN_DETAIL = 3
+_ABOUT_A_FIELD = re.compile(r"([a-z_]+(?:\[\d+\]|\.[^:]{1,64})*): (.+)", re.DOTALL)
 
 
 class UnsupportedMediaType(ServiceError):
@@ -97,18 +100,20 @@ class Problem(BaseModel):
     code: str = Field(description="Stable; match on this.")
     instance: str | None = Field(default=None, description="The job's address, for the failure of a job.")
     job_id: str | None = None
-    errors: tuple[FieldError, ...] | None = Field(
-        default=None, description=f"The bad fields, if some are: {_MAX_ERRORS_TOLD} at most."
+    errors: tuple[FieldError, ...] = Field(
+        default=(), description=f"The bad fields, if some are: {_MAX_ERRORS_TOLD} at most."
     )
-    num_errors: int | None = Field(default=None, description="How many bad fields there are.")
+    num_errors: int = Field(default=0, description="How many bad fields there are.")
 
 
 class InvalidFields(InvalidRequest):
     """Fields that are missing, unknown or out of bounds."""
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
-        first = errors[:_MAX_ERRORS_TOLD]
-        super().__init__("; ".join(f"{error.field}: {error.message}" for error in first))
+        told = [f"{error.field}: {error.message}" for error in errors[:_MAX_ERRORS_IN_DETAIL]]
+        if len(errors) > _MAX_ERRORS_IN_DETAIL:
+            told.append(f"and {len(errors) - _MAX_ERRORS_IN_DETAIL} more")
+        super().__init__("; ".join(told))
         self.errors = tuple(errors)
 
 
@@ -141,7 +146,7 @@ class InternalErrors:
 
 
 def problem_of(
-    code: str, detail: str, *, job_id: str | None = None, errors: tuple[FieldError, ...] | None = None
+    code: str, detail: str, *, job_id: str | None = None, errors: Sequence[FieldError] = ()
 ) -> Problem:
     """Describe a failure; one of an unknown code has the status of an internal error."""
     default = "invalid_request" if code.startswith("invalid_") else "internal_error"
@@ -154,8 +159,8 @@ def problem_of(
         code=code,
         instance=None if job_id is None else f"/jobs/{job_id}",
         job_id=job_id,
-        errors=errors[:_MAX_ERRORS_TOLD] if errors else None,
-        num_errors=len(errors) if errors else None,
+        errors=tuple(errors[:_MAX_ERRORS_TOLD]),
+        num_errors=len(errors),
     )
 
 
@@ -187,7 +192,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    errors = error.errors if isinstance(error, InvalidFields) else None
+    errors = error.errors if isinstance(error, InvalidFields) else _field_in(error)
     headers = None
     match error:
         case QueueFull():
@@ -195,6 +200,12 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
         case RangeNotSatisfiable():
             headers = {"Content-Range": f"bytes */{error.num_bytes}"}
     return problem_response(problem_of(error.code, str(error), errors=errors), headers)
+
+
+def _field_in(error: ServiceError) -> tuple[FieldError, ...]:
+    """Return the field that a message begins with: `codes[0]: is null`."""
+    found = _ABOUT_A_FIELD.fullmatch(str(error)) if isinstance(error, InvalidRequest) else None
+    return (FieldError(field=found[1], message=found[2]),) if found else ()
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
@@ -215,15 +226,18 @@ def _body_fields(request: Request) -> tuple[str, ...]:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    path = f"{request.method} {request.url.path[:200]}"
+    path = f"{request.method[:20]} {request.scope['path'][:200]}"
+    headers = dict(error.headers or {})
     match error.status_code:
         case HTTPStatus.NOT_FOUND:
             problem = problem_of("not_found", f"{path}: no such address; /docs lists them")
         case HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = (error.headers or {}).get("Allow", "another method")
+            allowed = headers.get("Allow", "another method")
             problem = problem_of("method_not_allowed", f"{path}: use {allowed}")
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             problem = problem_of("body_too_large", str(error.detail))
+        case HTTPStatus.UNPROCESSABLE_ENTITY:
+            return await _on_service_error(request, InvalidRequest(str(error.detail)))
         case _:
             problem = problem_of("bad_request", str(error.detail))
-    return problem_response(problem, dict(error.headers or {}))
+    return problem_response(problem, headers)

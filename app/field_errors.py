@@ -1,6 +1,7 @@
 """What pydantic found wrong with a request, in words for its client."""
 
 import difflib
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 _MAX_VALUE_CHARS = 60
+_MAX_NAME_CHARS = 60  # of each part of a field's name, which may be the client's own
 _NOT_AN_OBJECT = ("model_type", "model_attributes_type", "dict_type")
 
 
@@ -32,9 +34,16 @@ def field_errors(errors: Sequence[ErrorDetails | Any], fields: Sequence[str] = (
         for name, same in found.items()
         if not (all(map(_is_about_type, same)) and _has_parts(name, found))
     }
+    is_alone = len(telling) == 1
     return tuple(
-        FieldError(field=name, message=_message(same, name, fields)) for name, same in telling.items()
+        FieldError(field=name, message=_message(same, name, fields, is_alone))
+        for name, same in telling.items()
     )
+
+
+def short(name: str) -> str:
+    """Return the beginning of a name that may be the client's own."""
+    return name if len(name) <= _MAX_NAME_CHARS else f"{name[:_MAX_NAME_CHARS]}…"
 
 
 def _field_name(location: Sequence[int | str]) -> str:
@@ -44,7 +53,7 @@ def _field_name(location: Sequence[int | str]) -> str:
         if isinstance(part, int):
             name += f"[{part}]"
         elif not name or not _is_type_name(part):
-            name += f".{part}" if name else part
+            name += f".{short(part)}" if name else short(part)
     return name or "body"
 
 
@@ -62,7 +71,7 @@ def _has_parts(name: str, names: Iterable[str]) -> bool:
     return name != "body" and any(other.startswith((f"{name}.", f"{name}[")) for other in names)
 
 
-def _message(errors: Sequence[ErrorDetails | Any], name: str, fields: Sequence[str]) -> str:
+def _message(errors: Sequence[ErrorDetails | Any], name: str, fields: Sequence[str], is_alone: bool) -> str:
     """Say what is wrong with a field, which a union's types may see differently, and what was got."""
     match errors[0]["type"]:
         case "missing":
@@ -73,10 +82,12 @@ def _message(errors: Sequence[ErrorDetails | Any], name: str, fields: Sequence[s
             return "unknown field"
         case "extra_forbidden":
             nearest = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(fields)}"
-            return f"unknown field; {hint}"
+            if nearest:
+                return f"unknown field; did you mean {nearest[0]}?"
+            return f"unknown field; known are {', '.join(fields)}" if is_alone else "unknown field"
     message = " or ".join(map(_claim, errors))
-    return message if name == "body" else f"{message}{_value(errors[0]['input'])}"
+    tells_value = name != "body" and errors[0]["type"] != "value_error"
+    return f"{message}{_value(errors[0]['input'])}" if tells_value else message
 
 
 def _claim(error: ErrorDetails | Any) -> str:
@@ -94,7 +105,13 @@ def _value(value: object) -> str:
             return f", got {len(value)} characters"
         case list() | tuple():
             return f", got {len(value)} of them"
-        case str() | int() | float() | None:
-            return f", got {str(value)[:_MAX_VALUE_CHARS] if isinstance(value, int) else repr(value)}"
+        case dict():
+            return ", got an object"
+        case bool() | None:
+            return f", got {json.dumps(value)}"
+        case int():
+            return f", got {str(value)[:_MAX_VALUE_CHARS]}"
+        case str() | float():
+            return f", got {value!r}"
         case _:
             return ""

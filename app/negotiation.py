@@ -44,9 +44,10 @@ def _parse_range(item: str) -> tuple[str, float]:
     for parameter in parameters:
         if parameter.startswith("q="):
             try:
-                quality = min(max(float(parameter[2:]), 0.0), 1.0)
+                asked = float(parameter[2:])
             except ValueError:
-                quality = 0.0
+                asked = 0.0
+            quality = min(max(0.0, asked), 1.0)  # 0 for NaN
     return media_range, quality
 
 

@@ -25,6 +25,7 @@ Failures are `application/problem+json`; match on `code`.
 """
 # What any request for work may be answered with; a job's own failure only where the answer waits for it.
 WORK_FAILURES = (
+    "bad_request",
     "not_acceptable",
     "body_too_large",
     "unsupported_media_type",
@@ -41,15 +42,19 @@ WORK_FAILURES = (
     "worker_lost",
     "internal_error",
 )
-PREFER: dict[str, Any] = {
+PREFER_WAIT: dict[str, Any] = {
     "name": "Prefer",
     "in": "header",
     "required": False,
     "schema": {"type": "string"},
     "example": "wait=30",
+    "description": "`wait=N` waits up to N seconds for the job to end.",
+}
+PREFER = {
+    **PREFER_WAIT,
     "description": (
-        "`wait=N` waits up to N seconds for the job to end; with `cancel-on-disconnect` the job is cancelled"
-        " if the client goes away before."
+        f"{PREFER_WAIT['description']} With `cancel-on-disconnect` the job is cancelled if the client goes"
+        " away before."
     ),
 }
 _HEADERS = {

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 SamplerName = Literal["euler", "heun", "dpmpp_2m"]
@@ -15,9 +15,10 @@ CHECKED = ConfigDict(extra="forbid")
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 UnitTime = Annotated[float, Field(ge=0, le=1)]
-NumSteps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
-GuidanceScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)]
-CacheInterval = Annotated[int, Field(ge=1, le=MAX_CACHE_INTERVAL)]
+# Strict: a number is a number, and neither true nor "7". Where any number is wanted, a whole one is, too.
+NumSteps = Annotated[int, Strict(), Field(ge=1, le=MAX_STEPS)]
+GuidanceScale = Annotated[float, Strict(), Field(ge=0, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)]
+CacheInterval = Annotated[int, Strict(), Field(ge=1, le=MAX_CACHE_INTERVAL)]
 
 
 class ConfigError(ValueError):

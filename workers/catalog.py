@@ -1,6 +1,7 @@
 """The pipelines that are served: what each takes, and requests made explicit against it. Without torch."""
 
 import difflib
+import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -302,7 +303,7 @@ def _check_grid(value: Any, codes: CodesSpec, where: str, name: str) -> None:
     def check(value: Any, axis: int, where: str) -> None:
         if axis == len(sides):
             if type(value) is not int or not 0 <= value < codes.size:
-                raise InvalidCodes(f"{where}: a code is from 0 to {codes.size - 1}, got {str(value)[:20]}")
+                raise InvalidCodes(f"{where}: a code is from 0 to {codes.size - 1}, got {_shown(value)}")
             return
         if not isinstance(value, list) or len(value) != sides[axis]:
             got = f"{len(value)} of them" if isinstance(value, list) else "no list"
@@ -311,6 +312,16 @@ def _check_grid(value: Any, codes: CodesSpec, where: str, name: str) -> None:
             check(each, axis + 1, f"{where}[{index}]")
 
     check(value, 0, where)
+
+
+def _shown(value: Any) -> str:
+    """Return a value from JSON as a message shows it; a list or object may be large and deep."""
+    match value:
+        case list():
+            return f"a list of {len(value)}"
+        case dict():
+            return "an object"
+    return json.dumps(value)[:20]
 
 
 def _info(spec: PipelineSpec) -> PipelineInfo:

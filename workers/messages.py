@@ -10,10 +10,14 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    Strict,
+    StrictBool,
+    StrictInt,
     computed_field,
     model_serializer,
     model_validator,
@@ -29,16 +33,26 @@ SampleCodes = list[Any]  # nested: (*grid), or (codebook, *grid) where there are
 
 MAX_SAMPLES_PER_JOB = 64
 MAX_EFFORT = 8
-MAX_SOURCE_BASE64_CHARS = 14 * 2**20  # 10 MiB of a file's bytes, and a little
+MAX_SOURCE_MIB = 10  # of a file's bytes, which are four thirds as many characters of base64
 MAX_PROMPT_CHARS = 1000
 MAX_LABEL_SETS = 16
 
-Label = Annotated[str, Field(max_length=64)] | Annotated[int, Field(ge=0)]
+Label = Annotated[str, Field(max_length=64)] | Annotated[int, Strict(), Field(ge=0, lt=2**31)]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
-Seed = Annotated[int, Field(ge=0, lt=2**53)]
-NumOutputs = Annotated[int, Field(ge=1, le=MAX_SAMPLES_PER_JOB)]
+Seed = Annotated[int, Strict(), Field(ge=0, lt=2**53)]
+NumOutputs = Annotated[int, Strict(), Field(ge=1, le=MAX_SAMPLES_PER_JOB)]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 FormatName = Annotated[str, Field(max_length=16)]
+
+
+def _check_source_size(text: str) -> str:
+    num_bytes = len(text) * 3 // 4
+    if num_bytes > MAX_SOURCE_MIB * 2**20 + 2:  # what pads the last four characters
+        raise ValueError(f"a file is at most {MAX_SOURCE_MIB} MiB, got {num_bytes / 2**20:.1f} MiB")
+    return text
+
+
+Base64File = Annotated[str, Field(min_length=4), AfterValidator(_check_source_size)]
 
 
 class Message(BaseModel):
@@ -60,7 +74,7 @@ class ClientRequest(Message):
     priority: Priority = Field(
         default="interactive", description="Interactive jobs go before batch jobs; batch jobs age."
     )
-    deadline_s: Annotated[float, Field(gt=0, le=86400)] | None = Field(
+    deadline_s: Annotated[float, Strict(), Field(gt=0, le=86400, allow_inf_nan=False)] | None = Field(
         default=None, description="Give up this many seconds after the request was accepted."
     )
 
@@ -95,32 +109,27 @@ class GenerateRequest(ClientRequest, OptionFields):
     format: FormatName | None = Field(
         default=None, description="Of the files: png (the default), webp or jpeg for pictures."
     )
-    preview: bool = Field(
+    preview: StrictBool = Field(
         default=False,
         description="Send small pictures of what is on its way, at most two a second, in the job's events.",
     )
-    return_codes: bool = Field(default=False, description="Also return the codes of every output.")
+    return_codes: StrictBool = Field(default=False, description="Also return the codes of every output.")
 
 
 class EncodeRequest(ClientRequest):
     """Turn one file, or several, into codes."""
 
     source: (
-        Annotated[str, Field(min_length=4, max_length=MAX_SOURCE_BASE64_CHARS)]
-        | Annotated[
-            list[Annotated[str, Field(min_length=4, max_length=MAX_SOURCE_BASE64_CHARS)]],
-            Field(min_length=1, max_length=MAX_SAMPLES_PER_JOB),
-        ]
+        Base64File
+        | Annotated[list[Base64File], Field(min_length=1, max_length=MAX_SAMPLES_PER_JOB, fail_fast=True)]
         | None
     ) = Field(
         default=None,
         description="A file in base64, such as a PNG, JPEG or WebP; or a list of them. Resized to the"
         " pipeline's size if it has another.",
     )
-    image: Annotated[str, Field(min_length=4, max_length=MAX_SOURCE_BASE64_CHARS)] | None = Field(
-        default=None, description="The older name of source."
-    )
-    effort: Annotated[int, Field(ge=0, le=MAX_EFFORT)] = Field(
+    image: Base64File | None = Field(default=None, description="The older name of source.")
+    effort: Annotated[int, Strict(), Field(ge=0, le=MAX_EFFORT)] = Field(
         default=0,
         description="0 takes the code nearest to each latent. More also tries other codes and keeps those"
         " that decode best, in so many sweeps over the image: two bring most of what can be had.",
@@ -128,30 +137,32 @@ class EncodeRequest(ClientRequest):
 
 
 class CodesInfo(Message):
-    """Codes and all that is needed to read them."""
+    """Codes and all that is needed to read them. Of a list that is wrong, the first wrong element is told."""
 
     codes: list[SampleCodes | None] | None = Field(
         default=None,
+        fail_fast=True,
         description="(sample, *grid), or (sample, codebook, *grid) with several codebooks, as nested lists;"
         " null for a sample that failed.",
     )
-    grid: tuple[int, ...]
-    num_codebooks: int = 1
-    codebook_size: int
-    tokenizer: str = Field(description="The tokenizer's fingerprint.")
-    lengths: list[int | None] | None = Field(
-        default=None, description="What to cut each decoded signal to; null for pictures."
+    grid: tuple[StrictInt, ...] = Field(fail_fast=True)
+    num_codebooks: StrictInt = 1
+    codebook_size: StrictInt
+    tokenizer: str = Field(max_length=64, description="The tokenizer's fingerprint.")
+    lengths: list[StrictInt | None] | None = Field(
+        default=None, fail_fast=True, description="What to cut each decoded signal to; null for pictures."
     )
 
 
 class DecodeRequest(ClientRequest):
     """Turn one or more grids of codes into files."""
 
-    codes: CodesInfo | Annotated[list[SampleCodes], Field(min_length=1, max_length=MAX_SAMPLES_PER_JOB)] = (
-        Field(
-            description="(sample, *grid) nested lists of codes with the tokenizer beside them, or the `codes`"
-            " object of a result."
-        )
+    codes: (
+        CodesInfo
+        | Annotated[list[SampleCodes], Field(min_length=1, max_length=MAX_SAMPLES_PER_JOB, fail_fast=True)]
+    ) = Field(
+        description="(sample, *grid) nested lists of codes with the tokenizer beside them, or the `codes`"
+        " object of a result."
     )
     tokenizer: Fingerprint | None = Field(
         default=None,

@@ -10,12 +10,12 @@ from starlette.responses import Response
 from app.codes import codes_of_answer
 from app.examples import DECODE_EXAMPLES, DECODED_JOB
 from app.openapi import PREFER, WORK_FAILURES, job_responses, problems
-from app.routes.bodies import takes_json
+from app.routes.bodies import JsonRoute, takes_json
 from app.services import ServicesNeeded
 from app.submit import answer
 from workers.messages import DecodeRequest
 
-router = APIRouter(tags=["work"])
+router = APIRouter(tags=["work"], route_class=JsonRoute)
 
 
 @router.post(

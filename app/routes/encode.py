@@ -1,30 +1,46 @@
 """POST /encode."""
 
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends
 from fastapi.exceptions import RequestValidationError
 from pydantic import BeforeValidator, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from app.errors import InvalidFields
 from app.examples import ENCODE_EXAMPLES, ENCODED_JOB
-from app.field_errors import FieldError
+from app.field_errors import FieldError, short
 from app.negotiation import JSON_MEDIA_TYPE
 from app.openapi import PREFER, WORK_FAILURES, job_responses, problems
-from app.routes.bodies import FORM_MEDIA_TYPE, media_type_of, takes
+from app.routes.bodies import FORM_MEDIA_TYPE, JsonRoute, media_type_of, takes
 from app.services import ServicesNeeded
 from app.sources import SourceFile, files_of
 from app.submit import answer
+from workers.errors import InvalidRequest
 from workers.messages import MAX_SAMPLES_PER_JOB, EncodeRequest
 
-router = APIRouter(tags=["work"])
+router = APIRouter(tags=["work"], route_class=JsonRoute)
 
 _FILE_FIELDS = ("source", "file")
 _MAX_FORM_FIELDS = 16
 _MAX_FORM_FIELD_BYTES = 4096
+_WHOLE_NUMBERS = {
+    name
+    for name, schema in EncodeRequest.model_json_schema()["properties"].items()
+    if schema.get("type") == "integer"
+}
+_FORM_LIMITS = {  # how a complaint of the parser begins → ours
+    "Too many files": f"source: at most {MAX_SAMPLES_PER_JOB} files, got more",
+    "Too many fields": f"body: a form has at most {_MAX_FORM_FIELDS} fields beside its files, got more",
+    "Part exceeded": f"body: a field of a form is at most {_MAX_FORM_FIELD_BYTES} bytes, got more",
+    "Field exceeded": f"body: a field of a form is at most {_MAX_FORM_FIELD_BYTES} bytes, got more",
+}
 _FORM: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
@@ -56,8 +72,7 @@ def empty_for_a_form(body: Any) -> Any:
     summary="Turn images into codes",
     dependencies=[Depends(takes(JSON_MEDIA_TYPE, FORM_MEDIA_TYPE))],
     response_class=Response,
-    responses=job_responses(ENCODED_JOB, has_output=False)
-    | problems(*WORK_FAILURES, "invalid_image", "bad_request"),
+    responses=job_responses(ENCODED_JOB, has_output=False) | problems(*WORK_FAILURES, "invalid_image"),
     openapi_extra={
         "parameters": [PREFER],
         "requestBody": {"content": {FORM_MEDIA_TYPE: {"schema": _FORM}}},
@@ -87,24 +102,48 @@ async def _read_form(http: HttpRequest) -> tuple[EncodeRequest, list[SourceFile]
 
     Raises: RequestValidationError; InvalidFields.
     """
-    async with http.form(
-        max_files=MAX_SAMPLES_PER_JOB, max_fields=_MAX_FORM_FIELDS, max_part_size=_MAX_FORM_FIELD_BYTES
-    ) as form:
-        fields: dict[str, object] = {}
+    async with _parse_form(http) as form:
+        fields: dict[str, str] = {}
         files: list[SourceFile] = []
         for name, value in form.multi_items():
             if not isinstance(value, UploadFile):
                 if name in (*_FILE_FIELDS, "image"):
                     raise InvalidFields([FieldError(field=name, message="must be a file in a form")])
+                if name in fields:
+                    raise InvalidFields([FieldError(field=short(name), message="is there twice; send one")])
                 fields[name] = value
             elif name in _FILE_FIELDS:
                 field = f"{name}[{len(files)}]" if files else name
                 files.append(SourceFile(field, await value.read()))
             else:
                 message = f"is not a file's name; send it as {_FILE_FIELDS[0]}"
-                raise InvalidFields([FieldError(field=name, message=message)])
+                raise InvalidFields([FieldError(field=short(name), message=message)])
+    for name in _WHOLE_NUMBERS & fields.keys():
+        if not re.fullmatch(r"-?[0-9]{1,18}", fields[name]):  # pydantic reads " 2" and "2.0", too
+            message = f"should be a valid integer, got {short(fields[name])!r}"
+            raise InvalidFields([FieldError(field=name, message=message)])
     try:
-        return EncodeRequest.model_validate(fields), files
+        return EncodeRequest.model_validate_strings(fields), files
     except ValidationError as error:
         found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
         raise RequestValidationError(found) from None
+
+
+@asynccontextmanager
+async def _parse_form(http: HttpRequest) -> AsyncIterator[FormData]:
+    """Yield a form.
+
+    Raises: InvalidRequest where it has too much; HTTPException where it can't be read.
+    """
+    reader = http.form(
+        max_files=MAX_SAMPLES_PER_JOB, max_fields=_MAX_FORM_FIELDS, max_part_size=_MAX_FORM_FIELD_BYTES
+    )
+    try:
+        form = await reader
+    except HTTPException as error:
+        told = [ours for theirs, ours in _FORM_LIMITS.items() if str(error.detail).startswith(theirs)]
+        raise (InvalidRequest(told[0]) if told else error) from None
+    try:
+        yield form
+    finally:
+        await form.close()

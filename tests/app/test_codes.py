@@ -107,6 +107,27 @@ def test_a_job_without_a_result_has_nothing_to_decode(service):
     assert problem.detail == "body: is a job without a result: it is queued"
 
 
+@pytest.mark.parametrize("form", ["the job", "its result"])
+def test_an_unknown_field_beside_an_answer_is_told(service, encoded, form):
+    body = body_of(encoded, form) | {"formt": "webp", "x": 1}
+    problem = problem_of(service.client.post("/decode", json=body), 422, "invalid_request")
+    assert problem.detail == "formt: unknown field; did you mean format?; x: unknown field"
+
+
+def test_a_result_without_codes_says_where_codes_come_from(service):
+    job = service.client.post("/generate", json={}, headers=WAIT).json()
+    for body in (job, job["result"]):
+        problem = problem_of(service.client.post("/decode", json=body), 422, "invalid_request")
+        assert problem.detail == "body: holds no codes: /encode returns them, and /generate with return_codes"
+
+
+@pytest.mark.parametrize("status", [None, 7, ["queued"] * 1000, {"a": 1}])
+def test_a_job_of_an_odd_status_is_refused(service, status):
+    body = {"operation": "encode", "status": status, "result": None}
+    problem = problem_of(service.client.post("/decode", json=body), 422, "invalid_request")
+    assert problem.detail == "body: is a job without a result: it is of another kind"
+
+
 def test_generate_returns_codes_that_decode_takes(service):
     body = {"seed": 9, "num_outputs": 2, "return_codes": True}
     generated = service.client.post("/generate", json=body, headers=WAIT).json()
@@ -181,6 +202,32 @@ def test_a_bad_image_is_refused(service, field, image, message):
             "image: is not a file's name",
         ),
         ({"files": {"file": b""}}, "invalid_image", "file: is empty"),
+        (
+            {"files": {"file": SQUARE}, "data": {"effort": ["1", "2"]}},
+            "invalid_request",
+            "effort: is there twice; send one",
+        ),
+        (
+            {"files": [("source", b"x")] * 65},
+            "invalid_request",
+            "source: at most 64 files, got more",
+        ),
+        (
+            {"files": {"file": SQUARE}, "data": {f"x{number}": "1" for number in range(17)}},
+            "invalid_request",
+            "body: a form has at most 16 fields beside its files, got more",
+        ),
+        (
+            {"files": {"file": SQUARE}, "data": {"pipeline": "x" * 5000}},
+            "invalid_request",
+            "body: a field of a form is at most 4096 bytes, got more",
+        ),
+        ({"files": {"n" * 500: SQUARE}}, "invalid_request", f"{'n' * 60}…: is not a file's name"),
+        (
+            {"files": {"file": SQUARE}, "data": {"n" * 500: "1"}},
+            "invalid_request",
+            f"{'n' * 60}…: unknown field",
+        ),
         ({"files": [("file", SQUARE), ("file", b"x")]}, "invalid_image", "file[1]: the bytes are not a PNG"),
         ({"files": {"file": SQUARE}, "data": {"image": "AAAA"}}, "invalid_request", "image: must be a file"),
         ({"files": {"file": SQUARE}, "data": {"effort": "9"}}, "invalid_request", "effort: should be less"),

@@ -19,6 +19,9 @@ OFFERED = ["application/json", "image/png", "image/webp"]
         (["wait=-1"], Preferences()),
         (["wait=inf"], Preferences()),
         (["wait=nan"], Preferences()),
+        (["wait=1e9"], Preferences(wait_s=1e9)),
+        (["wait=" + "9" * 5000], Preferences()),
+        (["=;=,,;", "wait=3"], Preferences(wait_s=3)),
         (["wait"], Preferences()),
         (["wait=5, cancel-on-disconnect"], Preferences(wait_s=5, cancels_on_disconnect=True)),
     ],
@@ -43,6 +46,10 @@ def test_prefer_is_read_as_rfc_7240_wants(headers, preferences):
         ("image/gif", None),
         ("application/json;q=0", None),
         ("image/png;q=x", None),
+        ("image/png;q=nan, image/webp;q=0.1", "image/webp"),
+        ("image/png;q=inf, image/webp;q=-1", "image/png"),
+        (",;q=1,", None),
+        (", image/png", "image/png"),
     ],
 )
 def test_the_media_type_accepted_most_is_chosen(accept, chosen):

@@ -155,7 +155,7 @@ def test_codes_find_the_pipeline_of_their_tokenizer(catalog):
         ([[[0, -1], [2, 3]]], r"codes\[0\]\[0\]\[1\]: a code is from 0 to 15, got -1"),
         ([[[0, 1]]], r"codes\[0\]: tiny has 2 x 2 codes, so 2 here; got 1 of them"),
         ([[[0, 1], [2]]], r"codes\[0\]\[1\]: tiny has 2 x 2 codes, so 2 here; got 1 of them"),
-        ([[[0, 1], [True, 0]]], r"codes\[0\]\[1\]\[0\]: a code is from 0 to 15, got True"),
+        ([[[0, 1], [True, 0]]], r"codes\[0\]\[1\]\[0\]: a code is from 0 to 15, got true"),
         ([[0, 1], [2, 3]], r"codes\[0\]\[0\]: tiny has 2 x 2 codes, so 2 here; got no list"),
         ([[[0, 1], []]], r"codes\[0\]\[1\]: tiny has 2 x 2 codes, so 2 here; got 0 of them"),
     ],

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.field_errors import FieldError, field_errors
+from app.methods import AnswerMethods, allowed_methods
 from models.media.base import MEDIA
 from workers.errors import InvalidRequest, QueueFull, ServiceError
 from workers.messages import JobError
@@ -183,11 +184,12 @@ def job_problem_response(job_id: str, error: JobError) -> Response:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every failure with problem+json."""
+    """Answer every failure with problem+json, and every method that an address has."""
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_middleware(InternalErrors)
+    app.add_middleware(AnswerMethods)
 
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
@@ -232,8 +234,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         case HTTPStatus.NOT_FOUND:
             problem = problem_of("not_found", f"{path}: no such address; /docs lists them")
         case HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = headers.get("Allow", "another method")
-            problem = problem_of("method_not_allowed", f"{path}: use {allowed}")
+            headers["Allow"] = ", ".join(allowed_methods(request.scope))
+            problem = problem_of("method_not_allowed", f"{path}: use {headers['Allow']}")
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             problem = problem_of("body_too_large", str(error.detail))
         case HTTPStatus.UNPROCESSABLE_ENTITY:

@@ -57,7 +57,8 @@ async def answer(
     _check_num_outputs(negotiated, resolved)
     job = await services.queue.submit(resolved)
     if wait_s:
-        job = await wait_for(http, job, wait_s, preferences, services)
+        cancels = preferences.cancels_on_disconnect
+        job = await wait_for(http, job, wait_s, services, cancels_on_disconnect=cancels)
     headers = {"Vary": _VARY}
     if preferences.wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s:g}"
@@ -82,11 +83,16 @@ async def job_response(
 
 
 async def wait_for(
-    http: HttpRequest, job: JobView, wait_s: float, preferences: Preferences, services: Services
+    http: HttpRequest,
+    job: JobView,
+    wait_s: float,
+    services: Services,
+    *,
+    cancels_on_disconnect: bool = False,
 ) -> JobView:
     """Wait for a job as long as its client and this process are there.
 
-    A client that goes away cancels its job if it asked for that.
+    cancels_on_disconnect: for the request that made the job; one that looks on must not end it.
     """
     finished = asyncio.ensure_future(services.queue.wait(job.id, wait_s))
     gone = asyncio.ensure_future(_disconnected(http))
@@ -95,7 +101,7 @@ async def wait_for(
         await asyncio.wait((finished, gone, ending), return_when=asyncio.FIRST_COMPLETED)
         if finished.done():
             return finished.result()
-        if gone.done() and preferences.cancels_on_disconnect:
+        if gone.done() and cancels_on_disconnect:
             return await services.queue.cancel(job.id)
         return await services.queue.get(job.id)
     finally:

@@ -13,7 +13,7 @@ from app.codes import with_codes
 from app.examples import GENERATED_JOB
 from app.job_events import JobEvent
 from app.openapi import Responses, problems
-from app.routes.jobs import JobId
+from app.routes.places import JobId
 from app.services import Services, ServicesNeeded
 from workers.errors import JobNotFound, QueueUnavailable, ServiceError
 from workers.messages import JobStatus, JobView, PreviewImage, Progress
@@ -70,7 +70,7 @@ async def follow_job(
     services: ServicesNeeded,
     last_event_id: Annotated[
         str | None,
-        Header(max_length=64, description="Go on after this event; browsers send it."),
+        Header(description="Go on after this event, which browsers send; from the start where it is none."),
     ] = None,
 ) -> Response:
     """Send what has happened to the job, and then what happens, until it has ended."""

@@ -2,16 +2,15 @@
 
 import asyncio
 import re
-from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from app.errors import NotAcceptable, RangeNotSatisfiable
 from app.negotiation import best_media_type
 from app.openapi import output_responses, problems
-from app.routes.jobs import JobId
+from app.routes.places import Index, JobId
 from app.services import Services, ServicesNeeded
 from models.media.base import MEDIA, medium_of
 from workers.errors import JobNotFound
@@ -24,8 +23,6 @@ _SUFFIXES = {kind: suffix for name in MEDIA for suffix, kind in medium_of(name).
 _RESPONSES = output_responses() | problems(
     "job_not_found", "not_acceptable", "range_not_satisfiable", "invalid_request", "queue_unavailable"
 )
-
-Index = Annotated[int, Path(ge=0, lt=2**16, description="From 0.", examples=[0])]
 
 
 @router.get(

@@ -139,7 +139,19 @@ def test_of_a_job_that_has_ended_the_end_is_told(service):
     assert event.update.job == read_job(service.client.get(f"/jobs/{job_id}").json())
 
 
-@pytest.mark.parametrize("event_id", ["not-ours", "99999999999999999999-0", f"{2**64 - 1}-{2**64 - 1}"])
+@pytest.mark.parametrize(
+    "event_id",
+    [
+        "not-ours",
+        "99999999999999999999-0",
+        f"{2**64 - 1}-{2**64 - 1}",
+        "",
+        "-1-0",
+        "9" * 5000,
+        "(0-0",
+        "0-1 +",
+    ],
+)
 def test_an_event_id_that_is_none_of_ours_starts_at_the_beginning(service, event_id):
     job_id = service.client.post("/generate", json={}, headers=WAIT).json()["id"]
     assert follow(service.client, job_id, event_id) == follow(service.client, job_id)

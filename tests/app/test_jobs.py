@@ -128,6 +128,20 @@ def test_a_client_that_goes_away_leaves_its_job(service):
     assert job_of(service.client.get(f"/jobs/{job_id}", headers=WAIT)).status == "succeeded"
 
 
+def test_an_onlooker_that_goes_away_leaves_the_job(service):
+    service.engine.is_held.set()
+    job = job_of(service.client.post("/generate", json={}))
+    with (
+        httpx.Client(base_url=service.client.base_url, timeout=0.3) as onlooker,
+        pytest.raises(httpx.ReadTimeout),
+    ):
+        onlooker.get(f"/jobs/{job.id}", headers={"Prefer": "wait=10, cancel-on-disconnect"})
+    watchers = service.app.state.services.queue._job_events._watchers
+    wait_until(lambda: not watchers)  # the server knows that the client has gone
+    service.engine.is_held.clear()
+    assert job_of(service.client.get(f"/jobs/{job.id}", headers=WAIT)).status == "succeeded"
+
+
 def test_a_deadline_is_answered_as_such(service):
     service.engine.is_held.set()
     response = service.client.post("/generate", json={"deadline_s": 0.1}, headers=WAIT)

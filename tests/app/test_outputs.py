@@ -169,8 +169,17 @@ def test_missing_outputs_say_how_their_job_is(service):
     assert problem.detail == f"job {done.id} has no output 1; the job is succeeded"
     for kind in ("outputs", "images"):
         problem_of(service.client.get(f"/jobs/{NO_JOB}/{kind}/0"), 404, "job_not_found")
-        problem_of(service.client.get(f"/jobs/{done.id}/{kind}/x"), 422, "invalid_request")
-        problem_of(service.client.get(f"/jobs/{done.id}/{kind}/-1"), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("kind", ["outputs", "images"])
+def test_an_index_is_a_whole_number_and_a_large_one_is_not_found(service, kind):
+    done = job_of(service.client.post("/generate", json={}, headers=WAIT))
+    for index in ("64", "65536", "999999999", "9" * 300, "9" * 5000, "0" * 300):
+        response = service.client.get(f"/jobs/{done.id}/{kind}/{index}")
+        assert len(problem_of(response, 404, "job_not_found").detail) < 100
+    for index in ("-1", "x", "1.0", "%201", "+1", "1_0", "%00", "%D9%A2", "0x0"):
+        response = service.client.get(f"/jobs/{done.id}/{kind}/{index}")
+        assert problem_of(response, 422, "invalid_request").errors[0].field == "index"
 
 
 def output_url(service) -> str:

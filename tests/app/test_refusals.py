@@ -52,10 +52,32 @@ def test_another_format_is_refused_with_those_of_the_medium(service):
     assert problem.detail == "format: image files are png, webp, jpeg, got 'gif'"
 
 
-def test_of_many_bad_fields_ten_are_told(service):
+def test_of_many_bad_fields_ten_are_told_and_three_in_the_detail(service):
     response = service.client.post("/generate", json={f"x{number}": 1 for number in range(12)})
     problem = problem_of(response, 422, "invalid_request")
     assert (len(problem.errors), problem.num_errors) == (10, 12)
+    assert problem.detail == "x0: unknown field; x1: unknown field; x2: unknown field; and 9 more"
+
+
+def test_every_refusal_has_a_list_of_errors(service):
+    post = service.client.post
+    by_field = {
+        "pipeline": post("/generate", json={"pipeline": "huge"}),
+        "class_label": post("/generate", json={"class_label": "boot"}),
+        "codes[0]": post("/decode", json={"codes": [[1]], "tokenizer": "0123456789abcdef"}),
+        "source": post("/encode", json={"source": "AAAA"}),
+    }
+    for field, response in by_field.items():
+        (error,) = response.json()["errors"]
+        assert (error["field"], response.json()["num_errors"]) == (field, 1)
+        assert response.json()["detail"] == f"{field}: {error['message']}"
+    for response in (
+        service.client.get("/nothing"),
+        service.client.put("/generate"),
+        post("/generate", content=b""),
+    ):
+        assert response.json()["errors"] == []
+        assert response.json()["num_errors"] == 0
 
 
 @pytest.mark.parametrize(
@@ -144,12 +166,38 @@ def test_unknown_addresses_methods_and_jobs_are_told(service):
     problem_of(service.client.get("/nothing"), 404, "not_found")
     response = service.client.get("/generate")
     assert "GET /generate: use POST" in problem_of(response, 405, "method_not_allowed").detail
-    assert response.headers["allow"] == "POST"
-    for job_id in (NO_JOB, "x", "..%2f..%2fetc%2fpasswd"):
-        for send in (service.client.get, service.client.delete):
-            assert send(f"/jobs/{job_id}").status_code == 404
-    problem_of(service.client.get(f"/jobs/{NO_JOB}"), 404, "job_not_found")
-    problem_of(service.client.delete(f"/jobs/{NO_JOB}"), 404, "job_not_found")
+    assert response.headers["allow"] == "POST, OPTIONS"
+
+
+@pytest.mark.parametrize(
+    "job_id",
+    [
+        NO_JOB,
+        "x",
+        "..%2f..%2fetc%2fpasswd",
+        "%00",
+        "0" * 31,
+        "0" * 60_000,
+        "A" * 32,
+        "%F0%9F%98%80",
+        "%ff",
+        "*",
+        " ",
+    ],
+)
+def test_what_is_no_jobs_id_is_not_found(service, job_id):
+    for method, rest in (
+        ("GET", ""),
+        ("DELETE", ""),
+        ("GET", "/events"),
+        ("GET", "/outputs/0"),
+        ("GET", "/images/0"),
+    ):
+        response = service.client.request(method, f"/jobs/{job_id}{rest}")
+        code = "not_found" if "%2f" in job_id else "job_not_found"
+        problem = problem_of(response, 404, code)
+        assert len(problem.detail) < 300
+        assert problem.errors == ()
 
 
 def test_every_error_has_a_status_and_a_title_of_its_own():

@@ -17,9 +17,13 @@ class AppSettings(ServiceSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     max_queue_length: int = Field(default=256, ge=1, description="Waiting jobs; one more is answered 429.")
     default_wait_s: float = Field(
-        default=60, gt=0, description="How long a request waits that accepts only a file and names no wait."
+        default=50, gt=0, description="How long a request waits that accepts only a file and names no wait."
     )
-    max_wait_s: float = Field(default=300, gt=0, description="The longest that `Prefer: wait` is honoured.")
+    max_wait_s: float = Field(
+        default=50,  # below the 60 seconds of many proxies, whose 504 has no job's id
+        gt=0,
+        description="The longest that `Prefer: wait` is honoured.",
+    )
 
 
 def read_settings(kind: type[Settings], **overrides: object) -> Settings:

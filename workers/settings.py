@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from workers.redis_url import require_address
 
 ENV_PREFIX = "SMALTI_"
 
@@ -28,7 +31,12 @@ class ServiceSettings(BaseSettings):
     """What the front end and the workers must agree on."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", populate_by_name=True, env_ignore_empty=True
+        env_prefix=ENV_PREFIX,
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        env_ignore_empty=True,
+        allow_inf_nan=False,
     )
 
     redis_url: str | None = Field(
@@ -46,6 +54,13 @@ class ServiceSettings(BaseSettings):
     )
     result_ttl_s: int = Field(default=3600, ge=1, description="How long a finished job can be looked up.")
     log_level: LogLevel = "INFO"
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            require_address(value)
+        return value
 
     @field_validator("pipelines", mode="before")
     @classmethod
@@ -108,11 +123,13 @@ def read_settings(
 ) -> Settings:
     """Read settings of one kind; `overrides` (of the command line) go before the environment.
 
-    Processes of one service share an environment, so a variable that any of the `known` kinds reads is right.
+    Processes of one service share an environment, so a variable that any of the `known` kinds reads is right,
+    and a value that one of them can't use is refused by all.
 
     Raises: SettingsError for a variable with our prefix that nobody reads, or a value that can't be used.
     """
-    kinds: list[type[ServiceSettings]] = [kind, *known]
+    others: list[type[ServiceSettings]] = [each for each in known if each is not kind]
+    kinds: list[type[ServiceSettings]] = [kind, *others]
     variables = sorted({_variable_of(name) for each in kinds for name in each.model_fields})
     for variable in os.environ:
         if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in variables:
@@ -120,14 +137,42 @@ def read_settings(
             hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(variables)}"
             raise SettingsError(f"{variable} is not a setting of Smalti: {hint}")
     try:
-        return kind(**overrides)  # type: ignore[arg-type]
+        settings = kind(**overrides)  # type: ignore[arg-type]
+        for other in others:
+            other(**{name: value for name, value in overrides.items() if name in other.model_fields})  # type: ignore[arg-type]
     except ValidationError as error:
-        problems = "; ".join(
-            f"{_variable_of(str(item['loc'][0]))}: {item['msg']}, got {item['input']!r}"
-            for item in error.errors()
-        )
-        raise SettingsError(problems) from error
+        raise SettingsError("; ".join(map(_problem, error.errors()))) from error
+    return settings
 
 
 def _variable_of(field: str) -> str:
     return "REDIS_URL" if field.upper() == "REDIS_URL" else ENV_PREFIX + field.upper()
+
+
+def _problem(error: ErrorDetails) -> str:
+    """Say in one line which variable has which value, and what it must be."""
+    variable = _variable_of(str(error["loc"][0]))
+    limits = error.get("ctx", {})
+    match error["type"]:
+        case "int_parsing" | "int_from_float" | "int_type":
+            claim = "must be a whole number"
+        case "float_parsing" | "float_type" | "finite_number":
+            claim = "must be a number"
+        case "greater_than_equal":
+            claim = f"must be {limits['ge']} or more"
+        case "greater_than":
+            claim = f"must be more than {limits['gt']}"
+        case "less_than_equal":
+            claim = f"must be {limits['le']} or less"
+        case "literal_error":
+            claim = f"must be {limits['expected']}"
+        case "bool_parsing":
+            claim = "must be true or false"
+        case "string_pattern_mismatch" if variable == "SMALTI_DEVICE":
+            claim = "must be auto, cpu, mps, cuda or cuda:N"
+        case "value_error":
+            claim = str(limits["error"])
+        case _:
+            claim = f"can't be used: {error['msg']}"
+    is_secret = variable == "REDIS_URL"  # it may hold a password
+    return f"{variable} {claim}" if is_secret else f"{variable} {claim}, got {error['input']!r}"

@@ -6,7 +6,7 @@ FROM python:3.12-slim AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN pip install --upgrade "pip>=25.1" \
     && useradd --uid 10001 --create-home smalti \
-    && install --directory --owner smalti --group smalti /data
+    && install --directory --mode 700 --owner smalti --group smalti /data
 WORKDIR /srv/smalti
 # Results, blobs and verdicts lie in /data, which the API and the workers share.
 ENV SMALTI_WEIGHTS_DIR=/srv/smalti/weights SMALTI_DATA_DIR=/data

@@ -82,6 +82,7 @@ _KINDS: dict[str, _Kind] = {
     "out_of_memory": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The job is too large for this server"),
     "not_finite": _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "The model failed on this request"),
     "storage_full": _Kind(HTTPStatus.INSUFFICIENT_STORAGE, "The result could not be stored"),
+    "storage_unavailable": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The result could not be stored"),
     "pipeline_not_served": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "No worker has the pipeline"),
     "worker_lost": _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "The workers that ran the job died"),
     "internal_error": _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "Something failed inside the server"),

@@ -169,7 +169,17 @@ PROBLEMS: dict[str, Problem] = {
             "out_of_memory", "this worker has not enough memory for the request, even alone", job_id=_JOB_ID
         ),
         problem_of("not_finite", "output 0 became infinite or not a number", job_id=_JOB_ID),
-        problem_of("storage_full", "the disk for results is full; try again later", job_id=_JOB_ID),
+        problem_of(
+            "storage_full",
+            "the disk of /data/results (SMALTI_DATA_DIR) is full; try again later",
+            job_id=_JOB_ID,
+        ),
+        problem_of(
+            "storage_unavailable",
+            "the folder /data/results (SMALTI_DATA_DIR) can't be written: Read-only file system."
+            " Make it writable for this user, or name another",
+            job_id=_JOB_ID,
+        ),
         problem_of(
             "pipeline_not_served",
             "pipeline: no worker has 'fashion-mnist' now; start one that does, or try again later",

@@ -38,6 +38,7 @@ WORK_FAILURES = (
     "out_of_memory",
     "not_finite",
     "storage_full",
+    "storage_unavailable",
     "pipeline_not_served",
     "worker_lost",
     "internal_error",

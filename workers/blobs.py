@@ -1,6 +1,5 @@
 """Where the files that came in are kept until the last job that refers to them has ended."""
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -12,10 +11,17 @@ from pathlib import Path
 
 from models.media.base import Array, medium_of
 from workers.catalog import Catalog
-from workers.errors import InternalError, StorageFull
+from workers.errors import InternalError
 from workers.messages import BlobReference, Resolved
+from workers.storage import (
+    check_writable,
+    make_folders,
+    make_private,
+    open_lock,
+    storing_in,
+    write_new,
+)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_ASKED = 500  # blobs in one question whether they are referred to
 
 
@@ -29,24 +35,28 @@ class BlobStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def check(self) -> None:
+        """Try to write.
+
+        Raises: StorageUnavailable when that fails, StorageFull among them; the message names the folder.
+        """
+        check_writable(self._folder)
+
     def put(self, data: bytes, media_type: str) -> BlobReference:
         """Store a file, or say that one is still wanted that is there already.
 
-        Raises: StorageFull.
+        Raises: StorageUnavailable, StorageFull.
         """
         sha256 = hashlib.sha256(data).hexdigest()
         path = self._path(sha256)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(self._folder)
+        with storing_in(self._folder):
+            make_folders(path.parent)
             with self._locked(fcntl.LOCK_SH):
                 try:
                     os.utime(path)
                 except FileNotFoundError:
                     _write_whole(path, data)
-        except OSError as error:
-            if error.errno in _FULL:
-                raise StorageFull("the disk for sources is full; try again later") from error
-            raise
         return BlobReference(sha256=sha256, media_type=media_type)
 
     def read(self, reference: BlobReference) -> bytes:
@@ -83,9 +93,12 @@ class BlobStore:
 
     @contextmanager
     def _locked(self, kind: int) -> Iterator[None]:
-        with (self._folder / ".lock").open("a") as lock:
+        lock = open_lock(self._folder / ".lock")
+        try:
             fcntl.flock(lock, kind)
             yield
+        finally:
+            os.close(lock)
 
 
 def source_reader(catalog: Catalog, blobs: BlobStore) -> Callable[[Resolved], tuple[Array, ...]]:
@@ -107,7 +120,7 @@ def source_reader(catalog: Catalog, blobs: BlobStore) -> Callable[[Resolved], tu
 def _write_whole(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{secrets.token_hex(8)}")
     try:
-        temporary.write_bytes(data)
+        write_new(temporary, data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,7 +12,9 @@ ServiceError
 ├── DeadlineExceeded      not done within its deadline_s
 ├── OutOfMemory           too large for this worker, even alone
 ├── NotFinite             the model made NaN or infinity for this sample
-├── StorageFull           the result could not be stored
+├── StorageUnavailable    the data folder can't be written
+│   ├── StorageFull       its disk is full
+│   └── NotPrivate        others could read or change it
 ├── PipelineNotServed     no living worker has the pipeline
 ├── WorkerLost            the workers that ran it died, num_tries times
 └── InternalError         anything else; the traceback is in the worker's log
@@ -77,8 +79,16 @@ class NotFinite(ServiceError):
     code = "not_finite"
 
 
-class StorageFull(ServiceError):
+class StorageUnavailable(ServiceError):
+    code = "storage_unavailable"
+
+
+class StorageFull(StorageUnavailable):
     code = "storage_full"
+
+
+class NotPrivate(StorageUnavailable):
+    """The data folder is another user's, or everyone's."""
 
 
 class WorkerLost(ServiceError):

@@ -1,6 +1,5 @@
 """Where the outputs and codes of finished jobs are kept: files that front end and workers share."""
 
-import errno
 import hashlib
 import json
 import os
@@ -12,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.media.base import MEDIA, medium_of
-from workers.errors import JobNotFound, StorageFull
+from workers.errors import JobNotFound
 from workers.messages import SampleCodes
+from workers.storage import check_writable, make_folders, make_private, storing_in, write_new
 
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CODES_NAME = "codes.json"
 
 
@@ -38,13 +37,20 @@ class ResultStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def check(self) -> None:
+        """Try to write.
+
+        Raises: StorageUnavailable when that fails, StorageFull among them; the message names the folder.
+        """
+        check_writable(self._folder)
+
     def put(self, job_id: str, index: int, data: bytes, format: str) -> StoredFile:
         """Store one output, or keep the one that is there already, and return what is stored.
 
-        Raises: StorageFull when the disk is; JobNotFound when the job id can't be one.
+        Raises: StorageUnavailable, StorageFull; JobNotFound when the job id can't be one.
         """
         path = self._job_folder(job_id) / f"{index:d}.{format}"
-        return _stored_file(_write_once(path, data), format)
+        return _stored_file(self._write_once(path, data), format)
 
     def read(self, job_id: str, index: int) -> StoredFile:
         """Return an output.
@@ -61,10 +67,10 @@ class ResultStore:
     def put_codes(self, job_id: str, codes: list[SampleCodes | None]) -> None:
         """Store the codes of a job's samples; None for one that failed.
 
-        Raises: StorageFull when the disk is; JobNotFound when the job id can't be one.
+        Raises: StorageUnavailable, StorageFull; JobNotFound when the job id can't be one.
         """
         data = json.dumps(codes, separators=(",", ":")).encode()
-        _write_once(self._job_folder(job_id) / _CODES_NAME, data)
+        self._write_once(self._job_folder(job_id) / _CODES_NAME, data)
 
     def read_codes(self, job_id: str) -> list[SampleCodes | None]:
         """Return the codes of a job's samples.
@@ -104,28 +110,24 @@ class ResultStore:
             raise JobNotFound("a job id is 32 hexadecimal digits")
         return self._folder / job_id[:2] / job_id
 
+    def _write_once(self, path: Path, data: bytes) -> bytes:
+        """Write a file unless it is there, and return its bytes.
 
-def _write_once(path: Path, data: bytes) -> bytes:
-    """Write a file unless it is there, and return its bytes.
-
-    A reader sees the whole file or none. Nothing is synced to the disk: a job that is lost with the machine
-    is computed again.
-    """
-    temporary = path.with_name(f".{secrets.token_hex(8)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            os.link(temporary, path)  # unlike a rename, this never replaces
-        except FileExistsError:
-            return path.read_bytes()
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StorageFull("the disk for results is full; try again later") from error
-        raise
-    return data
+        A reader sees the whole file or none. Nothing is synced to the disk: a job that is lost with the
+        machine is computed again.
+        """
+        make_private(self._folder)
+        with storing_in(self._folder):
+            make_folders(path.parent)
+            temporary = path.with_name(f".{secrets.token_hex(8)}")
+            try:
+                write_new(temporary, data)
+                os.link(temporary, path)  # unlike a rename, this never replaces
+            except FileExistsError:
+                return path.read_bytes()
+            finally:
+                temporary.unlink(missing_ok=True)
+        return data
 
 
 def _stored_file(data: bytes, format: str) -> StoredFile:

@@ -1,5 +1,6 @@
 """The embedded server: one per folder, shared, outliving its owner, keeping what it accepted."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -53,7 +54,7 @@ def test_accepted_writes_survive_kill_of_the_server(tmp_path):
     again = embedded_server.start(tmp_path)
     with _client(again) as client:
         assert client.llen("numbers") == 500
-    server._user.close()
+    server.abandon()
     again.stop()
 
 
@@ -110,3 +111,32 @@ def test_a_server_that_cannot_start_says_why(tmp_path):
     (tmp_path / "appendonlydir").write_text("no folder")
     with pytest.raises(embedded_server.ServerNotStarted, match="appendonlydir"):
         embedded_server.start(tmp_path)
+
+
+def test_the_folder_and_all_in_it_is_for_this_user_alone(tmp_path):
+    folder = tmp_path / "queue"
+    folder.mkdir(0o755)
+    before = os.umask(0)
+    try:
+        server = embedded_server.start(folder)
+    finally:
+        os.umask(before)
+    with _client(server) as client:
+        client.set("prompt", "a red apple")
+        client.bgrewriteaof()
+        wait_until(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0)
+    modes = {path: path.stat().st_mode & 0o077 for path in [folder, *folder.rglob("*")]}
+    server.stop()
+    assert {path.name for path in modes} >= {"redis.sock", "server.log", "server.lock", "appendonlydir"}
+    assert set(modes.values()) == {0}
+
+
+def test_waiting_for_a_lock_is_told_and_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded_server, "LOCK_NOTICE_S", 0.05)
+    monkeypatch.setattr(embedded_server, "LOCK_TIMEOUT_S", 0.2)
+    told: list[str] = []
+    with (tmp_path / "server.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(embedded_server.ServerNotStarted, match=r"held .*server\.lock .*SMALTI_DATA_DIR"):
+            embedded_server.start(tmp_path, told.append)
+    assert told == [f"another process starts or ends the queue server in {tmp_path}; waiting for it"]

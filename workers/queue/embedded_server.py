@@ -1,18 +1,20 @@
 """The embedded queue server for one machine: one Valkey (or Redis) process per data folder.
 
 Every process that calls ``start`` on a folder shares its server. The server has its
-own session, so it outlives a killed owner and keeps what it accepted; it listens on a unix socket only.
+own session, so it outlives a killed owner and keeps what it accepted; it listens on a unix socket only, and
+the folder and all in it is for this user alone.
 """
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +25,16 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from workers.storage import check_writable, open_lock, storing_in
+
+logger = logging.getLogger(__name__)
+
 OLDEST_SERVER = (6, 2)  # LMOVE, and scripts that are replicated by their effects
 LONGEST_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 LOG_NAME = "server.log"
 START_TIMEOUT_S = 30.0  # a large append-only file is read first
+LOCK_TIMEOUT_S = 45.0  # whoever starts or ends the server holds the lock no longer than that
+LOCK_NOTICE_S = 1.0
 
 
 class ServerNotFound(RuntimeError):
@@ -43,7 +51,7 @@ class EmbeddedServer:
 
     url: str
     data_dir: Path
-    _user: IO[str]
+    _user: IO[bytes]  # locked, shared, as long as this process uses the server
 
     @property
     def pid(self) -> int:
@@ -51,40 +59,48 @@ class EmbeddedServer:
         with _connect(self.url) as client:
             return int(client.info("server")["process_id"])
 
+    def abandon(self) -> None:
+        """Stop using the server, and leave it running."""
+        self._user.close()
+
     def stop(self, timeout_s: float = 10.0) -> None:
         """Stop using the server, and end it if no other process uses it."""
         with _locked(self.data_dir / "server.lock"):
-            self._user.close()
-            with (self.data_dir / "users.lock").open("a") as users:
+            self.abandon()
+            users = open_lock(self.data_dir / "users.lock")
+            try:
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            finally:
+                os.close(users)  # while ``server.lock`` is held, nobody becomes a user
+            with _connect(self.url) as client:
                 try:
-                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return
-                with _connect(self.url) as client:
-                    try:
-                        client.shutdown()
-                    except redis.RedisError:
-                        return  # gone already
-                    deadline = time.monotonic() + timeout_s
-                    while not _is_down(client) and time.monotonic() < deadline:
-                        time.sleep(0.01)
+                    client.shutdown()
+                except redis.RedisError:
+                    return  # gone already
+                deadline = time.monotonic() + timeout_s
+                while not _is_down(client) and time.monotonic() < deadline:
+                    time.sleep(0.01)
 
 
-def start(data_dir: Path) -> EmbeddedServer:
+def start(data_dir: Path, tell: Callable[[str], None] = logger.warning) -> EmbeddedServer:
     """Return the folder's server, started if none runs.
 
-    Raises: ServerNotFound, ServerNotStarted.
+    tell: gets a line about what takes long.
+
+    Raises: StorageUnavailable, ServerNotFound, ServerNotStarted.
     """
+    check_writable(data_dir)
     data_dir = data_dir.absolute()
-    data_dir.mkdir(parents=True, exist_ok=True)
     socket = _socket_path(data_dir)
     url = f"unix://{quote(str(socket))}"
-    with _locked(data_dir / "server.lock"):
+    with _locked(data_dir / "server.lock", tell):
         with _connect(url) as client:
             if _is_down(client):
                 _launch(data_dir, socket, client)
             _wait_until_up(client, data_dir)
-        user = (data_dir / "users.lock").open("a")
+        user = os.fdopen(open_lock(data_dir / "users.lock"), "rb")
         fcntl.flock(user, fcntl.LOCK_SH)
         return EmbeddedServer(url, data_dir, user)
 
@@ -128,7 +144,8 @@ def _launch(data_dir: Path, socket: Path, client: "redis.Redis") -> None:
         "daemonize": "no",
     }
     config = "".join(f"{name} {_quoted(value)}\n" for name, value in settings.items())
-    with (data_dir / LOG_NAME).open("ab") as log:
+    descriptor = os.open(data_dir / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "ab") as log:
         process = subprocess.Popen(
             [find_server(), "-"],
             stdin=subprocess.PIPE,
@@ -136,6 +153,7 @@ def _launch(data_dir: Path, socket: Path, client: "redis.Redis") -> None:
             stderr=log,
             cwd=data_dir,
             start_new_session=True,
+            umask=0o077,
         )
     assert process.stdin is not None
     with process.stdin:
@@ -207,7 +225,36 @@ def _version(binary: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def _locked(path: Path, tell: Callable[[str], None] = logger.warning) -> Iterator[None]:
+    """Hold a lock that one process may have, and say for what it waits where that takes long.
+
+    Raises: StorageUnavailable; ServerNotStarted when another process keeps it.
+    """
+    with storing_in(path.parent):
+        lock = open_lock(path)
+    try:
+        _wait_for_lock(lock, path, tell)
         yield
+    finally:
+        os.close(lock)
+
+
+def _wait_for_lock(lock: int, path: Path, tell: Callable[[str], None]) -> None:
+    began = time.monotonic()
+    has_told = False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited_s = time.monotonic() - began
+        else:
+            return
+        if waited_s > LOCK_TIMEOUT_S:
+            raise ServerNotStarted(
+                f"another process has held {path} for {LOCK_TIMEOUT_S:.0f} s: end it (`fuser {path}` names"
+                " it), or set SMALTI_DATA_DIR to another folder"
+            )
+        if waited_s > LOCK_NOTICE_S and not has_told:
+            has_told = True
+            tell(f"another process starts or ends the queue server in {path.parent}; waiting for it")
+        time.sleep(0.01)

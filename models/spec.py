@@ -89,9 +89,14 @@ class PipelineSpec:
         Raises: ConfigError when the file is missing, is not JSON, or has missing, unknown or bad fields.
         """
         try:
-            raw = json.loads(path.read_text())
+            text = path.read_text()
+            if text.startswith("version https://git-lfs.github.com/spec/"):
+                raise ConfigError(f"{path} is a Git LFS pointer: run `git lfs pull` in its repository")
+            raw = json.loads(text)
         except OSError as error:
             raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+        except ConfigError:
+            raise
         except ValueError as error:
             raise ConfigError(f"{path} is not valid JSON: {error}") from error
         format = raw.pop("format", None) if isinstance(raw, dict) else None

@@ -57,7 +57,10 @@ class Catalog:
         """
         files = sorted(weights_dir.glob(f"*/{SPEC_FILE}"))
         if not files:
-            raise ConfigError(f"{weights_dir} holds no pipeline: there is no */{SPEC_FILE} in it")
+            raise ConfigError(
+                f"{weights_dir.absolute()} holds no pipeline: there is no */{SPEC_FILE} in it. Set"
+                " SMALTI_WEIGHTS_DIR to the folder of pipeline folders, such as weights/ of the repository"
+            )
         catalog = cls([CatalogEntry(PipelineSpec.load(file), file.parent) for file in files])
         try:
             return cls([catalog[name] for name in names or sorted(catalog.names)])

@@ -81,6 +81,11 @@ class ServiceSettings(BaseSettings):
     def verdicts_dir(self) -> Path:
         return self.data_dir / "seed-verdicts"
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The data folder and those in it that processes write to."""
+        return self.data_dir, self.results_dir, self.blobs_dir, self.verdicts_dir
+
 
 class WorkerSettings(ServiceSettings):
     """What a worker reads."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.outputs import Outputs, require_success
 from app.cli.terminal import (
     CacheInterval,
     CommandError,
@@ -20,9 +21,9 @@ from app.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from app.sources import SourceFile
+    from app.cli.local import Local
     from workers.compute import Finished
-    from workers.messages import Request, Resolved
+    from workers.messages import Operation, Request, Result
 
 PipelineName = Annotated[str | None, typer.Option("--pipeline", help="By name; the first one if left out.")]
 Out = Annotated[Path, typer.Option(help="Where to write: .png, .webp or .jpg; - is standard output.")]
@@ -35,57 +36,118 @@ def generate(
     negative_prompt: Annotated[str | None, typer.Option(help="What to lead away from.")] = None,
     style: Annotated[str | None, typer.Option(help="By name or number; any if left out.")] = None,
     group: Annotated[str | None, typer.Option(help="By name or number; any if left out.")] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SET=NAME", help="A label of any set of the pipeline; may be repeated."),
+    ] = None,
     background: Annotated[str, typer.Option(help="white or transparent.")] = "white",
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same bytes.", min=0)] = None,
-    num_images: Annotated[int, typer.Option(help="More than one are numbered: x-0.png, ….", min=1)] = 1,
+    num_outputs: Annotated[
+        int | None, typer.Option(help="More than one are numbered: x-0.png, ….  [default: 1]", min=1)
+    ] = None,
+    num_images: Annotated[int | None, typer.Option(help="The older name of --num-outputs.", min=1)] = None,
     num_steps: NumSteps = None,
     guidance_scale: GuidanceScale = None,
     sampler: SamplerChoice = None,
     cache_interval: CacheInterval = None,
     pipeline: PipelineName = None,
+    return_codes: Annotated[
+        bool, typer.Option("--return-codes", help="Write the codes, too: x.json, for `smalti decode`.")
+    ] = False,
 ) -> None:
     """Generate images of a class or a prompt, here and now."""
     from workers.messages import GenerateRequest
 
+    outputs = Outputs(out)
+    if return_codes and outputs.is_standard_output:
+        raise CommandError("--return-codes writes the codes beside the file that --out names, and - is none")
     fields = {
         "class_label": class_label,
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "style": style,
         "group": group,
+        "labels": _labels(labels or ()),
         "background": background,
         "seed": seed,
+        "num_outputs": num_outputs,
         "num_images": num_images,
         "num_steps": num_steps,
         "guidance_scale": guidance_scale,
         "sampler": sampler,
         "cache_interval": cache_interval,
         "pipeline": pipeline,
-        "format": _format_of(out),
+        "format": outputs.format,
+        "return_codes": return_codes,
     }
-    resolved, finished = _compute(GenerateRequest, fields)
+    request = _request(GenerateRequest, fields)
+    local = _local()
+    work = local.prepare(request)
+    outputs.require_room([work])
+    (finished,) = local.run([work])
+    if finished.error is not None:
+        raise finished.error
+    resolved = work.request
     options = "".join(f", {name} {value}" for name, value in resolved.options.items())
     say(f"seed {resolved.seed}{options}, {resolved.pipeline}")
     for warning in finished.warnings:
         say(warning)
-    _write_outputs(resolved, finished, out)
+    outputs.write([work], [finished])
+    if return_codes:
+        outputs.write_file(out.with_suffix(".json"), _result("generate", finished).model_dump_json().encode())
+    require_success([finished])
 
 
 def encode(
-    image: Annotated[Path, typer.Argument(help="A PNG, JPEG or WebP file; - is standard input.")],
+    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files; - is standard input.")],
     pipeline: PipelineName = None,
     effort: Annotated[int, typer.Option(help="Sweeps over the image in search of better codes.")] = 0,
 ) -> None:
-    """Turn an image into codes: JSON on standard output, as the result of POST /encode."""
-    from app.sources import SourceFile
-    from workers.messages import EncodeRequest, Output, Result
+    """Turn images into codes: JSON on standard output, as the result of POST /encode.
 
-    file = SourceFile(str(image), _read(image))
-    _, finished = _compute(EncodeRequest, {"pipeline": pipeline, "effort": effort}, [file])
-    _require_success(finished)
-    outputs = [Output(sample=number, medium=sample.medium) for number, sample in enumerate(finished.samples)]
-    result = Result(operation="encode", pipeline=finished.pipeline, outputs=outputs, codes=finished.codes)
-    typer.echo(result.model_dump_json())
+    Of several files, a line each, in order, with the file's name in it.
+    """
+    from app.sources import SourceFile
+    from workers.messages import MAX_SAMPLES_PER_JOB, EncodeRequest
+
+    request = _request(EncodeRequest, {"pipeline": pipeline, "effort": effort})
+    if len(images) == 1:
+        file = SourceFile(str(images[0]), _read(images[0]))
+        local = _local()
+        (finished,) = local.run([local.prepare(request, [file])])
+        require_success([finished])
+        typer.echo(_result("encode", finished).model_dump_json())
+        return
+    local, num_encoded = _local(), 0
+    for start in range(0, len(images), MAX_SAMPLES_PER_JOB):
+        num_encoded += _encode_several(local, request, images[start : start + MAX_SAMPLES_PER_JOB])
+    if num_encoded < len(images):
+        raise CommandError(f"{len(images) - num_encoded} of {len(images)} files are not encoded, named above")
+
+
+def _encode_several(local: "Local", request: "Request", paths: Sequence[Path]) -> int:
+    """Encode files in shared batches and print a line each; return how many could be."""
+    from app.sources import SourceFile
+    from workers.errors import ServiceError
+
+    works, read = [], []
+    for path in paths:
+        try:
+            works.append(local.prepare(request, [SourceFile(str(path), _read(path))]))
+        except (ServiceError, CommandError) as error:
+            say(str(error))
+        else:
+            read.append(path)
+    num_encoded = 0
+    for path, finished in zip(read, local.run(works), strict=True):
+        try:
+            require_success([finished])
+        except CommandError as error:
+            say(f"{path}: {error}")
+            continue
+        typer.echo(json.dumps({"file": str(path), **_result("encode", finished).model_dump(mode="json")}))
+        num_encoded += 1
+    return num_encoded
 
 
 def decode(
@@ -94,37 +156,84 @@ def decode(
     pipeline: PipelineName = None,
 ) -> None:
     """Turn codes into images."""
-    from app.codes import codes_of_answer
     from workers.messages import DecodeRequest
 
+    outputs = Outputs(out)
+    bodies = _read_codes(codes)
+    local = _local()
+    works = []
+    for body in bodies:
+        fields = {name: body.get(name) for name in ("codes", "tokenizer")}
+        fields |= {"pipeline": pipeline, "format": outputs.format}
+        works.append(local.prepare(_request(DecodeRequest, fields)))
+    outputs.require_room(works)
+    finished = local.run(works)
+    outputs.write(works, finished)
+    require_success(finished)
+
+
+def _read_codes(path: Path) -> list[dict[str, Any]]:
+    """Return the requests for /decode that a file holds: one, or one a line.
+
+    Raises: CommandError.
+    """
+    from app.codes import codes_of_answer
+
+    data = _read(path)
     try:
-        body = codes_of_answer(json.loads(_read(codes)))
-    except ValueError as error:
-        raise CommandError(f"{codes} does not hold codes in JSON: {error}") from error
-    body = body if isinstance(body, dict) else {}
-    fields = {name: body.get(name) for name in ("codes", "tokenizer")}
-    fields |= {"pipeline": pipeline, "format": _format_of(out)}
-    resolved, finished = _compute(DecodeRequest, fields)
-    _write_outputs(resolved, finished, out)
+        try:
+            answers = [json.loads(data)]
+        except json.JSONDecodeError as error:
+            if not error.msg.startswith("Extra data"):
+                raise
+            answers = [json.loads(line) for line in data.split(b"\n") if line.strip()]
+        bodies = list(map(codes_of_answer, answers))
+    except (ValueError, RecursionError) as error:
+        raise CommandError(f"{path} does not hold codes in JSON: {error}") from error
+    return [body if isinstance(body, dict) else {} for body in bodies]
 
 
-def _compute(
-    kind: "type[Request]", fields: dict[str, Any], files: "Sequence[SourceFile]" = ()
-) -> "tuple[Resolved, Finished]":
-    """Make a request of the options given and serve it."""
-    from pydantic import ValidationError
+def _labels(pairs: Sequence[str]) -> dict[str, str] | None:
+    labels: dict[str, str] = {}
+    for pair in pairs:
+        name, is_pair, label = pair.partition("=")
+        if not (name and is_pair and label):
+            raise CommandError(f"--labels must be SET=NAME, as in style=noto, got {pair!r}")
+        if name in labels:
+            raise CommandError(f"--labels names the set {name!r} twice: {labels[name]!r} and {label!r}")
+        labels[name] = label
+    return labels or None
 
-    from app.cli.local import compute
-    from app.field_errors import field_errors
+
+def _local() -> "Local":
+    from app.cli.local import Local
     from workers.settings import WorkerSettings
 
-    settings = settings_of(WorkerSettings)
+    return Local(settings_of(WorkerSettings))
+
+
+def _request(kind: "type[Request]", fields: dict[str, Any]) -> "Request":
+    """Make a request of the options given.
+
+    Raises: CommandError naming each option that can't be used.
+    """
+    from pydantic import ValidationError
+
+    from app.field_errors import field_errors
+
     try:
-        request = kind(**given(fields))
+        return kind(**given(fields))
     except ValidationError as error:
         found = field_errors(error.errors(include_url=False))
         raise CommandError("; ".join(f"{each.field}: {each.message}" for each in found)) from error
-    return compute(request, settings, files)
+
+
+def _result(operation: "Operation", finished: "Finished") -> "Result":
+    """Return what the service would answer, without the outputs' addresses."""
+    from workers.messages import Output, Result
+
+    outputs = [Output(sample=number, medium=sample.medium) for number, sample in enumerate(finished.samples)]
+    return Result(operation=operation, pipeline=finished.pipeline, outputs=outputs, codes=finished.codes)
 
 
 def _read(path: Path) -> bytes:
@@ -132,43 +241,3 @@ def _read(path: Path) -> bytes:
         return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise CommandError(f"{path} can't be read: {error.strerror}") from error
-
-
-def _format_of(out: Path) -> str | None:
-    """Return the format that a file's name asks for; standard output gets the pipeline's default."""
-    if str(out) == "-":
-        return None
-    suffix = out.suffix.lower().removeprefix(".")
-    if not suffix:
-        raise CommandError(f"--out must end in .png, .webp or .jpg, got {out}")
-    return "jpeg" if suffix == "jpg" else suffix
-
-
-def _write_outputs(resolved: "Resolved", finished: "Finished", out: Path) -> None:
-    """Write the outputs and print where each is."""
-    from models.media.base import medium_of
-
-    if str(out) == "-" and len(finished.samples) > 1:
-        raise CommandError(f"--out - takes one output, and there are {len(finished.samples)}")
-    for number, sample in enumerate(finished.samples):
-        if sample.signal is None:
-            continue  # said at the end
-        medium = medium_of(sample.medium)
-        array = medium.from_signal(sample.signal)
-        data = medium.save(array, resolved.format, background=resolved.background)
-        if str(out) == "-":
-            sys.stdout.buffer.write(data)
-            continue
-        path = out if len(finished.samples) == 1 else out.with_stem(f"{out.stem}-{number}")
-        try:
-            path.write_bytes(data)
-        except OSError as error:
-            raise CommandError(f"{path} can't be written: {error.strerror}") from error
-        typer.echo(path)
-    _require_success(finished)
-
-
-def _require_success(finished: "Finished") -> None:
-    failed = [f"output {number}: {each.error}" for number, each in enumerate(finished.samples) if each.error]
-    if failed:
-        raise CommandError("; ".join(failed))

@@ -1,10 +1,13 @@
 """The commands that run the service, or one part of it."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.terminal import CommandError, settings_of, show_log
+from app.cli.terminal import CommandError, say, settings_of, show_log
+
+if TYPE_CHECKING:
+    from workers.settings import ServiceSettings
 
 Host = Annotated[str | None, typer.Option(help="The address to listen on.  [default: 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="0 takes any free one.  [default: 8000]", min=0, max=65535)]
@@ -35,13 +38,16 @@ def serve(
     from app.settings import AppSettings
 
     settings = settings_of(AppSettings, host=host, port=port)
-    _require_queue(settings.redis_url, "serve")
-    show_log(settings.log_level)
+    _require_queue_url(settings, "serve")
     import socket
 
     from app.processes.server import serve as serve_until_signal
+    from app.processes.up import listen
 
-    serve_until_signal(settings, None if fd is None else socket.socket(fileno=fd))
+    listener = listen(settings.host, settings.port) if fd is None else socket.socket(fileno=fd)
+    _prepare(settings)
+    show_log(settings.log_level)
+    serve_until_signal(settings, listener)
 
 
 def worker(
@@ -53,9 +59,10 @@ def worker(
     from workers.settings import WorkerSettings
 
     settings = settings_of(WorkerSettings)
-    redis_url = _require_queue(settings.redis_url, "worker")
+    redis_url = _require_queue_url(settings, "worker")
     if check:
         raise typer.Exit(0 if _has_worker_here(redis_url) else 1)
+    _prepare(settings)
     show_log(settings.log_level)
     from workers.worker import run_worker
 
@@ -69,8 +76,11 @@ def check_seeds() -> None:
     from workers.catalog import Catalog
     from workers.engine.loading import load_engine
     from workers.settings import WorkerSettings
+    from workers.storage import check_writable
 
     settings = settings_of(WorkerSettings)
+    for folder in settings.folders:
+        check_writable(folder)
     engine = load_engine(settings, Catalog.load(settings.weights_dir, settings.pipelines))
     engine.warm_up()  # which measures how many samples fit, and so how large a full batch is
     with tqdm(
@@ -94,13 +104,38 @@ def queue_server() -> None:
     keep_queue_server(settings_of(AppSettings))
 
 
-def _require_queue(redis_url: str | None, command: str) -> str:
-    if not redis_url:
+def _require_queue_url(settings: "ServiceSettings", command: str) -> str:
+    if not settings.redis_url:
         raise CommandError(
             f"REDIS_URL is not set: `smalti {command}` needs the address of the queue, such as"
             " redis://host:6379/0. To run everything on this machine: smalti up"
         )
-    return redis_url
+    return settings.redis_url
+
+
+def _prepare(settings: "ServiceSettings") -> None:
+    """Check queue and data folder for a part of the service; what may pass with time is told only.
+
+    Raises: QueueRefused, NotPrivate.
+    """
+    from workers.errors import NotPrivate, QueueUnavailable, StorageUnavailable
+    from workers.queue.probe import QueueRefused, require_queue
+    from workers.storage import check_writable
+
+    try:
+        for folder in settings.folders:
+            check_writable(folder)
+    except NotPrivate:
+        raise
+    except StorageUnavailable as error:
+        say(str(error))
+    assert settings.redis_url is not None
+    try:
+        require_queue(settings.redis_url)
+    except QueueRefused:
+        raise
+    except QueueUnavailable as error:
+        say(f"{error}; waiting for it")
 
 
 def _has_worker_here(redis_url: str) -> bool:
@@ -109,8 +144,10 @@ def _has_worker_here(redis_url: str) -> bool:
 
     import redis
 
+    from workers.queue.probe import require_queue
     from workers.queue.records import WORKERS
 
+    require_queue(redis_url)
     with redis.Redis.from_url(redis_url, socket_timeout=5, decode_responses=True) as client:
         keys = client.smembers(WORKERS)
         return any(client.hget(key, "hostname") == socket.gethostname() for key in keys)

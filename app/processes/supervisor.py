@@ -17,6 +17,8 @@ GRACE_S = 30.0
 _TICK_S = 0.1
 _ECHO_S = 0.5  # make and the terminal may both send the same Ctrl-C
 _MAX_BACKOFF_S = 30.0
+_REASON_FD = "SUPERVISOR_REASON_FD"  # where a child may write why it ends
+_MAX_REASON_BYTES = 4096  # no more than any pipe holds
 _STEADY_S = 60.0  # a process that lived this long starts again with the shortest pause
 
 
@@ -46,6 +48,7 @@ class _Slot:
 
     child: Child
     process: subprocess.Popen[bytes] | None = None
+    reason: int = -1  # the end of a pipe, while there is a process
     started_at: float = 0.0
     starts_at: float = 0.0
     was_ready: bool = False
@@ -156,13 +159,15 @@ class Supervisor:
         assert slot.process is not None
         _kill_group(slot.process)
         slot.process = None
+        reason = _read_reason(slot)
         if not slot.was_ready:
-            raise CannotStart(f"{slot.child.name} could not start: it {_ending(status)}")
+            raise CannotStart(f"{slot.child.name} could not start: {reason or f'it {_ending(status)}'}")
         lived_s = time.monotonic() - slot.started_at
         slot.num_deaths = 1 if lived_s > _STEADY_S else slot.num_deaths + 1
         pause_s = min(self._backoff_s * 2 ** (slot.num_deaths - 1), _MAX_BACKOFF_S)
         slot.starts_at = time.monotonic() + pause_s
-        say(f"{slot.child.name} {_ending(status)}; starting it again in {pause_s:.3g} s")
+        because = f", because {reason}" if reason else ""
+        say(f"{slot.child.name} {_ending(status)}{because}; starting it again in {pause_s:.3g} s")
 
     def _end(self) -> None:
         """End the stages, the last one first: ask, wait for the grace period, then kill."""
@@ -184,24 +189,49 @@ class Supervisor:
                     say(f"{slot.child.name} is still at work: killing it")
                 _kill_group(slot.process)
                 slot.process.wait()
+                os.close(slot.reason)
             os.close(stage.stdin)
             os.close(stage.life)
 
 
 def _spawn(slot: _Slot, stdin: int, earlier_lives: tuple[int, ...]) -> None:
     child = slot.child
+    slot.reason, reason = os.pipe()
+    os.set_blocking(slot.reason, False)
     try:
         slot.process = subprocess.Popen(
             child.command,
             stdin=stdin,
             stdout=sys.stderr.fileno(),  # standard output is for results
-            env={**os.environ, **child.environment},
-            pass_fds=(*child.pass_fds, *earlier_lives),
+            env={**os.environ, **child.environment, _REASON_FD: str(reason)},
+            pass_fds=(*child.pass_fds, *earlier_lives, reason),
             start_new_session=True,
         )
     except OSError as error:
+        os.close(slot.reason)
         raise CannotStart(f"{child.name} could not start: {error}") from error
+    finally:
+        os.close(reason)
     slot.started_at = time.monotonic()
+
+
+def _read_reason(slot: _Slot) -> str:
+    """Return what a process that has ended told of why, and close the pipe."""
+    try:
+        return os.read(slot.reason, _MAX_REASON_BYTES).decode(errors="replace")
+    except BlockingIOError:  # nothing
+        return ""
+    finally:
+        os.close(slot.reason)
+
+
+def tell_reason(reason: str) -> bool:
+    """Tell the supervisor why this process ends; say whether there is one."""
+    try:
+        os.write(int(os.environ[_REASON_FD]), reason.encode()[:_MAX_REASON_BYTES])
+    except (KeyError, ValueError, OSError):
+        return False
+    return True
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

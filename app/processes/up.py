@@ -25,7 +25,9 @@ from models.media.base import medium_of
 from workers.catalog import Catalog
 from workers.messages import PipelineInfo
 from workers.queue import embedded_server
+from workers.queue.probe import require_queue
 from workers.settings import SettingsError
+from workers.storage import check_writable
 
 _PROBE_TIMEOUT_S = 2.0
 # -P: an `app` in the folder at hand is not ours.
@@ -36,12 +38,17 @@ def run_service(settings: AppSettings, num_workers: int) -> int:
     """Run until a signal comes, and return the exit status.
 
     Raises: ConfigError when there is no pipeline to serve; SettingsError when the port can't be had;
-    ServerNotFound or ServerNotStarted when there is no queue server.
+    StorageUnavailable when the data folder can't be written; QueueUnavailable, ServerNotFound or
+    ServerNotStarted when there is no queue server.
     """
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port)
     address = _address(settings.host, listener.getsockname()[1])
-    queue = None if settings.redis_url else embedded_server.start(_queue_dir(settings))
+    for folder in settings.folders:
+        check_writable(folder)
+    if settings.redis_url:
+        require_queue(settings.redis_url)
+    queue = None if settings.redis_url else embedded_server.start(_queue_dir(settings), say)
     environment = {
         "REDIS_URL": queue.url if queue else str(settings.redis_url),
         "SMALTI_PIPELINES": ",".join(catalog.names),
@@ -89,7 +96,7 @@ def keep_queue_server(settings: AppSettings) -> None:
         is_stopping = True
 
     signal.signal(signal.SIGTERM, stop)
-    server = embedded_server.start(_queue_dir(settings))
+    server = embedded_server.start(_queue_dir(settings), say)
     with redis.Redis.from_url(server.url, socket_timeout=5, retry=Retry(NoBackoff(), 0)) as client:
         while not is_stopping:
             time.sleep(0.2)
@@ -99,7 +106,7 @@ def keep_queue_server(settings: AppSettings) -> None:
                 continue  # alive: a second one on the same files would ruin them
             except redis.ConnectionError:
                 say("the queue server is gone; starting it again on what it kept")
-                server = embedded_server.start(_queue_dir(settings))
+                server = embedded_server.start(_queue_dir(settings), say)
     server.stop()
 
 
@@ -114,16 +121,20 @@ def _threads(num_workers: int) -> dict[str, str]:
     return {"SMALTI_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_workers))}
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket, held open so that clients wait, unrefused, while the API starts again."""
+def listen(host: str, port: int) -> socket.socket:
+    """Return a bound socket, held open so that clients wait, unrefused, while the API starts again.
+
+    Raises: SettingsError.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a host that can be no name
+        reason = error.strerror if isinstance(error, OSError) else error
         raise SettingsError(
-            f"can't listen on {host} port {port}: {error.strerror}. Choose another with --port or --host."
+            f"can't listen on {host} port {port}: {reason}. Choose another with --port or --host"
         ) from error
     return listener
 

@@ -1,9 +1,12 @@
 """The command line as its user meets it: a process, its exit status, and what it says."""
 
 import os
+import shlex
+import signal
 import socket
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -59,6 +62,7 @@ def test_up_without_weights_says_where_it_looked(tmp_path):
     result = smalti("up", environment={"SMALTI_WEIGHTS_DIR": str(tmp_path)}, cwd=tmp_path)
     assert result.returncode == 1
     assert result.stderr.startswith(f"smalti: {tmp_path} holds no pipeline")
+    assert "Set SMALTI_WEIGHTS_DIR" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -106,13 +110,98 @@ def test_a_bad_request_is_refused_before_torch_is_loaded(tmp_path):
     assert result.stderr == "smalti: format: image files are png, webp, jpeg, got 'gif'\n"
 
 
-def test_a_taken_port_is_said_at_once(tmp_path):
-    (tmp_path / SPEC.name).mkdir()
-    SPEC.save(tmp_path / SPEC.name / "pipeline.json")
+@pytest.fixture
+def weights(tmp_path) -> dict[str, str]:
+    """An environment whose weights folder has a pipeline that can be listed, but not loaded."""
+    (tmp_path / "weights" / SPEC.name).mkdir(parents=True)
+    SPEC.save(tmp_path / "weights" / SPEC.name / "pipeline.json")
+    return {"SMALTI_WEIGHTS_DIR": "weights"}
+
+
+def test_a_taken_port_is_said_at_once(tmp_path, weights):
     with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        result = smalti(
-            "up", "--port", str(port), environment={"SMALTI_WEIGHTS_DIR": str(tmp_path)}, cwd=tmp_path
-        )
+        port = str(other.getsockname()[1])
+        for command in (["up"], ["serve"]):
+            environment = {
+                **weights,
+                **({"REDIS_URL": "redis://127.0.0.1:1"} if command == ["serve"] else {}),
+            }
+            result = smalti(*command, "--port", port, environment=environment, cwd=tmp_path)
+            assert result.returncode == 1
+            assert result.stderr == (
+                f"smalti: can't listen on 127.0.0.1 port {port}: Address already in use."
+                " Choose another with --port or --host\n"
+            )
+    assert not (tmp_path / ".smalti").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"REDIS_URL": "localhost:6379"}, "REDIS_URL must begin with redis://, as in redis://localhost:6379"),
+        (
+            {"REDIS_URL": "redis://:geheim@127.0.0.1:1"},
+            "no queue server answers at redis://127.0.0.1:1 (REDIS_URL): ",
+        ),
+        ({"SMALTI_DATA_DIR": "file"}, "the folder file (SMALTI_DATA_DIR) can't be written: Not a directory."),
+        ({"SMALTI_SEED_PROMISE": "maybe"}, "SMALTI_SEED_PROMISE must be 'on' or 'off', got 'maybe'"),
+    ],
+)
+def test_up_that_cannot_start_says_why_in_a_line(tmp_path, weights, environment, said):
+    (tmp_path / "file").write_bytes(b"")
+    result = smalti("up", "--port", "0", environment={**weights, **environment}, cwd=tmp_path)
     assert result.returncode == 1
-    assert f"can't listen on 127.0.0.1 port {port}" in result.stderr
+    assert result.stderr.startswith(f"smalti: {said}")
+    assert result.stderr.count("\n") == 1
+    assert "geheim" not in result.stderr
+
+
+def test_why_a_process_could_not_start_is_said_in_a_line_also_with_closed_streams(tmp_path, weights):
+    """With standard input closed, a pipe of ours would take its number."""
+    command = shlex.join([sys.executable, "-P", "-m", "app.cli.main", "up", "--port", "0"])
+    ended = subprocess.run(
+        f"{command} <&- >&-",
+        shell=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, **weights, "SMALTI_DEVICE": "cuda:4096"},
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "smalti: worker 1 could not start: SMALTI_DEVICE is cuda:4096, but PyTorch finds " in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert {path.stat().st_mode & 0o077 for path in (tmp_path / ".smalti").rglob("*")} == {0}
+
+
+def test_with_all_streams_closed_the_exit_status_says_it():
+    command = shlex.join([sys.executable, "-P", "-m", "app.cli.main"])
+    for arguments, status in (("--version", 0), ("encode -", 1)):
+        ended = subprocess.run(f"{command} {arguments} <&- >&- 2>&-", shell=True, timeout=60, check=False)
+        assert ended.returncode == status
+
+
+def test_a_reader_that_leaves_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, "-P", "-m", "app.cli.main", "--version"],
+        stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert ended.stderr == ""
+
+
+def test_ctrl_c_is_quiet(tmp_path, weights):
+    os.mkfifo(tmp_path / "image.png")
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "app.cli.main", "encode", "image.png"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path, env={**os.environ, **weights},
+    )  # fmt: skip
+    descriptor = os.open(tmp_path / "image.png", os.O_WRONLY)  # returns once it reads
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    os.close(descriptor)
+    assert (process.returncode, out) == (130, b"")

@@ -53,6 +53,121 @@ def test_codes_come_back_as_they_went(smalti, tmp_path):
         assert image.size == (12, 12)
 
 
+def test_labels_number_and_codes_of_outputs_are_options(smalti, tmp_path):
+    out, _ = smalti(
+        "generate",
+        "--labels",
+        "class=cat",
+        "--seed",
+        "7",
+        "--num-outputs",
+        "2",
+        "--return-codes",
+        "--out",
+        "a.png",
+    )
+    assert out == b"a-0.png\na-1.png\na.json\n"
+    smalti("generate", "--class-label", "cat", "--seed", "7", "--out", "b.png")
+    assert (tmp_path / "a-0.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    smalti("decode", "a.json", "--out", "c.png")
+    for number in range(2):
+        assert (tmp_path / f"a-{number}.png").read_bytes() == (tmp_path / f"c-{number}.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["cat"], b"smalti: --labels must be SET=NAME, as in style=noto, got 'cat'\n"),
+        (["class=cat", "class=dog"], b"smalti: --labels names the set 'class' twice: 'cat' and 'dog'\n"),
+    ],
+)
+def test_a_label_that_is_no_pair_or_comes_twice_is_refused(smalti, labels, said):
+    options = [part for label in labels for part in ("--labels", label)]
+    assert smalti("generate", *options, "--out", "a.png", status=1)[1] == said
+
+
+def test_several_files_give_a_line_each_in_order_and_a_bad_one_is_named(smalti, tmp_path):
+    smalti("generate", "--seed", "1", "--num-outputs", "3", "--out", "a.webp")
+    (tmp_path / "bad.png").write_bytes(b"not an image")
+    files = ["a-2.webp", "bad.png", "a-0.webp", "missing.png", "a-1.webp", "a-0.webp"]
+    out, told = smalti("encode", *files, status=1)
+    assert told.splitlines() == [
+        b"smalti: bad.png: the bytes are not a PNG, JPEG or WebP file",
+        b"smalti: missing.png can't be read: No such file or directory",
+        b"smalti: 2 of 6 files are not encoded, named above",
+    ]
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line.pop("file") for line in lines] == ["a-2.webp", "a-0.webp", "a-1.webp", "a-0.webp"]
+    for number, line in ((2, lines[0]), (0, lines[1])):
+        assert line == json.loads(smalti("encode", f"a-{number}.webp")[0])
+
+    (tmp_path / "a.jsonl").write_bytes(out)
+    smalti("decode", "a.jsonl", "--out", "b.png")
+    (tmp_path / "last.json").write_bytes(out.splitlines()[-1])
+    smalti("decode", "last.json", "--out", "c.png")
+    assert (tmp_path / "b-3.png").read_bytes() == (tmp_path / "c.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("none/a.png", b"smalti: --out none/a.png: there is no folder none; make it first\n"),
+        ("folder.png", b"smalti: --out must name a file, and folder.png is a folder\n"),
+        ("a.gif", b"smalti: format: image files are png, webp, jpeg, got 'gif'\n"),
+    ],
+)
+def test_where_nothing_can_be_written_nothing_is_computed(smalti, tmp_path, monkeypatch, out, said):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "codes.json").write_text("{}")
+    monkeypatch.setattr("workers.engine.loading.load_engine", lambda *_: pytest.fail("loads the models"))
+    assert smalti("generate", "--out", out, status=1)[1] == said
+    if out != "a.gif":
+        assert smalti("decode", "codes.json", "--out", out, status=1)[1] == said
+
+
+def test_several_outputs_do_not_go_to_standard_output(smalti):
+    told = smalti("generate", "--num-outputs", "2", "--out", "-", status=1)[1]
+    assert told == b"smalti: --out - takes one output, and there are 2\n"
+    told = smalti("generate", "--return-codes", "--out", "-", status=1)[1]
+    assert told.startswith(b"smalti: --return-codes writes the codes beside the file")
+
+
+@pytest.mark.parametrize("device", ["cuda:4096", "mps" if sys.platform != "darwin" else "cuda"])
+def test_a_device_that_is_not_here_is_said_in_a_line(smalti, monkeypatch, device):
+    monkeypatch.setenv("SMALTI_DEVICE", device)
+    _, told = smalti("generate", "--out", "a.png", status=1)
+    assert told.startswith(f"smalti: SMALTI_DEVICE is {device}, but PyTorch finds ".encode())
+    assert told.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("name", ["pipeline.json", "tokenizer.safetensors"])
+def test_weights_that_cannot_be_read_are_named_in_a_line(smalti, tiny_weights, name):
+    path = tiny_weights / "tiny" / name
+    intact = path.read_bytes()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1\n"
+    try:
+        for content in (pointer, b"{}", b""):
+            path.write_bytes(content)
+            _, told = smalti("generate", "--out", "a.png", status=1)
+            assert str(path).encode() in told
+            assert told.count(b"\n") == 1
+            if content == pointer and name == "pipeline.json":
+                assert b"is a Git LFS pointer: run `git lfs pull`" in told
+    finally:
+        path.write_bytes(intact)
+
+
+def test_what_nobody_foresaw_is_a_line_and_with_debug_its_traceback(smalti, tiny_weights, monkeypatch):
+    monkeypatch.setattr("models.pipeline.Pipeline.load", lambda *_: {}["odd"])
+    _, told = smalti("generate", "--out", "a.png", status=1)
+    assert (
+        told == b"smalti: KeyError: 'odd'; for the traceback, run it again as `smalti --debug \xe2\x80\xa6`\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["smalti", "--debug", "generate", "--out", "a.png"])
+    with pytest.raises(KeyError):
+        main()
+
+
 def test_what_the_service_would_refuse_is_refused_in_its_words(smalti, tmp_path):
     _, told = smalti("generate", "--class-label", "sneaker", "--out", "a.png", status=1)
     assert told == b"smalti: class_label: tiny has no class 'sneaker'; known are cat, dog, bird\n"

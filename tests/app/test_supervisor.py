@@ -133,6 +133,24 @@ def test_a_child_that_cannot_start_takes_the_others_with_it(tmp_path):
         assert not any(map(is_running, pids(log, "queue") + pids(log, "api")))
 
 
+def test_why_a_child_ends_is_told_in_its_words(tmp_path):
+    says_why = (
+        "import os, sys, time; from app.processes.supervisor import tell_reason;"
+        "time.sleep(0.3); tell_reason('SMALTI_DEVICE is cuda'); os._exit(1)"
+    )
+    stages = f"[[child('queue')], [Child('worker', (sys.executable, '-c', {says_why!r}), is_ready=%s)]]"
+    with tree(tmp_path, stages % "lambda: False") as (process, _):
+        _, told = process.communicate(timeout=15)
+        assert process.returncode == 1
+        assert "worker could not start: SMALTI_DEVICE is cuda\n" in told
+    with tree(tmp_path, stages % "lambda: True") as (process, _):
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "worker" in line)
+        assert line.endswith(
+            "ended with status 1, because SMALTI_DEVICE is cuda; starting it again in 0.05 s\n"
+        )
+
+
 def test_a_child_that_is_never_ready_cannot_start(tmp_path):
     stages = """[[Child('api', (sys.executable, '-c', 'import time; time.sleep(60)'),
                         is_ready=lambda: False, start_timeout_s=0.3)]]"""

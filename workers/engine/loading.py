@@ -9,18 +9,18 @@ from workers.catalog import Catalog
 from workers.engine.allocator import keep_freed_memory
 from workers.engine.engine import Engine
 from workers.engine.seed_promise import SeedPromise
-from workers.settings import WorkerSettings
+from workers.settings import SettingsError, WorkerSettings
 
 
 def load_engine(settings: WorkerSettings, catalog: Catalog, names: Iterable[str] | None = None) -> Engine:
     """Return an engine for the pipelines ``names`` of ``catalog``, or for all of them.
 
-    Raises: ConfigError when one can't be loaded.
+    Raises: SettingsError when there is no such device; ConfigError when a pipeline can't be loaded.
     """
     keep_freed_memory()
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
-    device = _best_device() if settings.device == "auto" else settings.device
+    device = _best_device() if settings.device == "auto" else _present(settings.device)
     pipelines = {name: Pipeline.load(catalog[name].folder, device) for name in names or catalog.names}
     promise = SeedPromise(settings.seed_promise, settings.verdicts_dir)
     return Engine(pipelines, settings.max_batch_size, promise=promise)
@@ -30,3 +30,22 @@ def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _present(device: str) -> str:
+    """Return a device that is here.
+
+    Raises: SettingsError.
+    """
+    kind, _, number = device.partition(":")
+    match kind:
+        case "cuda":
+            num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        case "mps":
+            num_devices = int(torch.backends.mps.is_available())
+        case _:
+            num_devices = 1
+    if int(number or 0) < num_devices:
+        return device
+    found = f"only {kind}:0 to {kind}:{num_devices - 1}" if num_devices else f"no {kind} device"
+    raise SettingsError(f"SMALTI_DEVICE is {device}, but PyTorch finds {found} here: set it to auto or cpu")

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as WordTokenizer
 from torch import Tensor, nn
 
 from models.checkpoint import CheckpointError, load_checkpoint, load_into, save_checkpoint
+from models.networks.prompt_words import PromptReader
 from models.options import Count
 
 TENSORS_FILE = "text_encoder.safetensors"
@@ -43,11 +44,16 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """States (max_tokens, hidden) float32, zeros past the prompt's ``num_tokens``."""
+    """States (max_tokens, hidden) float32, zeros past the prompt's ``num_tokens``.
+
+    is_cut, not_understood, is_understood: see ``ReadPrompt``.
+    """
 
     states: Tensor
     num_tokens: int
     is_cut: bool
+    not_understood: tuple[str, ...] = ()
+    is_understood: bool = True
 
 
 class _Block(nn.Module):
@@ -102,9 +108,7 @@ class PromptEncoder:
         self.config = network.config
         self._network = network.to(device).float().eval().requires_grad_(False)
         self._device = torch.device(device)
-        self._words = words
-        self._words.no_truncation()
-        self._words.no_padding()
+        self._reader = PromptReader(words, self.config.max_tokens)
         self._cached: OrderedDict[str, EncodedPrompt] = OrderedDict()
 
     @classmethod
@@ -116,25 +120,34 @@ class PromptEncoder:
         tensors, config = load_checkpoint(folder / TENSORS_FILE, TextEncoderConfig)
         network = TextEncoder(config)
         load_into(network, _unpacked(tensors), folder / TENSORS_FILE)
-        return cls(network, _load_words(folder / WORDS_FILE), device)
+        words = _load_words(folder / WORDS_FILE)
+        if words.get_vocab_size() > config.vocab_size:
+            raise CheckpointError(
+                f"{folder / WORDS_FILE} has {words.get_vocab_size()} words, but {TENSORS_FILE} knows"
+                f" {config.vocab_size}: it is of another text encoder; fetch both again"
+            )
+        return cls(network, words, device)
 
     def save(self, folder: Path) -> None:
         """Write both files, the network's matrices in eight bits: a quarter of their size."""
         save_checkpoint(folder / TENSORS_FILE, _packed(self._network.state_dict()), self.config)
-        (folder / WORDS_FILE).write_text(self._words.to_str())
+        (folder / WORDS_FILE).write_text(self._reader.words.to_str())
 
     @torch.inference_mode()
     def encode(self, prompt: str) -> EncodedPrompt:
-        """Return the states of a prompt; one too long is cut, a blank one has none."""
+        """Return the states of a prompt; one too long is cut, a blank one has none.
+
+        A symbol that is no word of the encoder stands for its name.
+        """
         prompt = prompt.strip()
         if prompt in self._cached:
             self._cached.move_to_end(prompt)
             return self._cached[prompt]
-        ids, is_cut = self._token_ids(prompt)
+        read = self._reader.read(prompt)
         states = torch.zeros(self.config.max_tokens, self.config.hidden_size)
-        if ids:
-            states[: len(ids)] = self._network(torch.tensor([ids], device=self._device))[0].cpu()
-        encoded = EncodedPrompt(states, len(ids), is_cut)
+        if read.ids:
+            states[: len(read.ids)] = self._network(torch.tensor([read.ids], device=self._device))[0].cpu()
+        encoded = EncodedPrompt(states, len(read.ids), read.is_cut, read.not_understood, read.is_understood)
         self._cached[prompt] = encoded
         if len(self._cached) > _MAX_CACHED:
             self._cached.popitem(last=False)
@@ -149,7 +162,7 @@ class PromptEncoder:
         For training: three times as fast as one at a time on two cores, and equal but for rounding. Prompts
         of as many tokens go together, so nothing has to be masked.
         """
-        token_ids = [self._token_ids(prompt.strip())[0] for prompt in prompts]
+        token_ids = [self._reader.read(prompt).ids for prompt in prompts]
         of_length: dict[int, list[int]] = defaultdict(list)
         for position, ids in enumerate(token_ids):
             of_length[len(ids)].append(position)
@@ -161,13 +174,6 @@ class PromptEncoder:
                     batch = torch.tensor([token_ids[position] for position in positions])
                     states[:, :length] = self._network(batch.to(self._device)).cpu()
                 yield positions, states
-
-    def _token_ids(self, prompt: str) -> tuple[list[int], bool]:
-        """Return the ids of a stripped prompt's tokens, and whether any were cut; none if it is blank."""
-        ids = self._words.encode(prompt).ids if prompt else []
-        if len(ids) <= self.config.max_tokens:
-            return ids, False
-        return [*ids[: self.config.max_tokens - 1], ids[-1]], True
 
 
 def import_minilm(source: Path, max_tokens: int = 24) -> PromptEncoder:
@@ -220,11 +226,11 @@ def find_minilm() -> Path:
 
 def _load_words(path: Path) -> WordTokenizer:
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing")
+        raise CheckpointError(f"{path} is missing; fetch the pipeline's folder again")
     try:
         return WordTokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower one
-        raise CheckpointError(f"{path} is no word tokenizer: {error}") from error
+        raise CheckpointError(f"{path} is not a word tokenizer: {error}; fetch the file again") from error
 
 
 def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

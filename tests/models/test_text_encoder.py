@@ -1,17 +1,28 @@
 """The text encoder: the same states of a prompt for ever."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as WordTokenizer
 from torch import Tensor
 
 from models.checkpoint import CheckpointError
 from models.networks import text_encoder
-from models.networks.text_encoder import TENSORS_FILE, PromptEncoder, find_minilm, import_minilm
+from models.networks.symbol_names import spell_symbols
+from models.networks.text_encoder import (
+    TENSORS_FILE,
+    WORDS_FILE,
+    PromptEncoder,
+    TextEncoder,
+    TextEncoderConfig,
+    find_minilm,
+    import_minilm,
+)
 from tests.tiny import WORDS, tiny_prompt_encoder, tiny_words
 
 SIZE, DEPTH, INNER = 8, 2, 16
@@ -67,6 +78,94 @@ def test_a_blank_prompt_is_none(prompt: str) -> None:
     encoded = tiny_prompt_encoder().encode(prompt)
     assert not encoded.states.any()
     assert (encoded.num_tokens, encoded.is_cut) == (0, False)
+
+
+SHIPPED = Path(__file__).parents[2] / "weights" / "emoji-64"
+
+
+@pytest.fixture(scope="module")
+def shipped() -> PromptEncoder:
+    """Return the words of the shipped encoder, with a small network."""
+    words = WordTokenizer.from_file(str(SHIPPED / WORDS_FILE))
+    size = words.get_vocab_size()
+    config = TextEncoderConfig(vocab_size=size, hidden_size=8, depth=1, num_heads=2, inner_size=8)
+    return PromptEncoder(TextEncoder(config), words)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("😀", "grinning face"),
+        ("🚀", "rocket"),
+        ("a red☕!", "a red hot beverage!"),
+        ("❤️", "heart"),
+        ("🖤", "black heart"),
+        ("⚫", "medium black circle"),
+        ("👍🏽", "thumbs up sign medium skin tone"),
+        ("👩🏿‍🚀", "woman dark skin tone rocket"),
+        ("👨‍👩‍👧", "man woman girl"),
+        ("🇩🇪", "flag de"),
+        ("🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", "flag gbeng"),
+        ("1️⃣ #⃣", "keycap 1 keycap #"),
+        ("😀😀", "grinning face grinning face"),
+    ],
+)
+def test_an_emoji_stands_for_its_name(shipped: PromptEncoder, prompt: str, words: str) -> None:
+    encoded = shipped.encode(prompt)
+    assert torch.equal(encoded.states, shipped.encode(words).states)
+    assert (encoded.not_understood, encoded.is_understood) == ((), True)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a red cat", "Don't!? (3) #1 50% x_y *", "★ and ♥", "café ½ ©", "xyzzyq", "!!!", ""]
+)
+def test_what_is_understood_whole_is_read_as_it_stands(shipped: PromptEncoder, prompt: str) -> None:
+    encoded = shipped.encode(prompt)
+    assert (encoded.not_understood, encoded.is_understood) == ((), True)
+    read, words = shipped._reader.read(prompt), shipped._reader.words
+    assert read.ids == (tuple(words.encode(prompt).ids) if prompt else ())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unknown", "is_understood"),
+    [
+        ("一只猫", ("一只猫",), False),
+        ("日本", ("日本",), False),  # its letters are in the vocabulary
+        ("кошка, собака!", ("кошка, собака",), False),
+        ("한국어 고양이", ("한국어 고양이",), False),
+        ("हिन्दी", ("हिन्दी",), False),
+        ("ｃａｔ", ("ｃａｔ",), False),
+        ("\u200b\u200d", ("\u200b\u200d",), False),
+        ("\ufe0f", ("\ufe0f",), False),
+        ("cat" * 60, ("cat" * 60,), False),
+        ("\U000fffff", ("\U000fffff",), False),
+        ("a red 猫 and 狗", ("猫", "狗"), True),
+        ("😀猫", ("猫",), True),
+        ("a [UNK]", ("[UNK]",), True),
+    ],
+)
+def test_what_has_no_words_is_told(
+    shipped: PromptEncoder, prompt: str, unknown: tuple[str, ...], is_understood: bool
+) -> None:
+    encoded = shipped.encode(prompt)
+    assert (encoded.not_understood, encoded.is_understood) == (unknown, is_understood)
+
+
+def test_an_emoji_whose_name_is_not_in_the_vocabulary_is_not_understood() -> None:
+    encoded = tiny_prompt_encoder().encode("a 🚀")
+    assert (encoded.not_understood, encoded.is_understood) == (("rocket",), True)
+
+
+def test_what_was_cut_is_not_counted_as_not_understood() -> None:
+    encoded = tiny_prompt_encoder().encode("a red blue cat 猫 apple")
+    assert (encoded.not_understood, encoded.is_cut) == ((), True)
+
+
+def test_every_symbol_is_spelled_in_words_that_are_no_symbols() -> None:
+    symbols = [chr(code) for code in range(128, 0x1FB00) if unicodedata.category(chr(code)) == "So"]
+    assert len(symbols) > 5000
+    for symbol in symbols:
+        assert spell_symbols(symbol, lambda _: False).strip().isascii(), symbol
 
 
 def save_bert(folder: Path, **changed: object) -> dict[str, Tensor]:
@@ -156,6 +255,19 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     tiny_prompt_encoder().save(tmp_path)
     (tmp_path / "text_tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"text_tokenizer\.json is missing"):
+        PromptEncoder.load(tmp_path)
+
+
+def test_a_damaged_word_tokenizer_and_one_of_another_encoder_are_told(tmp_path: Path) -> None:
+    tiny_prompt_encoder().save(tmp_path)
+    path = tmp_path / WORDS_FILE
+    more = tiny_words()
+    more.add_tokens(["rocket"])
+    more.save(str(path))
+    with pytest.raises(CheckpointError, match=r"has 13 words, but text_encoder.safetensors knows 12: "):
+        PromptEncoder.load(tmp_path)
+    path.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"text_tokenizer\.json is not a word tokenizer"):
         PromptEncoder.load(tmp_path)
 
 

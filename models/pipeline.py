@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.autoencoders.base import Autoencoder, Quantizing
-from models.autoencoders.stages import DecodeStage, EncodeStage, SearchStage
+from models.autoencoders.stages import DecodeStage, EncodeStage, PsnrStage, SearchStage
 from models.autoencoders.vq import Tokenizer, channels_last
 from models.checkpoint import save_checkpoint
 from models.conditioning import Conditions
@@ -31,22 +31,26 @@ class Stages:
 
     encode: EncodeStage
     decode: DecodeStage
+    psnr: PsnrStage
     sample: Stage | None = None
     search: SearchStage | None = None
 
     def path(
-        self, operation: Literal["generate", "encode", "decode"], *, effort: int = 0
+        self,
+        operation: Literal["generate", "encode", "decode"],
+        *,
+        effort: int = 0,
+        return_psnr: bool = False,
     ) -> tuple[Stage, ...]:
-        """Return the stages that a request's samples walk."""
+        """Return the stages that a request's samples walk; with ``return_psnr``, they need a ``source``."""
         match operation:
             case "generate":
                 assert self.sample is not None, "this pipeline has no prior"
                 return self.sample, self.decode
-            case "encode" if effort:
-                assert self.search is not None, "this pipeline has no codes"
-                return (self.search,)
             case "encode":
-                return (self.encode,)
+                assert self.search is not None or not effort, "this pipeline has no codes"
+                first: Stage = self.search if effort and self.search is not None else self.encode
+                return (first, self.psnr) if return_psnr else (first,)
             case "decode":
                 return (self.decode,)
 
@@ -86,7 +90,14 @@ class Pipeline:
         folder = Path(folder)
         spec = PipelineSpec.load(folder / SPEC_FILE)
         shared = folder.parent / spec.shares_with if spec.shares_with else folder
-        kind = load_kind(AUTOENCODERS, spec.autoencoders[spec.medium.medium])
+        if not shared.is_dir():
+            raise ConfigError(
+                f"{folder / SPEC_FILE}: shares_with: there is no folder {shared}; fetch that pipeline, too"
+            )
+        try:
+            kind = load_kind(AUTOENCODERS, spec.autoencoders[spec.medium.medium])
+        except ConfigError as error:
+            raise ConfigError(f"{folder / SPEC_FILE}: autoencoders: {error}") from error
         autoencoder: Autoencoder = kind.load(shared / AUTOENCODER_FILE)
         prior: Prior | None = None
         if spec.prior is not None:
@@ -106,6 +117,7 @@ class Pipeline:
         return Stages(
             encode=EncodeStage(self.autoencoder, num_slots),
             decode=DecodeStage(self.autoencoder, num_slots),
+            psnr=PsnrStage(self.autoencoder, num_slots),
             sample=None if self.prior is None else self.prior.make_stage(num_slots),
             search=SearchStage(self.autoencoder) if isinstance(self.autoencoder, Tokenizer) else None,
         )
@@ -172,7 +184,10 @@ def _check_fit(
 
     def check(what: str, said: object, found: object) -> None:
         if said != found:
-            raise ConfigError(f"{folder}: pipeline.json says {what} {said}, but its weights have {found}")
+            raise ConfigError(
+                f"{folder}: pipeline.json says {what} {said}, but its weights have {found}; they belong to"
+                " different pipelines, so fetch the folder again"
+            )
 
     check("latents", tuple(spec.latents), tuple(autoencoder.latent_shape))
     if spec.codes is not None:

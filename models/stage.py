@@ -35,14 +35,18 @@ class Sample:
     """One sample on its path.
 
     index: which of its request's samples it is. value: what the stage before left: a signal (C, *size),
-    latents (d, *grid) or codes (*grid). codes: those that the value was decoded from, where it was. state is
-    of the stage alone that has the sample. A stage that fails a sample sets ``error``.
+    latents (d, *grid) or codes (*grid). codes: those that the value was decoded from, where it was. source:
+    the signal (C, *size) that came in, where what is made of it is to be compared with it: ``psnr_db`` says
+    how near that comes. state is of the stage alone that has the sample. A stage that fails a sample sets
+    ``error``.
     """
 
     spec: SampleSpec
     index: int = 0
     value: Tensor | None = None
     codes: Tensor | None = None
+    source: Tensor | None = None
+    psnr_db: float | None = None
     calls_done: int = 0
     state: Any = None
     error: Exception | None = None

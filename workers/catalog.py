@@ -201,7 +201,18 @@ def _resolve_encode(
         sources=tuple(sources),
         effort=request.effort,
         return_codes=True,
+        return_psnr=request.return_psnr,
+        warnings=() if request.pipeline else (_default_tokenizer(spec),),
         **common,
+    )
+
+
+def _default_tokenizer(spec: PipelineSpec) -> str:
+    """Warn of a tokenizer that its client has not chosen."""
+    sizes = " x ".join(str(size) for name, size in asdict(spec.medium).items() if name.endswith("_px"))
+    return (
+        f"pipeline: none was named, so {spec.name} encodes, at {sizes} px: what its tokenizer was not trained"
+        " on may lose much; return_psnr tells how much"
     )
 
 

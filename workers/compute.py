@@ -22,12 +22,13 @@ class Work:
 class SampleOutput:
     """What the engine made of one sample: a signal, codes, or both; or why it could not.
 
-    signal: (C, *size) float32. codes: nested lists (*grid).
+    signal: (C, *size) float32. codes: nested lists (*grid). psnr_db: of their decoding, where asked for.
     """
 
     medium: str
     signal: Array | None = None
     codes: list[Any] | None = None
+    psnr_db: float | None = None
     error: ServiceError | None = None
 
 

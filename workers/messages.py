@@ -134,6 +134,11 @@ class EncodeRequest(ClientRequest):
         description="0 takes the code nearest to each latent. More also tries other codes and keeps those"
         " that decode best, in so many sweeps over the image: two bring most of what can be had.",
     )
+    return_psnr: bool = Field(
+        default=False,
+        description="Also decode the codes, and tell in `psnr_db` of each output how near that comes to the"
+        " source, as it was fitted.",
+    )
 
 
 class CodesInfo(Message):
@@ -191,6 +196,7 @@ class Resolved(Message):
 
     seed: None where nothing is sampled. options: those that a request may set, each with its value.
     labels: numbers, by set. sources: one for each sample to encode. codes: one for each sample to decode.
+    warnings: those of the result that are known already.
     """
 
     operation: Operation
@@ -210,6 +216,8 @@ class Resolved(Message):
     background: Background = "white"
     preview: bool = False
     return_codes: bool = False
+    return_psnr: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 # --- what comes back -------------------------------------------------------------------------------------
@@ -225,7 +233,7 @@ class JobError(Message):
 class Output(Message):
     """One output: where its bytes are and what they are; or why there are none.
 
-    In the answer to /encode, an output has neither.
+    In the answer to /encode, an output has neither; with `return_psnr`, its `psnr_db`.
     """
 
     sample: int = Field(description="Which of the job's samples it belongs to.")
@@ -240,6 +248,9 @@ class Output(Message):
     sample_rate_hz: int | None = None
     num_frames: int | None = None
     text: str | None = None
+    psnr_db: float | None = Field(
+        default=None, description="Of what the codes decode to, against the source; 100 where they are equal."
+    )
     error: JobError | None = None
 
     @model_serializer(mode="wrap")

@@ -218,7 +218,7 @@ class Outbox:
             error = JobError(code=sample.error.code, message=str(sample.error))
             return Output(sample=index, medium=sample.medium, error=error)
         if sample.signal is None:
-            return Output(sample=index, medium=sample.medium)
+            return Output(sample=index, medium=sample.medium, psnr_db=sample.psnr_db)
         medium, request = medium_of(sample.medium), claim.request
         array = medium.from_signal(sample.signal)
         data = medium.save(array, request.format, background=request.background)

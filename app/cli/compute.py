@@ -90,8 +90,7 @@ def generate(
     resolved = work.request
     options = "".join(f", {name} {value}" for name, value in resolved.options.items())
     say(f"seed {resolved.seed}{options}, {resolved.pipeline}")
-    for warning in finished.warnings:
-        say(warning)
+    _say_once([finished])
     outputs.write([work], [finished])
     if return_codes:
         outputs.write_file(out.with_suffix(".json"), _result("generate", finished).model_dump_json().encode())
@@ -102,6 +101,9 @@ def encode(
     images: Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files; - is standard input.")],
     pipeline: PipelineName = None,
     effort: Annotated[int, typer.Option(help="Sweeps over the image in search of better codes.")] = 0,
+    return_psnr: Annotated[
+        bool, typer.Option("--return-psnr", help="Also tell how well the codes decode, in dB.")
+    ] = False,
 ) -> None:
     """Turn images into codes: JSON on standard output, as the result of POST /encode.
 
@@ -110,12 +112,14 @@ def encode(
     from app.sources import SourceFile
     from workers.messages import MAX_SAMPLES_PER_JOB, EncodeRequest
 
-    request = _request(EncodeRequest, {"pipeline": pipeline, "effort": effort})
+    fields = {"pipeline": pipeline, "effort": effort, "return_psnr": return_psnr}
+    request = _request(EncodeRequest, fields)
     if len(images) == 1:
         file = SourceFile(str(images[0]), _read(images[0]))
         local = _local()
         (finished,) = local.run([local.prepare(request, [file])])
         require_success([finished])
+        _say_once([finished])
         typer.echo(_result("encode", finished).model_dump_json())
         return
     local, num_encoded = _local(), 0
@@ -138,8 +142,9 @@ def _encode_several(local: "Local", request: "Request", paths: Sequence[Path]) -
             say(str(error))
         else:
             read.append(path)
-    num_encoded = 0
-    for path, finished in zip(read, local.run(works), strict=True):
+    num_encoded, encoded = 0, local.run(works)
+    _say_once(encoded)
+    for path, finished in zip(read, encoded, strict=True):
         try:
             require_success([finished])
         except CommandError as error:
@@ -228,12 +233,27 @@ def _request(kind: "type[Request]", fields: dict[str, Any]) -> "Request":
         raise CommandError("; ".join(f"{each.field}: {each.message}" for each in found)) from error
 
 
+def _say_once(finished: "Sequence[Finished]") -> None:
+    """Say what was not done as asked."""
+    for warning in dict.fromkeys(warning for each in finished for warning in each.warnings):
+        say(warning)
+
+
 def _result(operation: "Operation", finished: "Finished") -> "Result":
     """Return what the service would answer, without the outputs' addresses."""
     from workers.messages import Output, Result
 
-    outputs = [Output(sample=number, medium=sample.medium) for number, sample in enumerate(finished.samples)]
-    return Result(operation=operation, pipeline=finished.pipeline, outputs=outputs, codes=finished.codes)
+    outputs = [
+        Output(sample=number, medium=sample.medium, psnr_db=sample.psnr_db)
+        for number, sample in enumerate(finished.samples)
+    ]
+    return Result(
+        operation=operation,
+        pipeline=finished.pipeline,
+        outputs=outputs,
+        codes=finished.codes,
+        warnings=list(finished.warnings),
+    )
 
 
 def _read(path: Path) -> bytes:

@@ -5,6 +5,8 @@ up or cancel. So, as image and video coders do, other codes are tried and what d
 (analysis by synthesis): at every fifth row and column at once, far enough apart not to disturb each other.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,13 +24,15 @@ class CodeSearch:
     """The search for codes of ``images`` (B, C, H, W) in [-1, 1], each by itself.
 
     It starts at ``nearest``, (B, h, w), the codes nearest to the latents. In one sweep, of CALLS_PER_SWEEP
-    calls of ``improve``, each code may change once.
+    calls of ``improve``, each code may change once. ``is_finite``, (B,), says which images have latents and
+    decoded codes without NaN and infinity; the codes of others mean nothing.
     """
 
     def __init__(self, tokenizer: Tokenizer, images: Tensor, num_candidates: int = NUM_CANDIDATES) -> None:
         self._tokenizer = tokenizer
         self._images = images
         latents = tokenizer.encode(images)
+        self.is_finite = latents.isfinite().flatten(1).all(1)
         self.nearest = tokenizer.quantize(latents).codes
         self._candidates = _nearest_codes(tokenizer, latents, num_candidates)  # (candidates, B, h, w)
 
@@ -40,7 +44,10 @@ class CodeSearch:
         trials = codes.repeat(1 + len(self._candidates), 1, 1, 1)  # (trials, B, h, w): first, as it is
         trials[1:][places] = self._candidates[places]
         images = self._tokenizer.decode_codes(trials.flatten(0, 1)).unflatten(0, trials.shape[:2])
-        best = self._errors(images)[places].argmin(0, keepdim=True)  # (1, B, …)
+        errors = self._errors(images)
+        self.is_finite &= errors[0].isfinite().flatten(1).all(1)
+        errors = errors.nan_to_num(nan=math.inf, posinf=math.inf)  # what can't be decoded is never the best
+        best = errors[places].argmin(0, keepdim=True)  # (1, B, …)
         improved = codes.clone()
         improved[places] = trials[places].gather(0, best)[0]
         return improved

@@ -169,7 +169,7 @@ class FSQ(nn.Module):
         half = (self.levels - 1) / 2 * (1 + 1e-3)
         offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
         bounded = (values + (offset / half).atanh()).tanh() * half - offset
-        return (bounded / (self.levels // 2)).movedim(-1, 1)
+        return keep_infinite(bounded / (self.levels // 2), values).movedim(-1, 1)
 
     def quantize(self, latents: Tensor) -> Quantized:
         """Return the rounded entries and their codes for bounded ``latents`` (B, C, *grid)."""
@@ -190,6 +190,11 @@ class FSQ(nn.Module):
 
 
 Quantizer = VectorQuantizer | FSQ
+
+
+def keep_infinite(bounded: Tensor, values: Tensor) -> Tensor:
+    """Return ``bounded``, but NaN where ``values`` were infinite: bounds must not hide that."""
+    return bounded.masked_fill(values.isinf(), math.nan)
 
 
 def _draw_rows(

@@ -1,5 +1,6 @@
-"""The stages of an autoencoder: encode, search for better codes, decode."""
+"""The stages of an autoencoder: encode, search for better codes, decode, measure what was lost."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,11 +10,14 @@ from torch import Tensor
 from models.autoencoders.base import Autoencoder, Quantizing
 from models.autoencoders.code_search import CALLS_PER_SWEEP, CodeSearch
 from models.autoencoders.vq import Tokenizer
-from models.stage import Run, Sample, SampleSpec
+from models.stage import NotFinite, Run, Sample, SampleSpec
 
 ROWS_PER_CALL = (
     4  # always: an autoencoder computes in float32, where a row's bits depend on how many there are
 )
+MAX_PSNR_DB = 100.0  # of what is equal, too
+_PEAK_SQUARE = 4.0  # of signals in [-1, 1]
+_NO_CODE = -1  # of latents that aren't finite
 
 
 class _OneCall:
@@ -48,7 +52,11 @@ class EncodeStage(_OneCall):
 
         def call(rows: list[int]) -> Tensor:
             latents = autoencoder.encode(signals[rows])
-            return autoencoder.quantize(latents).codes if isinstance(autoencoder, Quantizing) else latents
+            if not isinstance(autoencoder, Quantizing):
+                return latents
+            codes = autoencoder.quantize(latents).codes
+            is_finite = latents.isfinite().flatten(1).all(1).view(-1, *[1] * (codes.ndim - 1))
+            return codes.where(is_finite, _NO_CODE)
 
         _finish(samples, run, call, self.fixed_rows)
 
@@ -85,6 +93,31 @@ class DecodeStage(_OneCall):
         if not isinstance(self._autoencoder, Quantizing):
             return None
         return self._autoencoder.quantize(value[None]).codes[0]  # alone, so that its bits are its own
+
+
+class PsnrStage(_OneCall):
+    """Codes or latents of a sample, as they are → its ``psnr_db``: of their decoding, against its source."""
+
+    def step(self, samples: Sequence[Sample], run: Run) -> None:
+        autoencoder = self._autoencoder
+        values = torch.stack([_value(sample) for sample in samples])
+        sources = torch.stack([sample.source for sample in samples if sample.source is not None])
+
+        def call(rows: list[int]) -> Tensor:
+            latents = values[rows]
+            if isinstance(autoencoder, Quantizing):
+                latents = autoencoder.lookup(latents)
+            return (
+                (autoencoder.decode(latents) - sources[rows]).square().flatten(1).mean(1, keepdim=True)
+            )  # (B, 1)
+
+        kept = [sample.value for sample in samples]
+        _finish(samples, run, call, self.fixed_rows)
+        for sample, value in zip(samples, kept, strict=True):
+            if sample.error is None:
+                error = _value(sample).item()
+                sample.psnr_db = min(MAX_PSNR_DB, 10 * math.log10(_PEAK_SQUARE / max(error, 1e-30)))
+            sample.value = value
 
 
 @dataclass
@@ -124,6 +157,8 @@ class SearchStage:
             elif results.values is not None:
                 sample.value = results.values[row]
                 sample.calls_done += 1
+                if sample.calls_done == self.num_calls(sample) and not sample.state.search.is_finite.all():
+                    sample.error = _not_finite(sample)
 
     def preview(self, samples: Sequence[Sample]) -> Tensor | None:
         return None
@@ -146,17 +181,30 @@ def _value(sample: Sample) -> Tensor:
     return sample.value
 
 
+def _not_finite(sample: Sample) -> NotFinite:
+    return NotFinite(f"output {sample.index} became infinite or not a number")
+
+
 def _finish(
     samples: Sequence[Sample],
     run: Run,
     call: Callable[[list[int]], Tensor],
     fixed_rows: Sequence[int] | None,
 ) -> None:
-    """Make one call for all samples, and leave each its result or its error."""
+    """Make one call for all samples, and leave each its result or its error.
+
+    What is not finite, or ``_NO_CODE``, fails its sample.
+    """
     results = run(call, len(samples), fixed_rows)
     for row, sample in enumerate(samples):
         sample.calls_done += 1
         if row in results.failures:
             sample.error = results.failures[row]
-        elif results.values is not None:
-            sample.value = results.values[row]
+    if results.values is None:
+        return
+    values = results.values
+    is_good = (values.isfinite() if values.is_floating_point() else values != _NO_CODE).flatten(1)
+    for sample, value, good in zip(samples, values, is_good.all(1).tolist(), strict=True):
+        if sample.error is None:
+            sample.value = value
+            sample.error = None if good else _not_finite(sample)

@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from models.autoencoders.quantizers import FSQ, Quantized, Quantizer, VectorQuantizer
+from models.autoencoders.quantizers import FSQ, Quantized, Quantizer, VectorQuantizer, keep_infinite
 from models.checkpoint import fingerprint, load_checkpoint, load_into
 from models.options import CHECKED, ConfigError, Count
 
@@ -221,8 +221,8 @@ class Tokenizer(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images (B, C, H, W) float32 in [-1, 1] of scaled ``latents`` (B, d, h, w)."""
-        unscaled = latents * self.latent_std + self.latent_mean
-        return self.decoder(unscaled).float().clamp(-1, 1)
+        images = self.decoder(latents * self.latent_std + self.latent_mean).float()
+        return keep_infinite(images.clamp(-1, 1), images)
 
     def exported(self) -> dict[str, Tensor]:
         """Return the tensors that encoding and decoding need, without those of training alone."""

@@ -49,6 +49,24 @@ def test_the_same_request_gives_the_same_bytes_with_and_without_a_service(client
         assert png_of(finished) == answer.content
 
 
+def test_an_encoded_image_comes_with_its_psnr_and_a_word_on_the_tokenizer(client):
+    image = client.post("/generate", json={"seed": 5}, headers=IMAGE).content
+    source = base64.b64encode(image).decode()
+    body = {"source": [source, source], "return_psnr": True}
+    told = result_of(client.post("/encode", json=body, headers=WAIT))
+    first, second = (output.psnr_db for output in told.outputs)
+    assert 0 < first == second < 100
+    assert [each.split(",")[0] for each in told.warnings] == ["pipeline: none was named"]
+
+    form = {"pipeline": "tiny", "return_psnr": "true"}
+    of_form = client.post("/encode", data=form, files={"source": image}, headers=WAIT)
+    assert of_form.json()["result"]["outputs"] == [{"sample": 0, "medium": "image", "psnr_db": first}]
+    assert of_form.json()["result"]["warnings"] == []
+    plain = client.post("/encode", json={"source": source, "pipeline": "tiny"}, headers=WAIT)
+    assert plain.json()["result"]["outputs"] == [{"sample": 0, "medium": "image"}]
+    assert client.post("/decode", json=of_form.json(), headers=WAIT).status_code == 200
+
+
 def test_codes_of_a_generated_image_decode_to_its_bytes(client):
     body = {"class_label": "dog", "seed": 5, "num_images": 2, "return_codes": True}
     generated = result_of(client.post("/generate", json=body, headers=WAIT))

@@ -62,3 +62,21 @@ def test_images_are_searched_for_by_themselves() -> None:
     together = search_codes(tokenizer, targets, 1)
     alone = torch.cat([search_codes(tokenizer, target[None], 1) for target in targets])
     assert (together == alone).float().mean() > 0.99, "but for rounding"
+
+
+def test_codes_that_can_not_be_decoded_are_never_chosen_and_images_without_others_are_told() -> None:
+    tokenizer = untrained()
+    whole = tokenizer.decode_codes
+    search = CodeSearch(tokenizer, images(2))
+    bad = next(code for code in range(32) if code not in search.nearest)
+    tokenizer.decode_codes = lambda codes: (
+        whole(codes) / (codes != bad).all((1, 2)).float()[:, None, None, None]
+    )
+    codes = search.nearest
+    for call in range(CALLS_PER_SWEEP):
+        codes = search.improve(codes, call)
+    assert bad not in codes
+    assert search.is_finite.tolist() == [True, True]
+    spoilt = torch.stack([codes[0], codes[1].masked_fill(codes[1] == codes[1, 0, 0], bad)])
+    search.improve(spoilt, 0)
+    assert search.is_finite.tolist() == [True, False]

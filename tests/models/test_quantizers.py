@@ -64,3 +64,9 @@ def test_dead_codes_are_revived_and_the_codebook_fits_the_data() -> None:
     assert len(quantized.codes.unique()) == 16
     # One entry for all has the uniform distribution's variance, 1/12; 16 cells of 4 halved sides, 1/48.
     assert (quantized.latents - latents).square().mean() < 1 / 40
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_squashing_does_not_hide_what_is_not_finite(value) -> None:
+    squashed = FSQ((5, 4)).squash(torch.tensor([value, 1.0]).view(1, 2, 1, 1))
+    assert squashed.isfinite().flatten().tolist() == [False, True]

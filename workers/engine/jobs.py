@@ -7,12 +7,16 @@ import torch
 from torch import Tensor
 
 from models.media.base import Array, Medium, medium_of
+from models.networks.text_encoder import EncodedPrompt
 from models.pipeline import Pipeline, Stages
 from models.stage import NotFinite, Sample, SampleSpec, Stage
 from workers import errors
 from workers.compute import Finished, SampleOutput, Work
 from workers.engine.rows import RowBatches, is_out_of_memory
 from workers.messages import CodesInfo, Resolved
+
+_MAX_PARTS_TOLD = 3  # of a prompt, in a warning
+_MAX_CHARS_TOLD = 30
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Running:
 def make_job(work: Work, served: Served) -> Job:
     """Return a job that has not started."""
     request = work.request
-    path = served.stages.path(request.operation, effort=request.effort)
+    path = served.stages.path(request.operation, effort=request.effort, return_psnr=request.return_psnr)
     return Job(work.job_id, request, served, path, _samples(work, served), _warnings(request, served))
 
 
@@ -90,25 +94,38 @@ def _samples(work: Work, served: Served) -> list[Sample]:
     spec = SampleSpec(effort=request.effort)
     if request.operation == "encode":
         signals = [torch.tensor(served.medium.to_signal(array)) for array in work.sources]
-        return [Sample(spec, i, signal.to(pipeline.device)) for i, signal in enumerate(signals)]
+        values = [signal.to(pipeline.device) for signal in signals]
+        return [Sample(spec, i, value, source=value) for i, value in enumerate(values)]
     codes = [torch.tensor(grid, device=pipeline.device) for grid in request.codes or ()]
     return [Sample(spec, i, grid) for i, grid in enumerate(codes)]
 
 
 def _warnings(request: Resolved, served: Served) -> tuple[str, ...]:
+    warnings = list(request.warnings)
     encoder = served.pipeline.prompt_encoder
     if encoder is None:
-        return ()
-    prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
-    limit = encoder.config.max_tokens
-    warnings = [
-        f"{field}: longer than {limit} tokens, so it was truncated"
-        for field, prompt in prompts.items()
-        if prompt is not None and encoder.encode(prompt).is_cut
-    ]
+        return tuple(warnings)
+    for field, prompt in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+        if prompt is None:
+            continue
+        encoded = encoder.encode(prompt)
+        if encoded.is_cut:
+            limit = encoder.config.max_tokens
+            warnings.append(f"{field}: longer than {limit} tokens, so it was truncated")
+        if encoded.not_understood:
+            warnings.append(f"{field}: {_not_understood(encoded)}: this pipeline knows English")
     if request.negative_prompt is not None and request.options.get("guidance_scale") == 1.0:
         warnings.append("negative_prompt: without effect, as guidance_scale is 1")
     return tuple(warnings)
+
+
+def _not_understood(encoded: EncodedPrompt) -> str:
+    """Say what of a prompt was not understood, shortened."""
+    parts = list(dict.fromkeys(encoded.not_understood))
+    told = [repr(each if len(each) <= _MAX_CHARS_TOLD else f"{each[:_MAX_CHARS_TOLD]}…") for each in parts]
+    more = f" and {len(told) - _MAX_PARTS_TOLD} more" if len(told) > _MAX_PARTS_TOLD else ""
+    got = ", ".join(told[:_MAX_PARTS_TOLD]) + more
+    return f"{got} was not understood" if encoded.is_understood else f"none of it was understood, got {got}"
 
 
 def finish(job: Job) -> Finished:
@@ -127,6 +144,7 @@ def finish(job: Job) -> Finished:
                 medium,
                 signal=_array(sample.value) if makes_signals else None,
                 codes=codes.tolist() if request.return_codes and codes is not None else None,
+                psnr_db=sample.psnr_db,
             )
         )
     failed = [output.error for output in outputs if output.error is not None]

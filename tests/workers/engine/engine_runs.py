@@ -22,9 +22,9 @@ class Jobs:
     def generate(self, job_id: str = "x", **asked: object) -> Work:
         return Work(job_id, self.catalog.resolve(GenerateRequest(**asked)))
 
-    def encode(self, *pixels: Array, job_id: str = "x", effort: int = 0, pipeline: str | None = None) -> Work:
+    def encode(self, *pixels: Array, job_id: str = "x", **asked: object) -> Work:
         stored = [BlobReference(sha256="0" * 64, media_type="image/png")] * len(pixels)
-        request = EncodeRequest(source="AAAA", effort=effort, pipeline=pipeline)
+        request = EncodeRequest(source="AAAA", **asked)
         return Work(job_id, self.catalog.resolve(request, stored), pixels)
 
     def decode(self, codes: list, job_id: str = "x", pipeline: str | None = None) -> Work:

@@ -69,6 +69,23 @@ def test_what_is_asked_for_changes_the_picture_and_what_has_no_effect_is_told(pi
     assert unguided.warnings == ("negative_prompt: without effect, as guidance_scale is 1",)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "warning"),
+    [
+        ("一只猫", "none of it was understood, got '一只猫': this pipeline knows English"),
+        ("a 猫 cat", "'猫' was not understood: this pipeline knows English"),
+        ("😀", "none of it was understood, got 'grinning face': this pipeline knows English"),
+        ("\u200b", r"none of it was understood, got '\u200b': this pipeline knows English"),
+        ("a " + "x" * 99, f"'{'x' * 30}…' was not understood: this pipeline knows English"),
+        ("1 a 2 a 1 a", "'1', '2' was not understood: this pipeline knows English"),
+    ],
+)
+def test_what_was_not_understood_is_told(pipelines, jobs, prompt: str, warning: str) -> None:
+    made = run(Engine(pipelines), [jobs.generate(prompt=prompt, negative_prompt=prompt, num_steps=1)])["x"]
+    told = [each for each in made.warnings if "truncated" not in each and "effect" not in each]
+    assert told == [f"prompt: {warning}", f"negative_prompt: {warning}"]
+
+
 def test_pipelines_of_both_kinds_run_side_by_side(pipelines, jobs, tiny_weights: Path) -> None:
     engine = Engine({"tiny": Pipeline.load(tiny_weights / "tiny"), **pipelines})
     engine.warm_up()

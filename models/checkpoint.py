@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.options import ConfigError
+from models.options import ConfigError, describe_invalid
 
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's archive; a bare pickle
 
@@ -56,18 +58,33 @@ def load_checkpoint(path: Path, config_class: type) -> tuple[dict[str, Tensor], 
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
     except ValidationError as error:
-        raise CheckpointError(f"{path} holds no usable {config_class.__name__}: {error}") from error
+        raise CheckpointError(
+            f"{path} holds no usable {config_class.__name__}: {describe_invalid(error)}"
+        ) from error
 
 
 def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy ``tensors`` into ``module``; every one must be there, and no other.
+    """Copy ``tensors`` into ``module``; every one must be there, and no other, and finite.
 
-    Raises: CheckpointError naming what is missing, unexpected or of another shape.
+    Raises: CheckpointError naming what is missing, unexpected, of another shape or not finite.
     """
     try:
         module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit its configuration: {error}") from error
+        _, *reasons = map(str.strip, str(error).splitlines())
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        reason = textwrap.shorten(reasons[0], 200, placeholder=" …")
+        raise CheckpointError(f"{path} does not fit its configuration: {reason}{more}") from error
+    for name, tensor in tensors.items():
+        if (
+            tensor.is_floating_point()
+            and tensor.numel()
+            and not all(map(math.isfinite, torch.aminmax(tensor)))
+        ):
+            raise CheckpointError(
+                f"{path}: the tensor {name} holds NaN or infinity, as after a training that diverged;"
+                " export an earlier checkpoint, or fetch the file again"
+            )
 
 
 def fingerprint(named: Mapping[str, Any], tensors: dict[str, Tensor]) -> str:

@@ -5,11 +5,15 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic_core import ErrorDetails
 
 SamplerName = Literal["euler", "heun", "dpmpp_2m"]
 MAX_STEPS = 200
 MAX_GUIDANCE_SCALE = 20.0
 MAX_CACHE_INTERVAL = 4
+
+_MAX_ERRORS_TOLD = 3
+_MAX_CHARS_TOLD = 60
 
 CHECKED = ConfigDict(extra="forbid")
 Count = Annotated[int, Field(ge=1)]
@@ -23,6 +27,31 @@ CacheInterval = Annotated[int, Strict(), Field(ge=1, le=MAX_CACHE_INTERVAL)]
 
 class ConfigError(ValueError):
     """A configuration that can't be used; the message names the field, the limit and the value."""
+
+
+def describe_invalid(error: ValidationError) -> str:
+    """Return what is wrong with fields, in one line: the first three of them, and how many more."""
+    found = error.errors(include_url=False)
+    told = "; ".join(map(_describe, found[:_MAX_ERRORS_TOLD]))
+    return told + (f"; and {len(found) - _MAX_ERRORS_TOLD} more" if found[_MAX_ERRORS_TOLD:] else "")
+
+
+def _describe(error: ErrorDetails) -> str:
+    message, got = error["msg"], repr(error["input"])
+    shown = f", got {got if len(got) <= _MAX_CHARS_TOLD else got[:_MAX_CHARS_TOLD] + '…'}"
+    match error["type"]:
+        case "missing" | "missing_argument" | "missing_keyword_only_argument":
+            message, shown = "is missing", ""
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            message, shown = "there is no such field", ""
+        case "value_error":  # ours, which says what was got
+            message, shown = message.removeprefix("Value error, "), ""
+        case "tuple_type" | "list_type":
+            message = "should be a list"
+        case "dict_type" | "dataclass_type" | "mapping_type":
+            message = "should be an object"
+    message = message.removeprefix("Input ").removeprefix("String ")
+    return ": ".join([*filter(None, [".".join(map(str, error["loc"]))]), message + shown])
 
 
 class OptionFields(BaseModel):
@@ -96,17 +125,17 @@ class FlowOptions(Options):
 FAMILIES: dict[str, type[Options]] = {"flow": FlowOptions}
 
 
-def read_options(family: str, raw: Any) -> Options:
+def read_options(family: Any, raw: Any) -> Options:
     """Return the options of a family of priors from JSON.
 
     Raises: ConfigError.
     """
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ConfigError(f"prior: known are {', '.join(FAMILIES)}, got {family!r}")
     try:
         return TypeAdapter(FAMILIES[family]).validate_python(raw)
     except ValidationError as error:
-        raise ConfigError(f"options of a {family} prior: {error}") from error
+        raise ConfigError(f"defaults of a {family} prior: {describe_invalid(error)}") from error
 
 
 def requested(options: Options) -> dict[str, Any]:

@@ -1,23 +1,50 @@
 """``pipeline.json``: what the front end needs to know of a pipeline, and no architecture. Without torch."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from models.media.base import MEDIA, MediumSpec, medium_of
-from models.options import CHECKED, ConfigError, Count, Options, read_options
+from models.options import CHECKED, ConfigError, Count, Options, describe_invalid, read_options
 
 SPEC_FILE = "pipeline.json"
 SPEC_FORMAT = 2
 
-_FOLDER_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+_FOLDER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SEARCHABLE = {"vq"}  # kinds of autoencoders
 _LABELS_OF_FORMAT_1 = {"class": "class_names", "style": "style_names", "group": "group_names"}
+
+
+def _check_folder_name(name: str) -> str:
+    if not _FOLDER_NAME.fullmatch(name):
+        raise ConfigError(
+            "must be the name of a folder, of 1 to 64 characters from a-z, 0-9, '.', '_' and '-',"
+            f" got {name!r:.60}"
+        )
+    return name
+
+
+def _read_medium(raw: Any) -> Any:
+    """Return what a medium adds, of its own class, from JSON."""
+    if not isinstance(raw, dict):
+        return raw
+    name = raw.get("medium")
+    if not isinstance(name, str) or name not in MEDIA:
+        raise ConfigError(f"medium: known are {', '.join(MEDIA)}, got {name!r:.60}")
+    try:
+        return TypeAdapter(medium_of(name).spec_class).validate_python(raw)
+    except ValidationError as error:
+        raise ConfigError(describe_invalid(error)) from error
+
+
+FolderName = Annotated[str, AfterValidator(_check_folder_name)]
+AnyMedium = Annotated[MediumSpec, BeforeValidator(_read_medium)]
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -42,18 +69,18 @@ class PipelineSpec:
     autoencoder and text encoder, where it has none of its own.
     """
 
-    name: Annotated[str, Field(pattern=_FOLDER_NAME)]
-    makes: tuple[MediumSpec, ...]
+    name: FolderName
+    makes: tuple[AnyMedium, ...]
     latents: tuple[Count, ...]
     autoencoders: Mapping[str, str]
     codes: CodesSpec | None = None
-    takes: Mapping[str, MediumSpec] = field(default_factory=dict)
+    takes: Mapping[str, AnyMedium] = field(default_factory=dict)
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     takes_prompt: bool = False
     prior: str | None = None
     defaults: Options = field(default_factory=Options)
     example_prompt: str | None = None
-    shares_with: Annotated[str, Field(pattern=_FOLDER_NAME)] | None = None
+    shares_with: FolderName | None = None
 
     def __post_init__(self) -> None:
         if not self.makes:
@@ -86,53 +113,67 @@ class PipelineSpec:
     def load(cls, path: Path) -> "PipelineSpec":
         """Read ``pipeline.json``, of this format or the one before.
 
-        Raises: ConfigError when the file is missing, is not JSON, or has missing, unknown or bad fields.
+        Raises: ConfigError, in one line, when the file is missing, is not JSON, is of a newer format, or has
+        missing, unknown or bad fields.
         """
         try:
-            text = path.read_text()
+            text = path.read_text("utf-8-sig")
             if text.startswith("version https://git-lfs.github.com/spec/"):
                 raise ConfigError(f"{path} is a Git LFS pointer: run `git lfs pull` in its repository")
             raw = json.loads(text)
         except OSError as error:
             raise ConfigError(f"{path} can't be read: {error.strerror}") from error
-        except ConfigError:
-            raise
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError(f"{path} is not valid JSON: {error}") from error
-        format = raw.pop("format", None) if isinstance(raw, dict) else None
         try:
-            match format:
-                case 1:
-                    raw = _from_format_1(raw)
-                case 2:
-                    pass
-                case _:
-                    raise ConfigError(f"format must be 1 or {SPEC_FORMAT}, got {format!r}: update Smalti?")
-            family = raw.get("prior")
-            options = Options() if family is None else read_options(family, raw.get("defaults", {}))
-            media = {
-                "makes": tuple(map(_read_medium, raw.get("makes", ()))),
-                "takes": {role: _read_medium(each) for role, each in raw.get("takes", {}).items()},
-            }
-            return _READER.validate_python({**raw, **media, "defaults": options})
-        except (ConfigError, ValidationError) as error:
+            fields = _fields_of_format_2(raw)
+            family = fields.get("prior")
+            options = Options() if family is None else read_options(family, fields.get("defaults", {}))
+            return _READER.validate_python({**fields, "defaults": options})
+        except ValidationError as error:
+            raise ConfigError(f"{path}: {describe_invalid(error)}") from error
+        except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path}: a field is missing or has another form: {error}") from error
 
 
 _READER: TypeAdapter[PipelineSpec] = TypeAdapter(PipelineSpec)
 
 
-def _read_medium(raw: Any) -> MediumSpec:
-    name = raw["medium"]
-    if name not in MEDIA:
-        raise ConfigError(f"medium: known are {', '.join(MEDIA)}, got {name!r}")
-    return TypeAdapter(medium_of(name).spec_class).validate_python(raw)
+def _fields_of_format_2(raw: Any) -> dict[str, Any]:
+    """Return the fields of a file of any format that is known.
+
+    Raises: ConfigError.
+    """
+    if not isinstance(raw, dict) or "format" not in raw:
+        raise ConfigError("format: is missing, so this is not a pipeline's description")
+    fields = dict(raw)
+    match fields.pop("format"):
+        case 1:
+            return _from_format_1(fields)
+        case 2:
+            return fields
+        case int() as newer if newer > SPEC_FORMAT:
+            raise ConfigError(
+                f"format: was made by a newer Smalti, this one reads 1 to {SPEC_FORMAT}, got {newer};"
+                " update Smalti"
+            )
+        case other:
+            raise ConfigError(f"format: must be 1 or {SPEC_FORMAT}, got {other!r:.60}")
 
 
 def _from_format_1(raw: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of format 2 from those of format 1, which held the architecture, too."""
+    try:
+        return _converted(raw)
+    except KeyError as error:
+        raise ConfigError(f"{error.args[0]}: is missing, in a file of format 1") from error
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise ConfigError(f"a field has another form than in format 1: {error}") from error
+
+
+def _converted(raw: dict[str, Any]) -> dict[str, Any]:
     tokenizer, prior = raw["tokenizer"], raw["prior"]
     size, factor = tokenizer["image_size_px"], tokenizer["downsample_factor"]
     image = {"medium": "image", "width_px": size, "height_px": size, "channels": tokenizer["image_channels"]}

@@ -8,7 +8,14 @@ from models.options import ConfigError, FlowOptions, Options
 from models.spec import CodesSpec, PipelineSpec
 from workers.catalog import Catalog
 from workers.errors import InvalidCodes, InvalidRequest, UnknownPipeline
-from workers.messages import CodesInfo, DecodeRequest, EncodeRequest, GenerateRequest, Resolved
+from workers.messages import (
+    BlobReference,
+    CodesInfo,
+    DecodeRequest,
+    EncodeRequest,
+    GenerateRequest,
+    Resolved,
+)
 
 SPEC = PipelineSpec(
     name="tiny",
@@ -29,6 +36,7 @@ PROMPTED = replace(
     takes_prompt=True,
     example_prompt="a smiling cat",
 )
+BLOB = BlobReference(sha256="0" * 64, media_type="image/png")
 OTHER = replace(SPEC, name="other", codes=CodesSpec(grid=(2, 2), size=16, fingerprint="f" * 16))
 CODER = replace(OTHER, name="coder", prior=None, labels={}, defaults=Options())
 
@@ -81,7 +89,7 @@ def test_a_broken_pipeline_is_refused_by_its_path(tmp_path, catalog):
     raw = json.loads((tmp_path / "tiny" / "pipeline.json").read_text())
     (tmp_path / "tiny" / "pipeline.json").write_text(json.dumps(raw | {"colour": "red"}))
 
-    with pytest.raises(ConfigError, match=r"tiny/pipeline\.json: (.|\n)*colour"):
+    with pytest.raises(ConfigError, match=r"tiny/pipeline\.json: colour: there is no such field$"):
         Catalog.load(tmp_path)
 
 
@@ -280,3 +288,11 @@ def test_the_codes_of_a_failed_sample_are_refused_by_index(catalog):
 def test_labels_that_no_request_could_tell_apart_are_refused(names):
     with pytest.raises((ConfigError, ValueError), match="the names of class must differ and not be empty"):
         replace(SPEC, labels={"class": names})
+
+
+def test_a_tokenizer_that_no_client_chose_is_told(catalog):
+    (warning,) = catalog.resolve(EncodeRequest(source="AAAA"), [BLOB]).warnings
+    assert warning.startswith("pipeline: none was named, so tiny encodes, at 8 x 8 px: ")
+    assert "return_psnr" in warning
+    assert catalog.resolve(EncodeRequest(source="AAAA", pipeline="tiny"), [BLOB]).warnings == ()
+    assert catalog.resolve(GenerateRequest(class_label=0)).warnings == ()

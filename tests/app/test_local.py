@@ -90,7 +90,7 @@ def test_several_files_give_a_line_each_in_order_and_a_bad_one_is_named(smalti, 
     smalti("generate", "--seed", "1", "--num-outputs", "3", "--out", "a.webp")
     (tmp_path / "bad.png").write_bytes(b"not an image")
     files = ["a-2.webp", "bad.png", "a-0.webp", "missing.png", "a-1.webp", "a-0.webp"]
-    out, told = smalti("encode", *files, status=1)
+    out, told = smalti("encode", *files, "--pipeline", "tiny", status=1)
     assert told.splitlines() == [
         b"smalti: bad.png: the bytes are not a PNG, JPEG or WebP file",
         b"smalti: missing.png can't be read: No such file or directory",

@@ -1,11 +1,13 @@
 """What a prior learns from: latents of images, and the conditions that each goes with."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -14,10 +16,13 @@ from models.autoencoders.vq import Tokenizer
 from models.conditioning import Conditions
 from models.networks.text_encoder import PromptEncoder, find_minilm, import_minilm
 from training.data.captioned import LabelNames, is_captioned, read_captions
-from training.data.dataset import DataError, scale_to_unit
+from training.data.dataset import DataError, describe_other_labels, scale_to_unit
 from training.data.sources import load_dataset
 
+logger = logging.getLogger(__name__)
+
 _NUM_PREVIEWS = 64
+_NUM_PREVIEWED_CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,14 @@ def read_training_data(
         dataset = load_dataset(source, "train", image_size_px=image_size_px, channels=channels)
         names = {"class": dataset.class_names}
         if label_names is not None and dict(label_names) != names:
-            raise DataError(f"the classes of {source} {names} are not those of the pipeline {label_names}")
-        previews = torch.arange(len(dataset.class_names)).repeat_interleave(8)[:, None]
+            raise DataError(describe_other_labels(source, names, label_names))
+        num_classes = len(dataset.class_names)
+        previewed_classes = torch.linspace(0, num_classes - 1, min(num_classes, _NUM_PREVIEWED_CLASSES))
+        previews = previewed_classes.long().repeat_interleave(8)[:, None]
         return TrainingData(dataset.images, dataset.labels[:, None], names, previews)
     captions = read_captions(Path(source), label_names)
+    captions.say(image_size_px=image_size_px, channels=channels)
     train = captions.take(captions.rows("train"))
-    if not len(train):
-        raise DataError(f"{source} holds no train image: give some lines the split 'train'")
     previewed = captions.take(captions.rows("held_out")) if captions.rows("held_out") else train
     num_previews = min(_NUM_PREVIEWS, len(previewed))
     previewed = previewed.take(torch.linspace(0, len(previewed) - 1, num_previews).long().tolist())
@@ -146,7 +152,7 @@ def encode_images(tokenizer: Tokenizer, images: Tensor) -> Tensor:
 def _encode_texts(encoder: PromptEncoder, texts: Sequence[str], cache: Path) -> Tensor:
     """Return states (M, T, channels) bfloat16 of ``texts``, kept in ``cache`` for the next start."""
     digest = hashlib.sha256(repr((encoder.config, texts)).encode()).hexdigest()[:16]
-    if cache.exists() and digest in (kept := load_file(cache)):
+    if (kept := _load_cache(cache)) and digest in kept:
         return kept[digest]
     shape = len(texts), encoder.config.max_tokens, encoder.config.hidden_size
     states = torch.empty(shape, dtype=torch.bfloat16)
@@ -155,5 +161,16 @@ def _encode_texts(encoder: PromptEncoder, texts: Sequence[str], cache: Path) -> 
             states[positions] = encoded.to(torch.bfloat16)
             progress.update(len(positions))
     cache.parent.mkdir(parents=True, exist_ok=True)
-    save_file({digest: states}, cache)
+    partial = cache.with_suffix(".partial")
+    save_file({digest: states}, partial)
+    partial.replace(cache)
     return states
+
+
+def _load_cache(path: Path) -> dict[str, Tensor]:
+    """Return what is kept in ``path``; nothing, where it is missing or damaged."""
+    try:
+        return load_file(path) if path.exists() else {}
+    except (SafetensorError, OSError) as error:
+        logger.warning("%s is damaged, and computed anew (%s)", path, error)
+        return {}

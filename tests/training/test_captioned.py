@@ -1,15 +1,17 @@
 """Folders of captioned images: two fields a line are enough."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from training.data.captioned import load_captioned, read_captions
+from training.data.captioned import is_captioned, load_captioned, read_captions
 from training.data.dataset import DataError
-from training.data.image_folder import is_test_file
 from training.data.sources import load_dataset
+from training.data.splits import is_test_file
+from training.examples import read_training_data
 
 
 def write(folder: Path, *lines: object, info: object = None) -> Path:
@@ -68,6 +70,66 @@ def test_any_sets_of_labels_are_numbered_in_a_given_order_or_sorted(tmp_path: Pa
     assert read_captions(folder, given).labels.tolist() == [[0, 0], [2, 0], [1, 0]]
 
 
+def test_lines_with_windows_ends_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", *({"file": f"{n}.png", "caption": "x\u2028\x85"} for n in range(3)))
+    path = folder / "captions.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert [line.caption for line in read_captions(folder).lines] == [("x\u2028\x85",)] * 3
+
+
+def test_hugging_face_s_names_stand_for_ours(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", *({"file": f"{n}.png", "caption": "x"} for n in range(3)))
+    ours = read_captions(folder)
+    text = (folder / "captions.jsonl").read_text()
+    (folder / "captions.jsonl").unlink()
+    (folder / "metadata.jsonl").write_text(
+        text.replace('"file"', '"file_name"').replace('"caption"', '"text"')
+    )
+    assert is_captioned(folder)
+    assert read_captions(folder).lines == ours.lines
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "label": 3}\n')
+    assert not is_captioned(folder)
+
+
+def test_paths_of_windows_and_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "elsewhere.png")
+    (tmp_path / "data" / "images" / "1.png").symlink_to(tmp_path / "elsewhere.png")
+    folder = write(tmp_path / "data", json.dumps({"file": "images\\1.png", "caption": "x"}))
+    assert load_captioned(folder).images.shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("split", ["train", "held_out", "unseen", None])
+@pytest.mark.parametrize("number", [2, 5, 40])
+def test_captions_on_one_side_are_split_by_a_hash(
+    tmp_path: Path, split: str | None, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    names = [f"{n}.png" for n in range(200) if not is_test_file(f"{n}.png")][: number - number // 10]
+    names += [f"{n}.png" for n in range(200) if is_test_file(f"{n}.png")][: number // 10]
+    given = {} if split is None else {"split": split}
+    folder = write(tmp_path / "data", *({"file": name, "caption": "x", **given} for name in names))
+    held_out = max(1, number // 10)
+    assert [len(load_dataset(folder, side)) for side in ("train", "test")] == [number - held_out, held_out]
+    assert f"held out {held_out} of {number} pictures by a hash of their names" in caplog.text
+    assert read_training_data(str(folder), image_size_px=8, channels=3).images.shape[0] == number - held_out
+
+
+def test_one_captioned_picture_is_too_few(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", {"file": "1.png", "caption": "x", "split": "held_out"})
+    assert len(load_dataset(folder, "train")) == 1
+    with pytest.raises(DataError, match="one to train on and one to measure on are the least, got 1"):
+        load_dataset(folder, "test")
+
+
+def test_files_on_several_lines_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    line = {"file": "1.png", "caption": "x"}
+    load_captioned(write(tmp_path / "data", line, {**line, "file": "2.png"}, {**line, "file": "./1.png"}))
+    assert "1 lines name a file that an earlier line names" in caplog.text
+    assert "(./1.png on lines 1 and 3)" in caplog.text
+
+
 GOOD = {"file": "1.png", "caption": "a cat", "labels": {"style": "ink"}}
 
 
@@ -78,7 +140,23 @@ GOOD = {"file": "1.png", "caption": "a cat", "labels": {"style": "ink"}}
         ("no JSON", "line 2 is not valid JSON"),
         ({**GOOD, "caption": []}, "line 2: caption: "),
         ({**GOOD, "caption": " "}, r"line 2: caption\.0: "),
-        ({**GOOD, "split": "test"}, "line 2: split: "),
+        ({**GOOD, "split": "test"}, "line 2: split: .*'held_out'"),
+        ([GOOD], "line 2: one object a line, as .*, without a list around them"),
+        ("[" * 5000, "line 2 is not valid JSON"),
+        ('{"file": "1.png",', "line 2 is not valid JSON: .* each line is one whole object"),
+        ({**GOOD, "caption": 5}, "line 2: caption: must be a text, or a list of texts, got 5"),
+        ({**GOOD, "caption": None}, "line 2: caption: must be a text, or a list of texts, got None"),
+        ({**GOOD, "caption": ["a", 5]}, r"line 2: caption\.1: "),
+        ({**GOOD, "caption": "\ud800"}, "line 2: caption.*unicode"),
+        ({**GOOD, "file": "1\0.png"}, "line 2: file: must lie inside"),
+        ({**GOOD, "file": "..\\1.png"}, "line 2: file: must lie inside"),
+        ({**GOOD, "file": "/etc/hostname"}, "line 2: file: must lie inside"),
+        ({**GOOD, "file": 7}, "line 2: file: .*got 7"),
+        ({**GOOD, "file": "."}, "line 2: file: .*not a file"),
+        ({**GOOD, "labels": ["ink"]}, "line 2: labels: "),
+        ({**GOOD, "labels": {"style": 3}}, r"line 2: labels\.style: .*got 3"),
+        ({**GOOD, "labels": {"style": "Ink"}}, r"labels\.style: '[Ii]nk' and '[Ii]nk' differ in case"),
+        ({**GOOD, "caption": "x" * 10**6, "split": 1}, "line 2: split: "),
         ({**GOOD, "file": "../1.png"}, "line 2: file: .*inside the folder"),
         ({"file": "1.png", "caption": "a cat"}, r"line 2: labels: expected one of each set \(style\), got none"),
         ({**GOOD, "file": "nowhere.png"}, r"nowhere\.png can't be read: No such file"),
@@ -92,6 +170,7 @@ def test_a_line_that_cant_be_used_is_named_in_one_line(tmp_path: Path, line: obj
     with pytest.raises(DataError, match=said) as raised:
         load_captioned(folder)
     assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
 
 
 def test_missing_or_empty_captions_are_named(tmp_path: Path) -> None:
@@ -103,6 +182,6 @@ def test_missing_or_empty_captions_are_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_held_out_images_says_how_to_get_some(tmp_path: Path) -> None:
-    folder = write(tmp_path / "data", {**GOOD, "split": "train"})
+    folder = write(tmp_path / "data", {**GOOD, "split": "train"})  # a single one, of which none is held out
     with pytest.raises(DataError, match="holds no test image: give some lines the split 'held_out'"):
         load_dataset(folder, "test")

@@ -1,4 +1,5 @@
 import gzip
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -6,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data.dataset import DataError, ImageDataset
+from training.data.dataset import DataError, ImageDataset, Split
 from training.data.fashion_mnist import CLASS_NAMES
-from training.data.image_folder import is_test_file
 from training.data.sources import load_dataset
+from training.data.splits import is_test_file
 
 
 def write_idx(path: Path, values: torch.Tensor) -> None:
@@ -42,6 +43,10 @@ def test_fashion_mnist_is_read_from_a_given_folder(idx_folder: Path) -> None:
     assert train.class_names == CLASS_NAMES
     assert test.images.shape == (3, 3, 32, 32)
     assert torch.equal(test.images[:, 0], test.images[:, 2])
+    for path in idx_folder.glob("*.gz"):  # as torchvision leaves them
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    assert torch.equal(load_dataset(f"fashion-mnist:{idx_folder}", "train").images, train.images)
 
 
 def test_missing_fashion_mnist_says_what_to_install(tmp_path: Path) -> None:
@@ -55,8 +60,18 @@ def test_damaged_idx_file_is_refused(idx_folder: Path) -> None:
         file.write(bytes([0, 0, 8, 1, 0, 0, 0, 9, 1, 2]))
     with pytest.raises(ValueError, match="9 elements announced, got 2"):
         load_dataset(f"fashion-mnist:{idx_folder}", "train")
-    path.write_bytes(b"not gzip")
-    with pytest.raises(ValueError, match="damaged gzip"):
+    whole = gzip.compress(bytes(range(250)) * 4)
+    for damaged in (b"not gzip", b"", whole[:-20], whole[:20] + b"\xff" * 9 + whole[29:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"damaged gzip|not an IDX file") as raised:
+            load_dataset(f"fashion-mnist:{idx_folder}", "train")
+        assert "\n" not in str(raised.value)
+    write_idx(path, torch.full((6,), 10))
+    with pytest.raises(DataError, match=r"labels lie in 0\.\.9, got 10"):
+        load_dataset(f"fashion-mnist:{idx_folder}", "train")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=r"can't be read: Is a directory"):
         load_dataset(f"fashion-mnist:{idx_folder}", "train")
 
 
@@ -86,6 +101,102 @@ def test_split_folders_share_their_class_names(tmp_path: Path) -> None:
     assert test.labels.tolist() == [1]
 
 
+def names_held_out(folder: Path, names: list[str]) -> set[str]:
+    """Return the file names of the test split, which no picture of the training split has."""
+    for number, name in enumerate(names):
+        save(folder / name, (number, 0, 0))
+    red = {split: set(load_dataset(folder, split).images[:, 0].unique().tolist()) for split in SPLITS}
+    assert not red["train"] & red["test"]
+    assert len(red["train"] | red["test"]) == len(names)
+    return {names[number] for number in red["test"]}
+
+
+SPLITS: tuple[Split, Split] = ("train", "test")
+HELD_OUT = [f"{n}.png" for n in range(200) if is_test_file(f"{n}.png")]
+TRAINED = [f"{n}.png" for n in range(200) if not is_test_file(f"{n}.png")]
+
+
+@pytest.mark.parametrize("names", [TRAINED[:2], TRAINED[:5], HELD_OUT[:2], HELD_OUT[:5]])
+@pytest.mark.parametrize("inside", [".", "train"])
+def test_few_pictures_are_split_so_that_each_side_has_some(
+    tmp_path: Path, names: list[str], inside: str
+) -> None:
+    held_out = names_held_out(tmp_path, [f"{inside}/{name}" for name in names])
+    assert len(held_out) == (1 if names[0] in TRAINED else len(names) - 1)
+    moved = tmp_path / "elsewhere"
+    assert names_held_out(moved, [f"{inside}/{name}" for name in names]) == held_out
+
+
+def test_train_without_test_holds_a_tenth_out_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    names = [*TRAINED[:37], *HELD_OUT[:3]]
+    assert names_held_out(tmp_path / "train", names) == set(HELD_OUT[:3])
+    assert names_held_out(tmp_path, [f"train/{name}" for name in names]) == {
+        f"train/{name}" for name in HELD_OUT[:3]
+    }
+    told = "held out 3 of 40 pictures by a hash of their names, to measure on: there is no test/ folder"
+    assert caplog.messages.count(f"{tmp_path}: {told}") == 1
+    (tmp_path / "test").mkdir()
+    assert len(load_dataset(tmp_path, "test")) == 3
+    save(tmp_path / "Validation" / "1.png", "red")
+    assert len(load_dataset(tmp_path, "test")) == 1
+    assert len(load_dataset(tmp_path, "train")) == 40
+
+
+def test_a_name_in_two_classes_is_split_by_its_folder_where_there_is_no_other(tmp_path: Path) -> None:
+    assert len(names_held_out(tmp_path, ["a/1.png", "b/1.png"])) == 1
+
+
+def test_one_picture_is_too_few(tmp_path: Path) -> None:
+    save(tmp_path / HELD_OUT[0], "red")
+    assert len(load_dataset(tmp_path, "train")) == 1
+    with pytest.raises(DataError, match=r"no test image: at least 2 pictures .* one to measure on, got 1"):
+        load_dataset(tmp_path, "test")
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match="holds test/ and no train/"):
+        load_dataset(tmp_path, "train")
+
+
+def test_what_is_done_to_pictures_is_said_with_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for number in range(12):
+        save(tmp_path / "train" / "many" / f"{number}.png", "red")
+    save(tmp_path / "train" / "few" / "wide.png", 3, (40, 20), "L")
+    save(tmp_path / "train" / "few" / "clear.png", 3, (4, 4), "RGBA")
+    save(tmp_path / "test" / "none" / "1.png", "red")
+    load_dataset(tmp_path, "train", image_size_px=8, channels=1)
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "1 of 14 pictures aren't square: their middle is cut out",
+        "1 of 14 pictures are smaller than 8x8 pixels: they are enlarged",
+        "13 of 14 pictures have colours: they are made grey",
+        "1 of 14 pictures can be transparent: white is put behind them",
+        "14 pictures to train on, in 3 classes",
+        "2 of 3 classes have fewer than 10 pictures to train on: few 2, none 0",
+    ]
+
+
+def test_captions_that_would_be_left_out_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path / "1.png", "red")
+    (tmp_path / "metadata.csv").write_text("file_name,text")
+    load_dataset(tmp_path, "train")
+    assert "metadata.csv is not read: captions stand in captions.jsonl" in caplog.text
+    save(tmp_path / "train" / "1.png", "red")
+    (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "x"}')
+    with pytest.raises(DataError, match=r"put one metadata\.jsonl into .*, whose files begin with train/"):
+        load_dataset(tmp_path, "train")
+
+
+def test_classes_that_differ_in_case_alone_are_said_before_training(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "Cat" / "1.png", "red")
+    save(tmp_path / "train" / "cat" / "2.png", "red")
+    with pytest.raises(DataError, match="'Cat' and 'cat' differ in case or spaces alone"):
+        load_dataset(tmp_path, "train")
+
+
 def test_folder_without_classes_has_one(tmp_path: Path) -> None:
     save(tmp_path / "train" / "1.png", 7, mode="L")
     dataset = load_dataset(tmp_path, "train")
@@ -95,6 +206,7 @@ def test_folder_without_classes_has_one(tmp_path: Path) -> None:
 
 
 def test_images_are_scaled_cut_and_laid_on_white(tmp_path: Path) -> None:
+    save(tmp_path / "test" / "1.png", "red")
     save(tmp_path / "train" / "wide.png", (0, 0, 0, 0), size=(40, 20), mode="RGBA")
     deep = Image.fromarray(np.full((9, 9), 0x8000, dtype=np.uint16))
     deep.save(tmp_path / "train" / "deep.png")
@@ -105,6 +217,7 @@ def test_images_are_scaled_cut_and_laid_on_white(tmp_path: Path) -> None:
 
 
 def test_sizes_that_differ_need_image_size_px(tmp_path: Path) -> None:
+    save(tmp_path / "test" / "1.png", "red")
     save(tmp_path / "train" / "1.png", "red", size=(8, 8))
     save(tmp_path / "train" / "2.png", "red", size=(8, 9))
     with pytest.raises(ValueError, match="set image_size_px"):

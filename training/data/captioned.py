@@ -1,67 +1,51 @@
-"""A folder of images with captions: ``captions.jsonl`` beside them, a JSON object a line.
+"""A folder of images with captions: ``captions.jsonl`` in it, a JSON object a line.
 
     {"file": "images/7.png", "caption": "a red cat"}
     {"file": "images/8.png", "caption": ["a dog", "a small brown dog"], "labels": {"style": "ink"},
      "split": "train"}
 
-(each on one line). ``file`` is relative to the folder. Of several captions, training draws one at random
-each time, and the first is what people are shown. ``labels`` puts the image into sets of labels; every line
-has the same sets. ``split`` is "train", "held_out" (kept from training) or "unseen" (kept from training with
-all that is like it); without it, about a tenth of the images is held out by a hash of the file's name. Other
-fields are left alone: what a builder of a data set wants to keep beside an image.
+(each on one line). ``file`` is relative to the folder, and may be a link to a file elsewhere. Of several
+captions, training draws one at random each time, and the first is what people are shown. ``labels`` puts the
+image into sets of labels; every line has the same sets. ``split`` is "train", "held_out" (kept from training)
+or "unseen" (kept from training with all that is like it); without it, about a tenth of the images is held out
+by a hash of the file's name, as it is where all images would be on one side (``splits.py``). Other fields are
+left alone: what a builder of a data set wants to keep beside an image.
+
+``file_name`` and ``text`` are other names of ``file`` and ``caption``, and ``metadata.jsonl`` of the file: as
+Hugging Face's "imagefolder" has them.
 
 An optional ``dataset.json`` gives the order of the labels' names, which are sorted without it, and a kind
 that ``smalti evaluate`` may know measures for.
 """
 
 import dataclasses
-import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from training.data.dataset import DataError
-from training.data.image_folder import is_test_file
+from training.data.caption_line import IGNORE_OTHERS, CaptionLine, CaptionSplit, first_error
+from training.data.choices import say_choices
+from training.data.dataset import DataError, check_names
+from training.data.json_lines import read_json_lines
 from training.data.pictures import read_pictures
+from training.data.splits import describe_share, hold_out, is_test_file
+
+logger = logging.getLogger(__name__)
 
 CAPTIONS_FILE = "captions.jsonl"
+CAPTIONS_FILES = (CAPTIONS_FILE, "metadata.jsonl")  # the first that there is
 DATASET_FILE = "dataset.json"
 
-CaptionSplit = Literal["train", "held_out", "unseen"]
 LabelNames = Mapping[str, tuple[str, ...]]
 NOT_TRAIN: tuple[CaptionSplit, ...] = ("held_out", "unseen")
 
-_NotBlank = Annotated[str, Field(pattern=r"\S")]
-_IGNORE_OTHERS = ConfigDict(extra="ignore")
 
-
-def _check_inside(file: str) -> str:
-    path = PurePosixPath(file)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError("must lie inside the folder")
-    return file
-
-
-@dataclass(frozen=True, config=_IGNORE_OTHERS)
-class CaptionLine:
-    """A line of ``captions.jsonl``; ``caption`` holds one or several."""
-
-    file: Annotated[_NotBlank, AfterValidator(_check_inside)]
-    caption: Annotated[
-        tuple[_NotBlank, ...],
-        Field(min_length=1),
-        BeforeValidator(lambda given: (given,) if isinstance(given, str) else given),
-    ]
-    labels: Mapping[str, _NotBlank] = dataclasses.field(default_factory=dict)
-    split: CaptionSplit | None = None
-
-
-@dataclass(frozen=True, config=_IGNORE_OTHERS)
+@dataclass(frozen=True, config=IGNORE_OTHERS)
 class DatasetInfo:
     """The contents of ``dataset.json``: names of labels by set, in order, and what kind of data set it is."""
 
@@ -71,11 +55,15 @@ class DatasetInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Captions:
-    """The lines of a folder, each with its split, and the names of its sets of labels."""
+    """The lines of a folder, each with its split, and the names of its sets of labels.
+
+    notes: what people should know of how the lines were read, a sentence each.
+    """
 
     folder: Path
     lines: tuple[CaptionLine, ...]
     label_names: LabelNames
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -97,13 +85,26 @@ class Captions:
         """Return some of the lines; the names stay as they are."""
         return dataclasses.replace(self, lines=tuple(self.lines[row] for row in rows))
 
+    @property
+    def files(self) -> list[Path]:
+        """The image of each line."""
+        return [self.folder / line.file for line in self.lines]
+
+    def say(self, *, image_size_px: int | None, channels: int | None) -> None:
+        """Tell people how many images there are, and what was chosen for them."""
+        sides = f"{len(self.rows('train'))} to train on, {len(self.rows(*NOT_TRAIN))} kept from training"
+        logger.info("%s: %d captioned pictures, %s", self.folder, len(self), sides)
+        for note in self.notes:
+            logger.info("%s: %s", self.folder, note)
+        say_choices(self.folder, self.files, image_size_px=image_size_px, channels=channels)
+
     def read_images(self, *, image_size_px: int | None = None, channels: int | None = None) -> Tensor:
         """Read the images (N, C, H, W) uint8; see ``read_pictures``.
 
         Raises: DataError naming a file that can't be used.
         """
         return read_pictures(
-            [self.folder / line.file for line in self.lines],
+            self.files,
             image_size_px=image_size_px,
             channels=channels,
             title=f"read {self.folder.name}",
@@ -137,7 +138,21 @@ class CaptionedDataset:
 
 def is_captioned(folder: Path) -> bool:
     """Whether ``folder`` holds captions beside its images."""
-    return (folder / CAPTIONS_FILE).is_file()
+    return _captions_file(folder) is not None
+
+
+def _captions_file(folder: Path) -> Path | None:
+    """Return the file of captions, if there is one; ``metadata.jsonl`` may as well hold something else."""
+    for path in (folder / name for name in CAPTIONS_FILES):
+        if path.is_file() and (path.name == CAPTIONS_FILE or _begins_with_a_caption(path)):
+            return path
+    return None
+
+
+def _begins_with_a_caption(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(1 << 20).split(b"\n")[0]
+    return b'"file' in start and (b'"text"' in start or b'"caption"' in start)
 
 
 def load_captioned(
@@ -152,6 +167,7 @@ def load_captioned(
     Raises: DataError naming a line or file that can't be used.
     """
     captions = read_captions(folder, label_names)
+    captions.say(image_size_px=image_size_px, channels=channels)
     return CaptionedDataset(captions, captions.read_images(image_size_px=image_size_px, channels=channels))
 
 
@@ -160,26 +176,81 @@ def read_captions(folder: Path, label_names: LabelNames | None = None) -> Captio
 
     Raises: DataError naming a line that can't be used.
     """
-    path = folder / CAPTIONS_FILE
+    path = _captions_file(folder) or folder / CAPTIONS_FILE
     reader = TypeAdapter(CaptionLine)
     numbered: list[tuple[int, CaptionLine]] = []
     for number, raw in read_json_lines(path):
         try:
-            line = reader.validate_python(raw)
+            numbered.append((number, reader.validate_python(raw)))
         except ValidationError as error:
-            raise DataError(f"{path}, line {number}: {_first_error(error)}") from error
-        if line.split is None:
-            is_held_out = is_test_file(PurePosixPath(line.file).name)
-            line = dataclasses.replace(line, split="held_out" if is_held_out else "train")
-        numbered.append((number, line))
+            raise DataError(f"{path}, line {number}: {first_error(error)}") from error
     if not numbered:
         raise DataError(f"{path} holds no caption")
+    _check_files(folder, path, numbered)
     names = label_names if label_names is not None else read_info(folder).labels
     if names is None:
         names = _found_names(line for _, line in numbered)
+        for name, labels in names.items():
+            check_names(f"{path}: labels.{name}", labels)
     for number, line in numbered:
         _check_labels(line, names, f"{path}, line {number}")
-    return Captions(folder, tuple(line for _, line in numbered), names)
+    lines, notes = _split([line for _, line in numbered])
+    return Captions(folder, lines, names, notes + _describe_copies(numbered))
+
+
+def _check_files(folder: Path, path: Path, numbered: list[tuple[int, CaptionLine]]) -> None:
+    """Find what is missing before anything is read. A device or a pipe is not a file."""
+    missing = [
+        (number, folder / line.file) for number, line in numbered if not (folder / line.file).is_file()
+    ]
+    if missing:
+        number, file = missing[0]
+        reason = "not a file" if file.exists() else "No such file"
+        more = f", as are the files of {len(missing) - 1} other lines" if len(missing) > 1 else ""
+        raise DataError(f"{path}, line {number}: file: {file} can't be read: {reason}{more}")
+
+
+def _split(lines: list[CaptionLine]) -> tuple[tuple[CaptionLine, ...], tuple[str, ...]]:
+    """Return the lines, each with a split, and what to say of it.
+
+    Lines that give none are split by a hash; so are all, where training or measuring would have none.
+    """
+    files = [PurePosixPath(line.file) for line in lines]
+    splits = [
+        line.split or _split_of(is_test_file(file.name)) for line, file in zip(lines, files, strict=True)
+    ]
+    chosen = [split for split, line in zip(splits, lines, strict=True) if line.split is None]
+    reason = 'their lines have no "split"'
+    if len({split == "train" for split in splits}) < 2:
+        if not chosen:
+            missing = "held_out" if splits[0] == "train" else "train"
+            reason = f'no line has the split "{missing}"'
+        splits = chosen = [_split_of(is_held_out) for is_held_out in hold_out(files)]
+    lines = [dataclasses.replace(line, split=split) for line, split in zip(lines, splits, strict=True)]
+    is_told = len(set(chosen)) > 1
+    notes = (describe_share([split != "train" for split in chosen], reason),) if is_told else ()
+    return tuple(lines), notes
+
+
+def _split_of(is_held_out: bool) -> CaptionSplit:
+    return "held_out" if is_held_out else "train"
+
+
+def _describe_copies(numbered: list[tuple[int, CaptionLine]]) -> tuple[str, ...]:
+    """Return what to say of files that stand on several lines, if there are any."""
+    first: dict[PurePosixPath, int] = {}
+    copies = [
+        (number, line.file, before)
+        for number, line in numbered
+        if (before := first.setdefault(PurePosixPath(line.file), number)) != number
+    ]
+    if not copies:
+        return ()
+    number, file, before = copies[0]
+    return (
+        f"{len(copies)} lines name a file that an earlier line names, and count as pictures of their own"
+        f" ({file} on lines {before} and {number}): several captions may stand in one line",
+    )
 
 
 def read_info(folder: Path) -> DatasetInfo:
@@ -192,29 +263,10 @@ def read_info(folder: Path) -> DatasetInfo:
         return DatasetInfo()
     try:
         return TypeAdapter(DatasetInfo).validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise DataError(f"{path}: {_first_error(error)}") from error
-
-
-def read_json_lines(path: Path) -> list[tuple[int, Any]]:
-    """Return the values of a JSON Lines file with their line numbers; blank lines are left out.
-
-    Raises: DataError.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not valid UTF-8: {error}") from error
-    values = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines(), which cuts inside strings
-        if line.strip():
-            try:
-                values.append((number, json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number} is not valid JSON: {error}") from error
-    return values
+    except ValidationError as error:
+        raise DataError(f"{path}: {first_error(error)}") from error
 
 
 def _found_names(lines: Iterable[CaptionLine]) -> LabelNames:
@@ -235,9 +287,3 @@ def _check_labels(line: CaptionLine, names: LabelNames, place: str) -> None:
     for name, label in line.labels.items():
         if label not in names[name]:
             raise DataError(f"{place}: labels.{name}: known are {', '.join(names[name])}, got {label!r}")
-
-
-def _first_error(error: ValidationError) -> str:
-    """Return what is wrong in one line."""
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'value'}: {first['msg']}, got {first['input']!r:.80}"

@@ -1,5 +1,6 @@
 """The one form in which training and evaluation see a data set."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,9 +10,40 @@ from models.options import ConfigError
 
 Split = Literal["train", "test"]
 
+_NAMED = 3
+
 
 class DataError(ConfigError):
     """A data set that is missing or can't be used; the message names the file and what is wrong with it."""
+
+
+def check_names(place: str, names: Sequence[str]) -> None:
+    """Check before long work what a pipeline wants of the names of its classes or labels.
+
+    Raises: DataError naming two names that differ in case or spaces alone.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.strip().casefold(), name)
+        if other != name:
+            raise DataError(f"{place}: {other!r} and {name!r} differ in case or spaces alone: make them one")
+
+
+def describe_other_labels(
+    source: str, found: Mapping[str, Sequence[str]], known: Mapping[str, Sequence[str]]
+) -> str:
+    """Return in one line how the labels of a data set are not those of a pipeline."""
+    told = [f"sets {', '.join(found) or 'none'} instead of {', '.join(known) or 'none'}"]
+    if list(found) == list(known):
+        told = []
+        for name in (name for name in found if list(found[name]) != list(known[name])):
+            more = [label for label in found[name] if label not in known[name]]
+            fewer = [label for label in known[name] if label not in found[name]]
+            what = f"{len(more)} more ({', '.join(more[:_NAMED])})" * bool(more)
+            what += " and " * bool(more and fewer)
+            what += f"{len(fewer)} fewer ({', '.join(fewer[:_NAMED])})" * bool(fewer)
+            told.append(f"{name}: {what or 'another order'}")
+    return f"data: the labels of {source} are not the pipeline's: {'; '.join(told)}"
 
 
 @dataclass(frozen=True)

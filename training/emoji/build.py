@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from training.data.captioned import CAPTIONS_FILE, DATASET_FILE, CaptionSplit
+from training.data.caption_line import CaptionSplit
+from training.data.captioned import CAPTIONS_FILE, DATASET_FILE
 from training.emoji.captions import caption_texts
 from training.emoji.packages import (
     NAMES_PACKAGE,

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from training.data.caption_line import CaptionSplit
 from training.data.captioned import (
     CAPTIONS_FILE,
     Captions,
-    CaptionSplit,
     LabelNames,
     read_captions,
-    read_json_lines,
 )
 from training.data.dataset import DataError
+from training.data.json_lines import read_json_lines
 
 
 @dataclass(frozen=True)

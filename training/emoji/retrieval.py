@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from training.data.captioned import CaptionSplit
+from training.data.caption_line import CaptionSplit
 from training.emoji.dataset import EmojiDataset
 from training.emoji.judge import Judgement
 

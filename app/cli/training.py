@@ -87,7 +87,7 @@ def evaluate(
     sampler: SamplerChoice = None,
     cache_interval: CacheInterval = None,
     effort: Annotated[
-        int | None, typer.Option(help="Also search codes, in so many sweeps, where images have captions.")
+        int | None, typer.Option(help="Also measure codes that are searched for, in so many sweeps.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ….  [default: cpu]")] = None,
 ) -> None:

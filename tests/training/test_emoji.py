@@ -153,6 +153,10 @@ def test_the_command_says_what_it_made_and_what_is_wrong(packages: Path, tmp_pat
     assert made.stdout.endswith(f"{tmp_path / 'emoji'}\n")
     with pytest.raises(EmojiError, match="is not empty"):
         build_emoji(tmp_path / "emoji", packages=packages)
+    with pytest.raises(EmojiError, match=r"NOTICE can't be written: File exists"):
+        build_emoji(tmp_path / "emoji" / "NOTICE", packages=packages)
+    with pytest.raises(EmojiError, match=r"packages: .*nowhere is not a folder"):
+        build_emoji(tmp_path / "new", packages=tmp_path / "nowhere")
     next(packages.glob("emojibase*")).unlink()
     with pytest.raises(EmojiError, match="`npm pack emojibase-data` makes it"):
         build_emoji(tmp_path / "new", packages=packages)

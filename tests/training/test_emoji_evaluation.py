@@ -19,6 +19,7 @@ from training.emoji.evaluate import FREE_PROMPTS, evaluate_emoji
 from training.emoji.judge import JudgeTraining, judge_images, load_or_train_judge
 from training.evaluation.evaluate_captions import LABEL_TRAINING
 from training.evaluation.options import EvaluationOptions
+from training.evaluation.verdict import Verdict
 from training.network import NetworkSettings
 from training.prior import PriorTrainingConfig, train_prior
 from training.tokenizer import TokenizerTrainingConfig, train_tokenizer
@@ -99,7 +100,11 @@ def test_evaluation_finds_what_was_generated_and_writes_the_card(
     assert 0 <= evaluation.reconstructed_style_accuracy <= evaluation.real_style_accuracy
     assert evaluation.searched.psnr_db_mean_of_images > evaluation.tokenizer.psnr_db_mean_of_images
     assert evaluation.frechet_distance > evaluation.frechet_distance_of_real, "hardly trained"
+    others = evaluation.real_in_other_styles
+    assert evaluation.judge_verdict == Verdict.of(others.recall_at_1, 1 / others.num_candidates, 2)
+    assert evaluation.style_verdict.accuracy == evaluation.real_style_accuracy
     card = (trained / "README.md").read_text()
+    assert ("The judge of emoji can't judge" in card) is not evaluation.judge_verdict.can_judge
     assert "| **generated**, held-out pairs of emoji and style | 1 |" in card
     assert "prompts.png" in card
     assert json.loads((trained / "metrics.json").read_text())["held_out"]["num_queries"] == 1
@@ -116,6 +121,15 @@ def test_a_pipeline_is_not_measured_on_data_of_other_styles(
     captions = (captioned / CAPTIONS_FILE).read_text()
     (other / CAPTIONS_FILE).write_text(captions.replace('"flat"', '"flatter"'))
     with pytest.raises(ConfigError, match=r"labels\.style: known are round, flat, small, got 'flatter'"):
+        evaluate_emoji(trained, EvaluationOptions(data=str(other), classifier_folder=tmp_path))
+
+
+def test_emoji_of_one_split_alone_are_not_measured(trained: Path, captioned: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(captioned, other)
+    captions = (captioned / CAPTIONS_FILE).read_text()
+    (other / CAPTIONS_FILE).write_text(captions.replace('"unseen"', '"held_out"'))
+    with pytest.raises(ConfigError, match="is of the kind emoji and has no picture of 'unseen'"):
         evaluate_emoji(trained, EvaluationOptions(data=str(other), classifier_folder=tmp_path))
 
 

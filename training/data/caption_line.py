@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 CaptionSplit = Literal["train", "held_out", "unseen"]
+SPLITS: tuple[CaptionSplit, ...] = ("train", "held_out", "unseen")
 IGNORE_OTHERS = ConfigDict(extra="ignore")
 
 

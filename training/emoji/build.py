@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from training.data.caption_line import CaptionSplit
+from training.data.caption_line import SPLITS, CaptionSplit
 from training.data.captioned import CAPTIONS_FILE, DATASET_FILE
 from training.emoji.captions import caption_texts
 from training.emoji.packages import (
@@ -88,8 +88,9 @@ def build_emoji(out: Path, *, packages: Path | None = None, with_share_alike: bo
 
     Raises: EmojiError when ``out`` is taken, npm is missing or fails, or a package isn't there.
     """
-    if out.exists() and any(out.iterdir()):
-        raise EmojiError(f"{out} is not empty: name a new folder, or remove it")
+    if packages is not None and not packages.is_dir():
+        raise EmojiError(f"packages: {packages} is not a folder")
+    _make_empty(out)
     sources = [source for source in SOURCES if with_share_alike or not source.is_share_alike]
     wanted = [source.package for source in sources] + [NAMES_PACKAGE, TEXTS_PACKAGE]
     with TemporaryDirectory() as temporary:
@@ -101,8 +102,19 @@ def build_emoji(out: Path, *, packages: Path | None = None, with_share_alike: bo
         _write_dataset(out, pictures)
         (out / "NOTICE").write_text(_notice(sources, unpacked), encoding="utf-8")
     _save_montage(out, pictures, [source.style for source in sources])
-    splits: tuple[CaptionSplit, ...] = ("train", "held_out", "unseen")
-    return Built({split: sum(p.split == split for p in pictures) for split in splits}, left_out)
+    return Built({split: sum(p.split == split for p in pictures) for split in SPLITS}, left_out)
+
+
+def _make_empty(out: Path) -> None:
+    """Make the folder, before minutes of work."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out):
+            pass
+    except OSError as error:
+        raise EmojiError(f"{out} can't be written: {error.strerror}") from error
+    if any(out.iterdir()):
+        raise EmojiError(f"{out} is not empty: name a new folder, or remove it")
 
 
 def _write_dataset(out: Path, pictures: Sequence[EmojiPicture]) -> None:

@@ -73,6 +73,11 @@ def render_emoji_evaluation(evaluation: "EmojiEvaluation") -> str:
             f"| {scores.style_accuracy:.1%} | {scores.reconstructed_style_accuracy:.1%} "
             f"| {scores.real_style_accuracy:.1%} |"
         )
+    for doubt in [
+        *evaluation.judge_verdict.doubts("The judge of emoji"),
+        *evaluation.style_verdict.doubts("The classifier of styles"),
+    ]:
+        lines += ["", doubt]
     lines += [
         "",
         "The judge is an image encoder trained on the real training images alone, to know an emoji in "

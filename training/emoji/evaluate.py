@@ -5,31 +5,28 @@ Two questions that memory can't answer: does it draw an emoji in a style in whic
 the judge finds the true emoji's real picture nearest to it, among all real pictures of the style asked for.
 """
 
-import json
-import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from models.options import Options
 from models.pipeline import Pipeline
-from training.data.dataset import ImageDataset, scale_to_unit
+from training.data.caption_line import SPLITS
+from training.data.dataset import DataError, ImageDataset, scale_to_unit
 from training.emoji.card import render_emoji_evaluation, save_pairs, save_prompts
-from training.emoji.dataset import load_emoji
+from training.emoji.dataset import EmojiDataset, load_emoji
 from training.emoji.judge import JudgeTraining, judge_images, load_or_train_judge
 from training.emoji.retrieval import Gallery, Retrieval, other_style_queries, split_queries
 from training.evaluation.classifier import ClassifierTraining, classify, load_or_train_classifiers
 from training.evaluation.evaluate_captions import LABEL_TRAINING
 from training.evaluation.images import generate_prompts, reconstruct, score_searched
-from training.evaluation.metrics import frechet_distance, measure_statistics, nearest_distances
-from training.evaluation.model_card import write_card_section
+from training.evaluation.metrics import frechet_distance, measure_statistics
 from training.evaluation.options import EvaluationOptions
-from training.evaluation.scores import TokenizerMetrics, score_reconstructions
-
-logger = logging.getLogger(__name__)
+from training.evaluation.preflight import load_pipeline
+from training.evaluation.scores import Report, distance_ratio, score_reconstructions
+from training.evaluation.verdict import Verdict
 
 FREE_PROMPTS = (
     "a blue apple", "a robot cat", "a smiling pizza", "a green heart", "a sad cloud", "a red car",
@@ -57,29 +54,17 @@ class StyleScores:
     reconstructed_style_accuracy: float
 
 
-@dataclass(frozen=True)
-class EmojiEvaluation:
-    """All that ``evaluate_emoji`` measures.
+@dataclass(frozen=True, kw_only=True)
+class EmojiEvaluation(Report):
+    """All that ``evaluate_emoji`` measures; tokenizer and searched are of unseen images.
 
-    tokenizer and searched are of unseen images: of the codes nearest to their latents, and of those that were
-    searched for with ``effort``.
+    judge_verdict is by real_in_other_styles: of real pictures, too, it has to find the emoji first.
     held_out and unseen are of generated images; real_in_other_styles has real pictures of the held-out pairs'
     emoji in the styles of training as queries. Fréchet distances are to the real held-out and unseen images:
     of as many real training images, of the same images through the tokenizer, and of generated ones. Nearest
     training images: the median distance of generated images over that of real held-out and unseen ones.
     """
 
-    pipeline: str
-    tokenizer_fingerprint: str
-    data: str
-    sampling: Options
-    seed: int
-    num_threads: int
-    batch_size: int
-    seconds_per_image: float
-    tokenizer: TokenizerMetrics
-    effort: int
-    searched: TokenizerMetrics | None
     held_out: Retrieval
     real_in_other_styles: Retrieval
     unseen: Retrieval
@@ -91,6 +76,8 @@ class EmojiEvaluation:
     frechet_distance_of_reconstructions: float
     frechet_distance_of_real: float
     nearest_train_ratio: float
+    judge_verdict: Verdict
+    style_verdict: Verdict
 
 
 def evaluate_emoji(
@@ -101,9 +88,10 @@ def evaluate_emoji(
 ) -> EmojiEvaluation:
     """Measure the pipeline in ``folder`` and write metrics.json, the pictures and the model card there.
 
-    Raises: DataError when the data set has labels that the pipeline doesn't know.
+    Raises: ConfigError when the pipeline can't be measured; DataError when the data set has labels that it
+    doesn't know, or nothing of a split.
     """
-    pipeline = Pipeline.load(folder, device=options.device)
+    pipeline = load_pipeline(folder, options)
     channels, image_size_px, _ = pipeline.tokenizer.signal_shape
     data = load_emoji(
         Path(options.data),
@@ -111,6 +99,7 @@ def evaluate_emoji(
         channels=channels,
         label_names=pipeline.spec.labels,
     )
+    _check_splits(data, options)
     train, new = data.where("train"), data.where("held_out", "unseen")
     (style_classifier,) = load_or_train_classifiers(
         f"{options.data_name}-style",
@@ -146,14 +135,13 @@ def evaluate_emoji(
     in_style, real_in_style = is_in_style(generated), is_in_style(new.images)
     reconstructed_in_style = is_in_style(reconstructions.images[new_rows])
     unseen_rows = data.rows("unseen")
-    evaluation = EmojiEvaluation(
-        pipeline=pipeline.spec.name,
-        tokenizer_fingerprint=pipeline.tokenizer.fingerprint(),
-        data=options.data_name,
-        sampling=options.sampling(pipeline.spec.defaults),
-        seed=options.seed,
-        num_threads=torch.get_num_threads(),
-        batch_size=options.batch_size,
+    found_others = gallery.retrieve(others)
+    chance = 1 / max(1, found_others.num_candidates)
+    judge_verdict = Verdict.of(found_others.recall_at_1, chance, found_others.num_queries)
+    judge_verdict.warn("The judge of emoji")
+    report = Report.begin(
+        pipeline,
+        options,
         seconds_per_image=seconds_per_image,
         tokenizer=score_reconstructions(
             scale_to_unit(data.images[unseen_rows]),
@@ -161,10 +149,12 @@ def evaluate_emoji(
             reconstructions.codes,  # of all images: usage is of the whole set
             pipeline.tokenizer.config.codebook_size,
         ),
-        effort=options.effort,
         searched=score_searched(pipeline, data.images[unseen_rows], options) if options.effort else None,
+    )
+    evaluation = EmojiEvaluation(
+        **vars(report),
         held_out=gallery.retrieve(held_out),
-        real_in_other_styles=gallery.retrieve(others),
+        real_in_other_styles=found_others,
         unseen=gallery.retrieve(split_queries(new, "unseen", made)),
         by_style={
             style: StyleScores(
@@ -185,14 +175,22 @@ def evaluate_emoji(
             measure_statistics(reconstructed.features), target
         ),
         frechet_distance_of_real=frechet_distance(measure_statistics(real.features[drawn]), target),
-        nearest_train_ratio=_median_ratio(made.features, real.features[new_rows], real.features[train_rows]),
+        nearest_train_ratio=distance_ratio(made.features, real.features[new_rows], real.features[train_rows]),
+        judge_verdict=judge_verdict,
+        style_verdict=style_classifier.verdict,
     )
-    (folder / "metrics.json").write_text(json.dumps(asdict(evaluation), indent=2) + "\n")
     save_pairs(folder / "samples.png", new, generated)
     save_prompts(folder / "prompts.png", FREE_PROMPTS, *_generate_free(pipeline, options))
-    write_card_section(folder / "README.md", evaluation.pipeline, render_emoji_evaluation(evaluation))
-    logger.info("evaluated pipeline=%s", evaluation.pipeline)
+    evaluation.save(folder, render_emoji_evaluation(evaluation))
     return evaluation
+
+
+def _check_splits(data: EmojiDataset, options: EvaluationOptions) -> None:
+    if data.images.shape[1] != 3:
+        raise DataError(f"data: emoji are judged in colour, got {data.images.shape[1]} channel")
+    for split in SPLITS:
+        if not data.rows(split):
+            raise DataError(f"data: {options.data} is of the kind emoji and has no picture of {split!r}")
 
 
 def _generate_free(pipeline: Pipeline, options: EvaluationOptions) -> tuple[Tensor, tuple[str, ...]]:
@@ -201,10 +199,6 @@ def _generate_free(pipeline: Pipeline, options: EvaluationOptions) -> tuple[Tens
     styles = [number % len(names) for number in range(len(FREE_PROMPTS))]
     images = generate_prompts(pipeline, FREE_PROMPTS, [{"style": style} for style in styles], options)
     return images, tuple(names[style] for style in styles)
-
-
-def _median_ratio(features: Tensor, real: Tensor, train: Tensor) -> float:
-    return float(nearest_distances(features, train).median() / nearest_distances(real, train).median())
 
 
 def _share(mask: Tensor) -> float:

@@ -62,6 +62,9 @@ def render_caption_evaluation(evaluation: "CaptionEvaluation") -> str:
         else f"The classifiers are trained on the real training images alone; distances are in the last "
         f"features of that of {evaluation.features}.",
     ]
+    for name, scores in evaluation.labels.items():
+        for doubt in scores.verdict.doubts(f"The classifier of {name}"):
+            lines += ["", doubt]
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from models.checkpoint import load_checkpoint, load_into, save_checkpoint
 from training.data.dataset import ImageDataset, scale_to_unit
+from training.evaluation.verdict import Verdict, chance_of
 from training.precision import autocast
 
 logger = logging.getLogger(__name__)
@@ -79,11 +80,16 @@ class Classification:
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """A frozen classifier; test_accuracy in [0, 1] on the real test images."""
+    """A frozen classifier, and how good it is on the real test images."""
 
     name: str
     model: "Classifier"
-    test_accuracy: float
+    verdict: Verdict
+
+    @property
+    def test_accuracy(self) -> float:
+        """The share of real test images that are put into their own class."""
+        return self.verdict.accuracy
 
 
 class Classifier(nn.Module):
@@ -262,8 +268,10 @@ def load_or_train_classifiers(
             save_checkpoint(path, model.state_dict(), origin)
         model.to(device)
         accuracy = measure_accuracy(classify(model, test.images), test.labels)
+        verdict = Verdict.of(accuracy, chance_of(test.labels), len(test))
         logger.info("classifier=%s test_accuracy=%.4f", classifier_name, accuracy)
-        classifiers.append(TrainedClassifier(classifier_name, model, accuracy))
+        verdict.warn(f"Classifier {name}-{classifier_name}")
+        classifiers.append(TrainedClassifier(classifier_name, model, verdict))
     return tuple(classifiers)
 
 

@@ -1,26 +1,26 @@
 """Measure a pipeline against real images, with classifiers that had no part in its training."""
 
-import json
 import logging
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from models.conditioning import Conditions
-from models.options import ConfigError
 from models.pipeline import Pipeline
-from training.data.dataset import ImageDataset
+from training.data.dataset import DataError, ImageDataset, describe_other_labels
 from training.data.sources import load_dataset
-from training.evaluation.classifier import load_or_train_classifiers
-from training.evaluation.images import generate, reconstruct
-from training.evaluation.model_card import render_evaluation, save_samples, write_card_section
+from training.evaluation.classifier import TrainedClassifier, load_or_train_classifiers
+from training.evaluation.images import generate, reconstruct, score_searched
+from training.evaluation.model_card import render_evaluation, save_samples
 from training.evaluation.options import EvaluationOptions
+from training.evaluation.preflight import load_pipeline
 from training.evaluation.scores import (
     ClassifierMetrics,
     Evaluation,
+    Report,
     build_reference,
     nearest_train_ratio,
     score_reconstructions,
@@ -38,22 +38,27 @@ def evaluate(folder: Path, options: EvaluationOptions | None = None) -> Evaluati
     Every row is compared with the test images. real: training images that the classifiers never saw, the
     floor. reconstructions: those same images through the tokenizer. generated: from the pipeline.
     paired_test_reconstructions: of the very images they are compared with.
+
+    Raises: ConfigError when the pipeline can't be measured, on this data or at all.
     """
     options = options or EvaluationOptions()
-    pipeline = Pipeline.load(folder, device=options.device)
+    pipeline = load_pipeline(folder, options)
     tokenizer = pipeline.tokenizer
     train, test = _load_data(pipeline, options)
     split = split_for_classifiers(train)
-    classifiers = load_or_train_classifiers(
-        options.data_name,
-        split.seen,
-        test,
-        options.trainings,
-        folder=options.classifier_folder,
-        device=options.device,
-    )
     generator = torch.Generator().manual_seed(options.seed)
     drawn = draw_subset(split.unseen, test.labels, options.num_images, generator)
+    num_neighbours = _count_neighbours(options, test, drawn)
+    classifiers: tuple[TrainedClassifier | None, ...] = (None,)  # one class is nothing to tell apart
+    if len(test.class_names) > 1:
+        classifiers = load_or_train_classifiers(
+            options.data_name,
+            split.seen,
+            test,
+            options.trainings,
+            folder=options.classifier_folder,
+            device=options.device,
+        )
     test_reconstructed = reconstruct(tokenizer, test.images, options)
     drawn_reconstructed = reconstruct(tokenizer, drawn.images, options)
     labels = spread_labels(test.labels, options.num_images)
@@ -63,35 +68,45 @@ def evaluate(folder: Path, options: EvaluationOptions | None = None) -> Evaluati
 
     results = {}
     for classifier in tqdm(classifiers, desc="score", unit="classifier"):
-        reference = build_reference(classifier, test.images, num_neighbours=options.num_neighbours)
-        results[classifier.name] = ClassifierMetrics(
-            test_accuracy=classifier.test_accuracy,
+        reference = build_reference(classifier, test.images, num_neighbours=num_neighbours)
+        results["pixels" if classifier is None else classifier.name] = ClassifierMetrics(
+            test_accuracy=None if classifier is None else classifier.test_accuracy,
+            verdict=None if classifier is None else classifier.verdict,
             real=score_samples(drawn.images, drawn.labels, reference),
             reconstructions=score_samples(drawn_reconstructed.images, drawn.labels, reference),
             generated=score_samples(generated, labels, reference),
             paired_test_reconstructions=score_samples(test_reconstructed.images, test.labels, reference),
             nearest_train_ratio=nearest_train_ratio(generated, train.images, reference),
         )
-    evaluation = Evaluation(
-        pipeline=pipeline.spec.name,
-        tokenizer_fingerprint=tokenizer.fingerprint(),
-        data=options.data_name,
-        sampling=options.sampling(pipeline.spec.defaults),
-        seed=options.seed,
-        device=options.device,
-        num_threads=torch.get_num_threads(),
-        batch_size=options.batch_size,
+    report = Report.begin(
+        pipeline,
+        options,
         seconds_per_image=seconds_per_image,
         tokenizer=score_reconstructions(
             test.images, test_reconstructed.images, test_reconstructed.codes, tokenizer.config.codebook_size
         ),
-        classifiers=results,
+        searched=score_searched(pipeline, test.images, options) if options.effort else None,
     )
-    (folder / "metrics.json").write_text(json.dumps(asdict(evaluation), indent=2) + "\n")
+    evaluation = Evaluation(**vars(report), classifiers=results, num_neighbours=num_neighbours)
     save_samples(folder / "samples.png", test, test_reconstructed.images, generated, labels)
-    write_card_section(folder / "README.md", evaluation.pipeline, render_evaluation(evaluation))
-    logger.info("evaluated pipeline=%s", evaluation.pipeline)
+    evaluation.save(folder, render_evaluation(evaluation))
     return evaluation
+
+
+def _count_neighbours(options: EvaluationOptions, test: ImageDataset, drawn: ImageDataset) -> int:
+    """Return how many neighbours there are enough images for.
+
+    Raises: DataError when there are too few for any.
+    """
+    fewest = min(len(test), len(drawn))
+    if fewest < 2:
+        raise DataError(
+            f"data: {options.data} has {len(test)} pictures to test on and {len(drawn)} to train on, of the"
+            " same classes, that classifiers can do without: at least 2 of each are needed, so add pictures"
+        )
+    if fewest <= options.num_neighbours:
+        logger.warning("%d real pictures to compare with: figures of so few are rough", fewest)
+    return min(options.num_neighbours, fewest - 1)
 
 
 def spread_labels(labels: torch.Tensor, num_images: int) -> torch.Tensor:
@@ -122,6 +137,8 @@ class ClassifierSplit:
 def split_for_classifiers(train: ImageDataset) -> ClassifierSplit:
     """Keep a sixth of every class of the training split, always the same images, from the classifiers.
 
+    Of two images or more, at least one.
+
     A classifier knows the images it learned from, so their features would make a floor that is too high.
     """
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(_SPLIT_SEED))
@@ -129,7 +146,7 @@ def split_for_classifiers(train: ImageDataset) -> ClassifierSplit:
     seen, unseen = [], []
     for label in range(len(train.class_names)):
         of_class = order[labels == label]
-        num_unseen = len(of_class) // 6
+        num_unseen = max(len(of_class) // 6, int(len(of_class) > 1))
         unseen.append(of_class[:num_unseen])
         seen.append(of_class[num_unseen:])
     return ClassifierSplit(_take(train, torch.cat(seen)), _take(train, torch.cat(unseen)))
@@ -142,14 +159,13 @@ def _take(dataset: ImageDataset, rows: torch.Tensor) -> ImageDataset:
 def _load_data(pipeline: Pipeline, options: EvaluationOptions) -> tuple[ImageDataset, ImageDataset]:
     """Return the training and the test split.
 
-    Raises: ConfigError when their classes are not the pipeline's.
+    Raises: DataError when their classes are not the pipeline's.
     """
     channels, image_size_px, _ = pipeline.tokenizer.signal_shape
-    train, test = (
-        load_dataset(options.data, split, image_size_px=image_size_px, channels=channels)
-        for split in ("train", "test")
-    )
-    known = list(pipeline.spec.labels.values())
-    if known != [test.class_names]:
-        raise ConfigError(f"the classes of {options.data} {test.class_names} are not the pipeline's {known}")
-    return train, test
+    test = load_dataset(options.data, "test", image_size_px=image_size_px, channels=channels)
+    known = pipeline.spec.labels
+    if list(known.values()) != [test.class_names]:
+        raise DataError(
+            describe_other_labels(options.data, {next(iter(known), "class"): test.class_names}, known)
+        )
+    return load_dataset(options.data, "train", image_size_px=image_size_px, channels=channels), test

@@ -3,20 +3,16 @@
 It is asked for the captions of the images that were kept from its training.
 """
 
-import json
-import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from models.options import Options
 from models.pipeline import Pipeline
 from training.data.captioned import NOT_TRAIN, CaptionedDataset, Captions, load_captioned
-from training.data.dataset import DataError, ImageDataset, scale_to_unit
+from training.data.dataset import DataError, ImageDataset
 from training.evaluation.caption_card import render_caption_evaluation, save_prompted
 from training.evaluation.classifier import (
     ClassifierTraining,
@@ -26,17 +22,15 @@ from training.evaluation.classifier import (
     measure_accuracy,
 )
 from training.evaluation.images import generate_prompts, reconstruct, score_searched
-from training.evaluation.metrics import frechet_distance, measure_statistics, nearest_distances
-from training.evaluation.model_card import write_card_section
+from training.evaluation.metrics import frechet_distance, measure_statistics, small_pixels
 from training.evaluation.options import EvaluationOptions
-from training.evaluation.scores import TokenizerMetrics, score_reconstructions
-
-logger = logging.getLogger(__name__)
+from training.evaluation.preflight import load_pipeline
+from training.evaluation.scores import Report, distance_ratio, score_reconstructions
+from training.evaluation.verdict import Verdict
 
 LABEL_TRAINING = ClassifierTraining(
     architecture="residual", seed=1, num_epochs=30, batch_size=128, crop_padding_px=4, is_flipped=False
 )
-_THUMBNAIL_PX = 16
 
 
 @dataclass(frozen=True)
@@ -46,6 +40,7 @@ class LabelScores:
     generated: float
     reconstructed: float
     real: float
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -60,8 +55,8 @@ class FrechetDistances:
     real: float
 
 
-@dataclass(frozen=True)
-class CaptionEvaluation:
+@dataclass(frozen=True, kw_only=True)
+class CaptionEvaluation(Report):
     """All that ``evaluate_captions`` measures, on ``num_images`` that were kept from training.
 
     features: the set of labels whose classifier's last features distances are measured in, or "pixels" of
@@ -70,19 +65,7 @@ class CaptionEvaluation:
     held-out images; far below 1 tells of memorised training images.
     """
 
-    pipeline: str
-    tokenizer_fingerprint: str
-    data: str
-    sampling: Options
-    seed: int
-    device: str
-    num_threads: int
-    batch_size: int
-    seconds_per_image: float
     num_images: int
-    tokenizer: TokenizerMetrics
-    effort: int
-    searched: TokenizerMetrics | None
     labels: dict[str, LabelScores]
     features: str
     frechet_distances: FrechetDistances | None
@@ -94,9 +77,10 @@ def evaluate_captions(
 ) -> CaptionEvaluation:
     """Measure the pipeline in ``folder`` and write metrics.json, samples.png and the model card there.
 
-    Raises: DataError when the data set has labels that the pipeline doesn't know, or too few images.
+    Raises: ConfigError when the pipeline can't be measured; DataError when the data set has labels that it
+    doesn't know, or too few images.
     """
-    pipeline = Pipeline.load(folder, device=options.device)
+    pipeline = load_pipeline(folder, options)
     train, test = _load_data(pipeline, options)
     classifiers = _label_classifiers(train, test, label_training or LABEL_TRAINING, options)
     generator = torch.Generator().manual_seed(options.seed)
@@ -115,7 +99,7 @@ def evaluate_captions(
     name = next(iter(classifiers), None)
 
     def features(images: Tensor) -> Tensor:
-        return _thumbnails(images) if name is None else classify(classifiers[name].model, images).features
+        return small_pixels(images) if name is None else classify(classifiers[name].model, images).features
 
     of_generated, of_test = features(generated), features(test.images)
     distances = None
@@ -127,45 +111,38 @@ def evaluate_captions(
                 for each in (of_generated, features(drawn_reconstructed.images), features(drawn))
             )
         )
-    of_train = features(train.images)
-    evaluation = CaptionEvaluation(
-        pipeline=pipeline.spec.name,
-        tokenizer_fingerprint=pipeline.tokenizer.fingerprint(),
-        data=options.data_name,
-        sampling=options.sampling(pipeline.spec.defaults),
-        seed=options.seed,
-        device=options.device,
-        num_threads=torch.get_num_threads(),
-        batch_size=options.batch_size,
+    report = Report.begin(
+        pipeline,
+        options,
         seconds_per_image=seconds_per_image,
-        num_images=len(test),
         tokenizer=score_reconstructions(
             test.images,
             test_reconstructed.images,
             torch.cat([test_reconstructed.codes, drawn_reconstructed.codes]),
             pipeline.tokenizer.config.codebook_size,
         ),
-        effort=options.effort,
         searched=score_searched(pipeline, test.images, options) if options.effort else None,
+    )
+    evaluation = CaptionEvaluation(
+        **vars(report),
+        num_images=len(test),
         labels={
             each: LabelScores(
-                *(
-                    measure_accuracy(classify(classifier.model, images), _labels_of(test, each))
-                    for images in (generated, test_reconstructed.images, test.images)
-                )
+                generated=measure_accuracy(classify(classifier.model, generated), _labels_of(test, each)),
+                reconstructed=measure_accuracy(
+                    classify(classifier.model, test_reconstructed.images), _labels_of(test, each)
+                ),
+                real=classifier.test_accuracy,
+                verdict=classifier.verdict,
             )
             for each, classifier in classifiers.items()
         },
         features=name or "pixels",
         frechet_distances=distances,
-        nearest_train_ratio=(
-            nearest_distances(of_generated, of_train).median() / nearest_distances(of_test, of_train).median()
-        ).item(),
+        nearest_train_ratio=distance_ratio(of_generated, of_test, features(train.images)),
     )
-    (folder / "metrics.json").write_text(json.dumps(asdict(evaluation), indent=2) + "\n")
     save_prompted(folder / "samples.png", test, generated)
-    write_card_section(folder / "README.md", evaluation.pipeline, render_caption_evaluation(evaluation))
-    logger.info("evaluated pipeline=%s", evaluation.pipeline)
+    evaluation.save(folder, render_caption_evaluation(evaluation))
     return evaluation
 
 
@@ -181,7 +158,10 @@ def _load_data(pipeline: Pipeline, options: EvaluationOptions) -> tuple[Captione
     train, test = data.where("train"), data.where(*NOT_TRAIN)
     for split, images in (("train", train), ("held_out", test)):
         if len(images) < 2:
-            raise DataError(f"{options.data}: at least 2 images of the split {split!r}, got {len(images)}")
+            raise DataError(
+                f"data: {options.data}: at least 2 pictures of the split {split!r} are needed to measure, got"
+                f" {len(images)}: add pictures, or give more lines that split"
+            )
     if len(test) > options.num_images:
         rows = torch.linspace(0, len(test) - 1, options.num_images).long().tolist()
         test = CaptionedDataset(test.captions.take(rows), test.images[rows])
@@ -215,10 +195,3 @@ def _labels_of(data: CaptionedDataset, name: str) -> Tensor:
 def _numbers(captions: Captions) -> list[dict[str, int]]:
     """Return the numbers of each line's labels, by set."""
     return [dict(zip(captions.label_names, row, strict=True)) for row in captions.labels.tolist()]
-
-
-def _thumbnails(images: Tensor) -> Tensor:
-    """Return pixels (N, D) of images (N, C, H, W), at most 16 a side."""
-    height, width = (min(side, _THUMBNAIL_PX) for side in images.shape[-2:])
-    pooled = [F.adaptive_avg_pool2d(scale_to_unit(part), (height, width)) for part in images.split(1000)]
-    return torch.cat(pooled).flatten(1)

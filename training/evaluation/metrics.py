@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from models.autoencoders.similarity import measure_similarity
+from training.data.dataset import scale_to_unit
 
 _BLOCK_ROWS = 2000
+_SMALL_PX = 16
 _DATA_RANGE = 2.0  # images lie in [-1, 1]
 
 
@@ -146,6 +149,13 @@ def nearest_distances(features: torch.Tensor, others: torch.Tensor) -> torch.Ten
         for start in range(0, len(features), num_rows)
     ]
     return torch.cat(blocks).sqrt()
+
+
+def small_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Return pixels (N, D) of small copies, at most 16 a side, of images (N, C, H, W), as features."""
+    height, width = (min(side, _SMALL_PX) for side in images.shape[-2:])
+    pooled = [F.adaptive_avg_pool2d(scale_to_unit(part), (height, width)) for part in images.split(1000)]
+    return torch.cat(pooled).flatten(1)
 
 
 def _squared_distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

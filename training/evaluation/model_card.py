@@ -1,13 +1,19 @@
 """The measured part of a model card, and the picture beside it."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from models.options import FlowOptions, Options, requested
+from models.options import ConfigError, FlowOptions, Options, requested
 from training.data.dataset import ImageDataset, scale_to_unit
 from training.evaluation.plots import GridBlock, save_labelled_grid
-from training.evaluation.scores import Evaluation, SampleMetrics, TokenizerMetrics
+
+if TYPE_CHECKING:
+    from training.evaluation.scores import ClassifierMetrics, Evaluation, SampleMetrics, TokenizerMetrics
+
+CARD_FILE = "README.md"
 
 _START = "<!-- evaluation -->"
 _END = "<!-- /evaluation -->"
@@ -17,22 +23,39 @@ _NUM_GRID_PAIRS = 3
 _MAX_GRID_ROWS = 20
 
 
+@dataclass(frozen=True)
+class Card:
+    """A model card around its evaluation."""
+
+    before: str
+    after: str
+
+
+def read_card(path: Path, pipeline: str) -> Card:
+    """Read the card at ``path``, or begin one.
+
+    Raises: ConfigError when it isn't text, or has one of the evaluation's two markers alone.
+    """
+    try:
+        card = path.read_text(encoding="utf-8") if path.exists() else f"# {pipeline}\n"
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+    before, start, rest = card.partition(_START)
+    if not start:
+        return Card(f"{card.rstrip()}\n\n", "\n")
+    _, end, after = rest.partition(_END)
+    if not end:
+        raise ConfigError(f"{path}: {_START} has no {_END}")
+    return Card(before, after)
+
+
 def write_card_section(path: Path, pipeline: str, text: str) -> None:
     """Put an evaluation's ``text`` between its markers in the card at ``path``, making what is missing."""
-    section = f"{_START}\n{text}\n{_END}"
-    card = path.read_text() if path.exists() else f"# {pipeline}\n"
-    before, start, rest = card.partition(_START)
-    if start:
-        _, end, after = rest.partition(_END)
-        if not end:
-            raise ValueError(f"{path}: {_START} has no {_END}")
-        card = before + section + after
-    else:
-        card = f"{card.rstrip()}\n\n{section}\n"
-    path.write_text(card)
+    card = read_card(path, pipeline)
+    path.write_text(f"{card.before}{_START}\n{text}\n{_END}{card.after}", encoding="utf-8")
 
 
-def render_evaluation(evaluation: Evaluation) -> str:
+def render_evaluation(evaluation: "Evaluation") -> str:
     """Return the evaluation as Markdown."""
     tokenizer = evaluation.tokenizer
     lines = [
@@ -44,7 +67,7 @@ def render_evaluation(evaluation: Evaluation) -> str:
         "",
         f"### Tokenizer, {tokenizer.num_images:,} test images",
         "",
-        *render_tokenizer(tokenizer, None, 0),
+        *render_tokenizer(tokenizer, evaluation.searched, evaluation.effort),
         "",
         "### Generated images",
         "",
@@ -53,38 +76,57 @@ def render_evaluation(evaluation: Evaluation) -> str:
         f"{evaluation.batch_size} ({evaluation.device}, {evaluation.num_threads} threads).",
     ]
     for name, metrics in evaluation.classifiers.items():
+        lines += ["", *_render_classifier(name, metrics)]
         lines += [
-            "",
-            f"Under classifier `{name}`, trained on real images alone, "
-            f"{metrics.test_accuracy:.2%} right on the real test images:",
-            "",
-            "| images | number | class accuracy | Fréchet distance | precision | recall | density "
-            "| coverage |",
-            "|---|---|---|---|---|---|---|---|",
-            _render_row("real", metrics.real),
-            _render_row("reconstructions", metrics.reconstructions),
-            _render_row("**generated**", metrics.generated),
-            _render_row("reconstructed test images (paired)", metrics.paired_test_reconstructions),
             "",
             f"Distance to the nearest training image: {metrics.nearest_train_ratio:.2f} times that of "
             "test images, in the median (far below 1 would tell of memorised images).",
         ]
+    has_judge = all(metrics.test_accuracy is not None for metrics in evaluation.classifiers.values())
     lines += [
         "",
-        "Every row is compared with the real test images, in the classifier's last features. *Real* are "
-        "training images that the classifier never saw, so this row is the floor; *reconstructions* are "
+        "Every row is compared with the real test images, in "
+        + ("the classifier's last features. " if has_judge else "these pixels. ")
+        + ("*Real* are training images" + " that the classifier never saw" * has_judge)
+        + ", so this row is the floor; *reconstructions* are "
         "the same images through the tokenizer. The paired row holds reconstructions of the very images "
-        "it is compared with.",
+        f"it is compared with. Neighbours, for the last four columns: {evaluation.num_neighbours}.",
     ]
     return "\n".join(lines)
 
 
-def _render_row(name: str, metrics: SampleMetrics) -> str:
-    return (
-        f"| {name} | {metrics.num_images:,} | {metrics.class_accuracy:.2%} "
-        f"| {metrics.frechet_distance:.4f} | {metrics.precision:.3f} | {metrics.recall:.3f} "
-        f"| {metrics.density:.3f} | {metrics.coverage:.3f} |"
-    )
+def _render_classifier(name: str, metrics: "ClassifierMetrics") -> list[str]:
+    """Return the table of one classifier, or of pixels, without the columns that these have not."""
+    if metrics.test_accuracy is None:
+        lines = ["In the pixels of small copies, as one class leaves a classifier nothing to tell apart:"]
+        titles = ["images", "number", "precision", "recall", "density", "coverage"]
+    else:
+        lines = [
+            f"Under classifier `{name}`, trained on real images alone, "
+            f"{metrics.test_accuracy:.2%} right on the real test images:",
+        ]
+        titles = ["images", "number", "class accuracy", "Fréchet distance", "precision", "recall", "density"]
+        titles += ["coverage"]
+    doubts = metrics.verdict.doubts(f"Classifier `{name}`") if metrics.verdict else []
+    return [
+        *(line for doubt in doubts for line in (doubt, "")),
+        *lines,
+        "",
+        f"| {' | '.join(titles)} |",
+        "|" + "---|" * len(titles),
+        _render_row("real", metrics.real),
+        _render_row("reconstructions", metrics.reconstructions),
+        _render_row("**generated**", metrics.generated),
+        _render_row("reconstructed test images (paired)", metrics.paired_test_reconstructions),
+    ]
+
+
+def _render_row(name: str, metrics: "SampleMetrics") -> str:
+    cells = [name, f"{metrics.num_images:,}"]
+    if metrics.class_accuracy is not None and metrics.frechet_distance is not None:
+        cells += [f"{metrics.class_accuracy:.2%}", f"{metrics.frechet_distance:.4f}"]
+    shares = (metrics.precision, metrics.recall, metrics.density, metrics.coverage)
+    return f"| {' | '.join([*cells, *(f'{share:.3f}' for share in shares)])} |"
 
 
 def save_samples(
@@ -131,7 +173,9 @@ def render_sampling(sampling: Options) -> str:
     return f"Sampler `{sampling.sampler}`, {sampling.num_steps} steps{easing}, {guidance}{caching}"
 
 
-def render_tokenizer(metrics: TokenizerMetrics, searched: TokenizerMetrics | None, effort: int) -> list[str]:
+def render_tokenizer(
+    metrics: "TokenizerMetrics", searched: "TokenizerMetrics | None", effort: int
+) -> list[str]:
     """Return the table of a tokenizer; ``searched`` is of codes searched for with ``effort``."""
     lines = [
         "| measure | value |",

@@ -13,8 +13,8 @@ class EvaluationOptions:
     """What to measure with. None leaves a sampling option to the pipeline's defaults.
 
     data: as ``load_dataset`` takes it. num_images: at most how many are generated, and how many real ones are
-    drawn from the training split. effort: so many sweeps also search codes for a data set's images, where
-    it has captions; the nearest are always measured.
+    drawn from the training split. effort: so many sweeps also search codes for a data set's images; the
+    nearest are always measured.
     """
 
     data: str = FASHION_MNIST

@@ -1,10 +1,14 @@
 """What an evaluation measures, and how a set of images is scored against real ones."""
 
-from dataclasses import dataclass
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
 from models.options import Options
+from models.pipeline import Pipeline
 from training.data.dataset import scale_to_unit
 from training.evaluation.classifier import TrainedClassifier, classify, measure_accuracy
 from training.evaluation.metrics import (
@@ -19,9 +23,16 @@ from training.evaluation.metrics import (
     measure_statistics,
     nearest_distances,
     psnr_db,
+    small_pixels,
 )
+from training.evaluation.model_card import CARD_FILE, write_card_section
+from training.evaluation.options import EvaluationOptions
+from training.evaluation.verdict import Verdict
+
+logger = logging.getLogger(__name__)
 
 _BATCH_SIZE = 1000
+_MIN_DISTANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -43,11 +54,14 @@ class TokenizerMetrics:
 
 @dataclass(frozen=True)
 class SampleMetrics:
-    """A set of images against the real test images, in the features of one classifier."""
+    """A set of images against the real test images, in the features of one classifier.
+
+    In pixels, without a classifier, there is neither accuracy nor Fréchet distance.
+    """
 
     num_images: int
-    class_accuracy: float
-    frechet_distance: float
+    class_accuracy: float | None
+    frechet_distance: float | None
     precision: float
     recall: float
     density: float
@@ -58,21 +72,26 @@ class SampleMetrics:
 class ClassifierMetrics:
     """Rows of one classifier's table. Their meaning is in ``evaluate``.
 
-    nearest_train_ratio: median distance of generated images to the nearest training image over that of
-    test images; far below 1 tells of memorised training images.
+    test_accuracy and verdict: None where pixels are compared, without a classifier. nearest_train_ratio:
+    median distance of generated images to the nearest training image over that of test images; far below 1
+    tells of memorised training images.
     """
 
-    test_accuracy: float
+    test_accuracy: float | None
     real: SampleMetrics
     reconstructions: SampleMetrics
     generated: SampleMetrics
     paired_test_reconstructions: SampleMetrics
     nearest_train_ratio: float
+    verdict: Verdict | None = None
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Everything that ``evaluate`` measures; the content of metrics.json."""
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What every evaluation says beside its own measures: the content of metrics.json.
+
+    tokenizer and searched: of codes nearest to the latents, and of those searched for with ``effort``.
+    """
 
     pipeline: str
     tokenizer_fingerprint: str
@@ -84,37 +103,88 @@ class Evaluation:
     batch_size: int
     seconds_per_image: float
     tokenizer: TokenizerMetrics
+    effort: int = 0
+    searched: TokenizerMetrics | None = None
+
+    @classmethod
+    def begin(
+        cls,
+        pipeline: Pipeline,
+        options: EvaluationOptions,
+        *,
+        seconds_per_image: float,
+        tokenizer: TokenizerMetrics,
+        searched: TokenizerMetrics | None,
+    ) -> "Report":
+        """Return what is known of any pipeline."""
+        return Report(
+            pipeline=pipeline.spec.name,
+            tokenizer_fingerprint=pipeline.tokenizer.fingerprint(),
+            data=options.data_name,
+            sampling=options.sampling(pipeline.spec.defaults),
+            seed=options.seed,
+            device=options.device,
+            num_threads=torch.get_num_threads(),
+            batch_size=options.batch_size,
+            seconds_per_image=seconds_per_image,
+            tokenizer=tokenizer,
+            effort=options.effort,
+            searched=searched,
+        )
+
+    def save(self, folder: Path, section: str) -> None:
+        """Write metrics.json, and ``section`` into the model card."""
+        (folder / "metrics.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_card_section(folder / CARD_FILE, self.pipeline, section)
+        logger.info("evaluated pipeline=%s", self.pipeline)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Report):
+    """Everything that ``evaluate`` measures."""
+
     classifiers: dict[str, ClassifierMetrics]
+    num_neighbours: int = 5
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The real test images as one classifier sees them."""
+    """The real test images as one classifier sees them, or their pixels, without one."""
 
-    classifier: TrainedClassifier
+    classifier: TrainedClassifier | None
     statistics: FeatureStatistics
     manifold: Manifold
 
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return features (N, D) of images (N, C, H, W), uint8 or float in [-1, 1]."""
+        return _features(self.classifier, images)
+
 
 def build_reference(
-    classifier: TrainedClassifier, test_images: torch.Tensor, *, num_neighbours: int = 5
+    classifier: TrainedClassifier | None, test_images: torch.Tensor, *, num_neighbours: int = 5
 ) -> Reference:
     """Prepare to score against test_images, (N, C, H, W) uint8 or float in [-1, 1]."""
-    features = classify(classifier.model, test_images).features
+    features = _features(classifier, test_images)
     return Reference(classifier, measure_statistics(features), build_manifold(features, num_neighbours))
 
 
 def score_samples(images: torch.Tensor, labels: torch.Tensor, reference: Reference) -> SampleMetrics:
     """Score images, (N, C, H, W) uint8 or float in [-1, 1], whose classes should be labels (N,)."""
-    classification = classify(reference.classifier.model, images)
-    features = classification.features
+    accuracy = distance = None
+    if reference.classifier is None:
+        features = reference.features(images)
+    else:
+        classification = classify(reference.classifier.model, images)
+        features = classification.features
+        accuracy = measure_accuracy(classification, labels)
+        distance = frechet_distance(measure_statistics(features), reference.statistics)
     scores = measure_manifolds(
         reference.manifold, build_manifold(features, reference.manifold.num_neighbours)
     )
     return SampleMetrics(
         num_images=len(images),
-        class_accuracy=measure_accuracy(classification, labels),
-        frechet_distance=frechet_distance(measure_statistics(features), reference.statistics),
+        class_accuracy=accuracy,
+        frechet_distance=distance,
         precision=scores.precision,
         recall=scores.recall,
         density=scores.density,
@@ -147,8 +217,19 @@ def score_reconstructions(
 
 def nearest_train_ratio(generated: torch.Tensor, train_images: torch.Tensor, reference: Reference) -> float:
     """Return generated images' median distance to the nearest training image over that of test images."""
-    model = reference.classifier.model
-    train_features = classify(model, train_images).features
-    of_generated = nearest_distances(classify(model, generated).features, train_features)
-    of_test = nearest_distances(reference.manifold.features, train_features)
-    return (of_generated.median() / of_test.median()).item()
+    return distance_ratio(
+        reference.features(generated), reference.manifold.features, reference.features(train_images)
+    )
+
+
+def distance_ratio(features: torch.Tensor, real: torch.Tensor, train: torch.Tensor) -> float:
+    """Return the median distance of features (N, D) to the nearest of train (M, D), over that of real ones.
+
+    1 where both are 0, for lack of anything better; infinite distances don't go into JSON, so 0 is raised.
+    """
+    of_real = nearest_distances(real, train).median().clamp(min=_MIN_DISTANCE)
+    return float(nearest_distances(features, train).median().clamp(min=_MIN_DISTANCE) / of_real)
+
+
+def _features(classifier: TrainedClassifier | None, images: torch.Tensor) -> torch.Tensor:
+    return small_pixels(images) if classifier is None else classify(classifier.model, images).features

@@ -1,0 +1,52 @@
+"""What an evaluation needs, checked before it computes for minutes."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from models.autoencoders.similarity import WINDOW_PX
+from models.autoencoders.vq import Tokenizer
+from models.options import ConfigError
+from models.pipeline import Pipeline
+from training.evaluation.model_card import CARD_FILE, read_card
+from training.evaluation.options import EvaluationOptions
+
+
+def load_pipeline(folder: Path, options: EvaluationOptions) -> Pipeline:
+    """Load the pipeline to measure, where it can be measured and the results can be written.
+
+    Raises: ConfigError saying what is missing.
+    """
+    _check_device(options.device)
+    pipeline = Pipeline.load(folder, device=options.device)
+    name = pipeline.spec.name
+    if not isinstance(pipeline.autoencoder, Tokenizer):
+        raise ConfigError(f"{name} has no codebook of pictures: only pipelines with one are measured")
+    if pipeline.prior is None:
+        raise ConfigError(f"{name} has no prior: there is nothing that it could generate")
+    if pipeline.tokenizer.config.image_size_px < WINDOW_PX:
+        size_px = pipeline.tokenizer.config.image_size_px
+        raise ConfigError(f"{name}: at least {WINDOW_PX} pixels a side can be measured, got {size_px}")
+    options.sampling(pipeline.spec.defaults)
+    for written in (folder, options.classifier_folder):
+        _check_writable(written)
+    read_card(folder / CARD_FILE, name)
+    return pipeline
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device: {device!r} can't be used here ({reason}); cpu always can") from error
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{folder} can't be written: {error.strerror}; make it so, or copy it") from error

@@ -106,8 +106,7 @@ def about(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
-    run = context.find_object(_Run)
-    assert run is not None
+    run = context.ensure_object(_Run)
     run.shows_tracebacks, run.is_supervised = debug, supervised
     if supervised:
         end_with_stdin()

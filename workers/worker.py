@@ -294,18 +294,21 @@ class Worker:
 def run_worker(settings: WorkerSettings) -> None:
     """Load the pipelines, warm the engine, and work until SIGTERM or SIGINT.
 
-    Raises: ConfigError when there is no pipeline to serve, or one can't be used.
+    Raises: ConfigError when there is no pipeline to serve, or one can't be used; StorageUnavailable when
+    results can't be written.
     """
     from workers.engine.loading import load_engine
 
     assert settings.redis_url is not None
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
+    results = ResultStore(settings.results_dir)
+    results.check()
     engine = load_engine(settings, catalog)
     engine.warm_up()
     worker = Worker(
         settings.redis_url,
         engine,
-        ResultStore(settings.results_dir),
+        results,
         WorkerConfig(settings.lease_s, settings.max_tries, settings.drain_grace_s, settings.ageing_s),
         read_sources=source_reader(catalog, BlobStore(settings.blobs_dir)),
         pipelines=catalog.names,

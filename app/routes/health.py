@@ -1,5 +1,6 @@
 """Is this process alive, and is the service ready?"""
 
+import asyncio
 from typing import Literal
 
 from fastapi import APIRouter
@@ -47,14 +48,16 @@ async def is_live() -> Liveness:
     "/ready",
     operation_id="is_ready",
     summary="Is the service ready?",
-    responses=problems("not_ready", "queue_unavailable"),
+    responses=problems("not_ready", "queue_unavailable", "storage_unavailable", "storage_full"),
 )
 async def is_ready(services: ServicesNeeded) -> Readiness:
     """Answer 200 when a job of any pipeline would be worked on now, and 503 with the reason when not.
 
-    It tries what a job needs: to write into the queue, and that a worker is ready for each pipeline.
+    It tries what a job needs: to write into the queue and the stores, and a ready worker for each pipeline.
     """
     health = await services.queue.check()
+    for store in (services.results, services.blobs):
+        await asyncio.to_thread(store.check)
     if not health.num_ready_workers:
         if health.num_draining_workers:
             raise NotReady(f"{health.num_draining_workers} workers are draining, and no other is ready")

@@ -1,8 +1,10 @@
 """What is refused, and in what words."""
 
 import contextlib
+import dataclasses
 import http.client
 import json
+import shutil
 import time
 
 import httpx
@@ -12,7 +14,7 @@ from app.errors import problem_of as describe
 from app.main import create_app
 from app.settings import AppSettings
 from models.options import ConfigError
-from tests.app.conftest import job_of, problem_of, serving, settings_for, working
+from tests.app.conftest import SPEC, WAIT, job_of, problem_of, serving, settings_for, working
 from tests.fake_engine import FakeEngine
 from tests.waiting import wait_until
 from workers.errors import InvalidSource, ServiceError
@@ -254,6 +256,34 @@ def test_readiness_follows_the_workers(redis_url, tmp_path):
             assert "draining" in problem_of(client.get("/health/ready"), 503, "not_ready").detail
             engine.is_held.clear()
         assert client.get("/health/live").json() == {"status": "live"}
+
+
+def test_a_service_whose_results_cannot_be_written_is_not_ready_and_says_why(redis_url, tmp_path):
+    settings = settings_for(tmp_path, redis_url)
+    with serving(create_app(settings)) as client, working(settings, FakeEngine()):
+        wait_until(lambda: client.get("/health/ready").status_code == 200)
+        for folder in (settings.results_dir, settings.blobs_dir):
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.write_text("a file stands where the folder was")
+            response = client.get("/health/ready")
+            assert (response.status_code, response.json()["code"]) == (503, "storage_unavailable")
+            assert f"{folder} (SMALTI_DATA_DIR) can't be written" in response.json()["detail"]
+            folder.unlink()
+            assert client.get("/health/ready").status_code == 200
+
+
+def test_a_service_is_not_ready_while_a_pipeline_has_no_worker(redis_url, tmp_path):
+    settings = settings_for(tmp_path, redis_url)
+    other = tmp_path / "weights" / "other"
+    other.mkdir()
+    dataclasses.replace(SPEC, name="other").save(other / "pipeline.json")
+    only_tiny = settings.model_copy(update={"pipelines": ("tiny",)})
+    with serving(create_app(settings)) as client, working(only_tiny, FakeEngine()):
+        wait_until(lambda: "no worker is ready for other" in client.get("/health/ready").text)
+        problem_of(client.post("/generate", json={"pipeline": "other"}), 503, "pipeline_not_served")
+        job = job_of(client.post("/generate", json={"pipeline": "tiny"}, headers=WAIT))
+        assert job.status == "succeeded"
 
 
 def test_without_a_queue_server_only_what_needs_it_is_refused(own_redis, tmp_path):

@@ -12,15 +12,27 @@ _RESULT_FIELDS = {**Result.model_fields, **Result.model_computed_fields}
 
 
 async def with_codes(job: JobView, services: "Services") -> JobView:
-    """Return the job with its codes, which lie in the result store.
+    """Return the job as it is shown: with its codes, which lie in the result store, and whole addresses.
 
     Raises: JobNotFound when they have expired.
     """
+    job = _below(services.settings.root_path, job)
     if job.result is None or job.result.codes is None or job.result.codes.codes is not None:
         return job
     codes = await asyncio.to_thread(services.results.read_codes, job.id)
     filled = job.result.codes.model_copy(update={"codes": codes})
     return job.model_copy(update={"result": job.result.model_copy(update={"codes": filled})})
+
+
+def _below(root_path: str, job: JobView) -> JobView:
+    """Return the job with the prefix of a proxy before the addresses of its outputs."""
+    if job.result is None or not root_path:
+        return job
+    outputs = [
+        output if output.url is None else output.model_copy(update={"url": root_path + output.url})
+        for output in job.result.outputs
+    ]
+    return job.model_copy(update={"result": job.result.model_copy(update={"outputs": outputs})})
 
 
 def codes_of_answer(body: Any) -> Any:

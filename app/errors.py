@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.field_errors import FieldError, field_errors
-from app.methods import AnswerMethods, allowed_methods
+from app.methods import allowed_methods
 from models.media.base import MEDIA
 from workers.errors import InvalidRequest, QueueFull, ServiceError
 from workers.messages import JobError
@@ -50,6 +50,38 @@ class NotReady(ServiceError):
     code = "not_ready"
 
 
+class TooBusy(ServiceError):
+    """What is asked for would be more than this server holds at a time."""
+
+    code = "too_busy"
+
+
+class BadRequest(ServiceError):
+    code = "bad_request"
+
+
+class BodyTooLarge(ServiceError):
+    code = "body_too_large"
+
+
+class RequestTimeout(ServiceError):
+    """The client sends its request too slowly."""
+
+    code = "request_timeout"
+
+
+class MisdirectedHost(ServiceError):
+    """The request names a host that this server does not answer for."""
+
+    code = "misdirected_host"
+
+
+class ForbiddenOrigin(ServiceError):
+    """A page of another origin asks for what it may not."""
+
+    code = "forbidden_origin"
+
+
 @dataclass(frozen=True)
 class _Kind:
     status: HTTPStatus
@@ -58,14 +90,17 @@ class _Kind:
 
 _KINDS: dict[str, _Kind] = {
     "bad_request": _Kind(HTTPStatus.BAD_REQUEST, "The request can't be read"),
+    "forbidden_origin": _Kind(HTTPStatus.FORBIDDEN, "Pages of this origin may not do that"),
     "not_found": _Kind(HTTPStatus.NOT_FOUND, "There is nothing at this address"),
     "method_not_allowed": _Kind(HTTPStatus.METHOD_NOT_ALLOWED, "This address takes another method"),
     "not_acceptable": _Kind(HTTPStatus.NOT_ACCEPTABLE, "The answer has none of these media types"),
+    "request_timeout": _Kind(HTTPStatus.REQUEST_TIMEOUT, "The request came too slowly"),
     "body_too_large": _Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
     "unsupported_media_type": _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body has another media type"),
     "range_not_satisfiable": _Kind(
         HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "The output has no such bytes"
     ),
+    "misdirected_host": _Kind(HTTPStatus.MISDIRECTED_REQUEST, "This server is not that host"),
     "invalid_request": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The request can't be served as it is"),
     **{
         f"invalid_{medium}": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, f"The {medium} can't be used")
@@ -76,6 +111,7 @@ _KINDS: dict[str, _Kind] = {
     "queue_full": _Kind(HTTPStatus.TOO_MANY_REQUESTS, "Too many jobs wait"),
     "queue_unavailable": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The queue does not answer"),
     "not_ready": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
+    "too_busy": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Too much is asked for at once"),
     "job_not_found": _Kind(HTTPStatus.NOT_FOUND, "There is no such job or output"),
     "job_cancelled": _Kind(HTTPStatus.CONFLICT, "The job was cancelled"),
     "deadline_exceeded": _Kind(HTTPStatus.GATEWAY_TIMEOUT, "The job was not done within its deadline"),
@@ -87,7 +123,7 @@ _KINDS: dict[str, _Kind] = {
     "worker_lost": _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "The workers that ran the job died"),
     "internal_error": _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "Something failed inside the server"),
 }
-_RETRIED = frozenset({"queue_full", "queue_unavailable", "not_ready", "pipeline_not_served"})
+_RETRIED = frozenset({"queue_full", "queue_unavailable", "not_ready", "pipeline_not_served", "too_busy"})
 
 
 class Problem(BaseModel):
@@ -147,6 +183,11 @@ class InternalErrors:
             await problem_response(problem)(scope, receive, send)
 
 
+def is_known_code(code: str) -> bool:
+    """Say whether an error's code is one of this version's."""
+    return code in _KINDS or code.removeprefix("invalid_") in MEDIA
+
+
 def problem_of(
     code: str, detail: str, *, job_id: str | None = None, errors: Sequence[FieldError] = ()
 ) -> Problem:
@@ -166,15 +207,42 @@ def problem_of(
     )
 
 
+class ProblemResponse(Response):
+    """A problem; ``instance`` gets the prefix under which the request came."""
+
+    media_type = PROBLEM_MEDIA_TYPE
+
+    def __init__(self, problem: Problem, headers: dict[str, str]) -> None:
+        super().__init__(problem.model_dump_json(exclude_none=True), problem.status, headers)
+        self._problem = problem
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        root_path = scope.get("root_path", "")
+        if root_path and self._problem.instance:
+            problem = self._problem.model_copy(update={"instance": root_path + self._problem.instance})
+            self.body = self.render(problem.model_dump_json(exclude_none=True))
+            self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
 def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> Response:
     """Answer with a problem; those that pass with time say when to try again."""
     headers = {
         **({"Retry-After": str(_DEFAULT_RETRY_AFTER_S)} if problem.code in _RETRIED else {}),
         **(headers or {}),
     }
-    return Response(
-        problem.model_dump_json(exclude_none=True), problem.status, headers, media_type=PROBLEM_MEDIA_TYPE
-    )
+    return ProblemResponse(problem, headers)
+
+
+async def refuse(
+    error: ServiceError,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    headers: dict[str, str] | None = None,
+) -> None:
+    """Answer a request with a failure before it reaches the application: for middleware."""
+    await problem_response(problem_of(error.code, str(error)), headers)(scope, receive, send)
 
 
 def job_problem_response(job_id: str, error: JobError) -> Response:
@@ -189,8 +257,6 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_middleware(InternalErrors)
-    app.add_middleware(AnswerMethods)
 
 
 async def _on_service_error(request: Request, error: Exception) -> Response:

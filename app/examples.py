@@ -151,6 +151,24 @@ PROBLEMS: dict[str, Problem] = {
     problem.code: problem
     for problem in (
         problem_of("bad_request", "Missing boundary in multipart."),
+        problem_of(
+            "forbidden_origin",
+            "Origin: pages of 'https://other.example' may not do that; whoever runs this server can allow it"
+            " with SMALTI_CORS_ORIGINS",
+        ),
+        problem_of(
+            "misdirected_host",
+            "Host: this server does not answer for 'other.example'; whoever runs it can allow the name with"
+            " SMALTI_ALLOWED_HOSTS",
+        ),
+        problem_of(
+            "request_timeout", "the body came too slowly, under 32768 bytes a second; send it again, faster"
+        ),
+        problem_of(
+            "too_busy",
+            "bodies of all requests may hold 134217728 bytes at a time, and there is no room for this one;"
+            " try again soon",
+        ),
         problem_of("not_acceptable", "Accept: this answer can be application/json; got text/csv"),
         problem_of("body_too_large", "the body is at most 65536 bytes, got 70000"),
         problem_of("unsupported_media_type", "Content-Type: send application/json, got text/plain"),

@@ -10,11 +10,14 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
-from app.body_limit import LimitBodies
-from app.errors import add_error_handlers
+from app.admission import AdmitBodies, BodyLimits
+from app.browsers import AllowOrigins, CheckSite, SecureHeaders
+from app.errors import InternalErrors, add_error_handlers
+from app.methods import AnswerMethods
 from app.metrics import CountRequests, HttpMetrics
 from app.openapi import DESCRIPTION, any_problem, use_openapi
 from app.queue import JobQueue
+from app.root_path import UseRootPath
 from app.routes import decode, encode, events, generate, health, jobs, metrics, outputs, pipelines
 from app.services import Services
 from app.settings import AppSettings
@@ -72,15 +75,31 @@ def create_app(settings: AppSettings) -> FastAPI:
         swagger_ui_parameters={"validatorUrl": None},  # which is a public server's by default
         lifespan=lifespan,
     )
+    app.state.settings = settings
     app.state.http_metrics = HttpMetrics()
     add_error_handlers(app)
-    app.add_middleware(LimitBodies)
-    app.add_middleware(CountRequests, metrics=app.state.http_metrics)
+    _add_door(app, settings, app.state.http_metrics)
     for routes in (generate, encode, decode, jobs, outputs, events, pipelines, health, metrics):
         app.include_router(routes.router)
     app.add_api_route("/", _home, include_in_schema=False)
     use_openapi(app)
     return app
+
+
+def _add_door(app: FastAPI, settings: AppSettings, metrics: HttpMetrics) -> None:
+    """Add what every request goes through; the last that is added is the first that sees it."""
+    limits = BodyLimits(settings.max_in_flight_bytes, settings.body_timeout_s, settings.min_body_bytes_per_s)
+    app.add_middleware(AdmitBodies, metrics=metrics, limits=limits)
+    app.add_middleware(InternalErrors)
+    app.add_middleware(AnswerMethods)
+    app.add_middleware(
+        CheckSite, metrics=metrics, allowed_hosts=settings.allowed_hosts, origins=settings.cors_origins
+    )
+    if settings.cors_origins:
+        app.add_middleware(AllowOrigins, origins=settings.cors_origins)
+    app.add_middleware(SecureHeaders, has_foreign_pages=bool(settings.cors_origins))
+    app.add_middleware(UseRootPath, root_path=settings.root_path)
+    app.add_middleware(CountRequests, metrics=metrics)
 
 
 async def _home() -> RedirectResponse:

@@ -26,13 +26,16 @@ Failures are `application/problem+json`; match on `code`.
 # What any request for work may be answered with; a job's own failure only where the answer waits for it.
 WORK_FAILURES = (
     "bad_request",
+    "forbidden_origin",
     "not_acceptable",
+    "request_timeout",
     "body_too_large",
     "unsupported_media_type",
     "invalid_request",
     "unknown_pipeline",
     "queue_full",
     "queue_unavailable",
+    "too_busy",
     "job_cancelled",
     "deadline_exceeded",
     "out_of_memory",

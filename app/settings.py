@@ -1,13 +1,19 @@
 """Settings of the front end, and the one way for any process to read its settings."""
 
-from typing import TypeVar
+import re
+from typing import Annotated, TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
 
 from workers.settings import ServiceSettings, WorkerSettings
 from workers.settings import read_settings as _read_settings
 
 Settings = TypeVar("Settings", bound=ServiceSettings)
+Names = Annotated[tuple[str, ...], NoDecode]
+
+_MIB = 2**20
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*,\s]+")
 
 
 class AppSettings(ServiceSettings):
@@ -24,6 +30,63 @@ class AppSettings(ServiceSettings):
         gt=0,
         description="The longest that `Prefer: wait` is honoured.",
     )
+    max_in_flight_bytes: int = Field(
+        default=128 * _MIB,
+        ge=_MIB,
+        description="Bytes of bodies that all requests hold at a time; what is more is answered 503.",
+    )
+    header_timeout_s: float = Field(
+        default=10, gt=0, description="How long the head of a request may take; a new connection's first one."
+    )
+    body_timeout_s: float = Field(
+        default=20, gt=0, description="A body must go on at the least rate, looked at over this time."
+    )
+    min_body_bytes_per_s: int = Field(default=32 * 2**10, ge=0, description="The least rate of a body.")
+    keep_alive_s: int = Field(
+        default=75, ge=1, description="How long an idle connection is kept for its client's next request."
+    )
+    max_connections: int = Field(default=2048, ge=1, description="Connections at a time.")
+    max_connections_per_client: int = Field(
+        default=1536, ge=0, description="Of one address, which may be a proxy's; 0: as many as there may be."
+    )
+    allowed_hosts: Names = Field(
+        default=(),
+        description="Host names that requests may come by, besides addresses, this machine's name and names"
+        " without a dot; `*.example.com` and `*` are understood.",
+    )
+    cors_origins: Names = Field(
+        default=(), description="Origins whose pages may use the API, such as https://app.example.com; or *."
+    )
+    root_path: str = Field(
+        default="",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="The path under which a proxy shows the API, such as /smalti.",
+    )
+
+    @field_validator("allowed_hosts", "cors_origins", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip().lower() for name in value.split(",") if name.strip())
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"an origin is scheme://host or scheme://host:port, without a path: {origin}"
+                )
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if host != "*" and not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", host):
+                raise ValueError(f"a host is a name without scheme, port or path, *.name or *: {host}")
+        return value
 
 
 def read_settings(kind: type[Settings], **overrides: object) -> Settings:

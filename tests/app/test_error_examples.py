@@ -10,10 +10,13 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from app.errors import PROBLEM_MEDIA_TYPE
 from app.examples import PROBLEMS, QUEUED_JOB
 from app.main import create_app
 from app.settings import AppSettings
 from tests.app.conftest import problem_of, serving
+from tests.app.test_door import answer_of, connected, head
+from tests.app.test_metrics import samples_of
 from tests.waiting import wait_until
 from workers.queue import embedded_server
 
@@ -50,6 +53,7 @@ def service(own_redis, tmp_path) -> Iterator[Service]:
         weights_dir=ROOT / "weights",
         pipelines=("fashion-mnist",),
         data_dir=tmp_path / "data",
+        body_timeout_s=1.5,
     )
     app = create_app(settings)
     with serving(app) as client:
@@ -88,6 +92,19 @@ def cancel_while_waiting(service: Service) -> httpx.Response:
         return answer.result()
 
 
+def fill_the_door(service: Service) -> httpx.Response:
+    begun = head("/encode", "Content-Length: 67100000"), bytes(67_000_000)
+    with connected(service.client, *begun), connected(service.client, *begun):
+        wait_until(lambda: samples_of(service.client)["smalti_http_body_bytes",] == 134_000_000)
+        return service.post("/encode", json={"source": "A" * 300_000})
+
+
+def send_half_a_body(service: Service) -> httpx.Response:
+    with connected(service.client, head("/generate", "Content-Length: 100"), b"{") as connection:
+        status, problem = answer_of(connection)
+    return httpx.Response(status, json=problem, headers={"content-type": PROBLEM_MEDIA_TYPE})
+
+
 def fail_unexpectedly(service: Service) -> httpx.Response:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("app.submit.parse_prefer", None)
@@ -98,6 +115,12 @@ PROVOKE: dict[str, Callable[[Service], httpx.Response]] = {
     "bad_request": lambda service: service.post(
         "/encode", content=b"--x", headers={"content-type": "multipart/form-data"}
     ),
+    "forbidden_origin": lambda service: service.post(
+        "/generate", json={}, headers={"Origin": "https://other.example"}
+    ),
+    "misdirected_host": lambda service: service.client.get("/docs", headers={"Host": "other.example"}),
+    "request_timeout": send_half_a_body,
+    "too_busy": fill_the_door,
     "not_acceptable": lambda service: service.post(
         "/encode", json={"source": "AAAA"}, headers={"Accept": "text/csv"}
     ),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,7 +18,11 @@ from torch import Tensor
 
 from models.options import ConfigError, describe_invalid
 
-_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's archive; a bare pickle
+_LENGTH_BYTES = 8  # of the header, little-endian, before a safetensors file's header
+_ZIP_START = b"PK\x03\x04"  # of torch.save's archive
+_PICKLE_STARTS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # of a bare pickle
+_MAX_HEADER_BYTES = 100_000_000  # as safetensors has it
+_LFS_START = b"version https://git-lfs.github.com/spec/"
 
 
 class CheckpointError(ConfigError):
@@ -37,18 +42,9 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], config: Any) -> None
 def load_checkpoint(path: Path, config_class: type) -> tuple[dict[str, Tensor], Any]:
     """Return the tensors of ``path`` and its configuration as a ``config_class``.
 
-    Raises: CheckpointError when the file is missing, is a pickle, or is otherwise not ours.
+    Raises: CheckpointError when the file is missing, cut, a pickle, or otherwise not ours.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
-    if start.startswith(_PICKLE_STARTS):
-        raise CheckpointError(
-            f"{path} is a pickle, which can run code when it is loaded. Convert it to safetensors"
-            " on a machine that you can throw away, then load that."
-        )
+    _check_kind(path)
     config: Any
     try:
         with safe_open(path, framework="pt") as opened:
@@ -95,3 +91,55 @@ def fingerprint(named: Mapping[str, Any], tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _check_kind(path: Path) -> None:
+    """Check that a file begins as a safetensors file does, and is as long as its header says.
+
+    The length of the header comes first, and may begin as a pickle does: so the brace behind it is looked at,
+    and whether so long a header fits.
+
+    Raises: CheckpointError saying what the file is instead.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_START))
+            num_bytes = file.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+    if not start:
+        raise CheckpointError(f"{path} is empty. Get or write it again.")
+    if start.startswith(_LFS_START):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the weights themselves. Run `git lfs pull` in its repository."
+        )
+    header_bytes = int.from_bytes(start[:_LENGTH_BYTES], "little")
+    if start[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{" and header_bytes <= _MAX_HEADER_BYTES:
+        _check_length(path, _LENGTH_BYTES + header_bytes, num_bytes)
+    elif start.startswith((_ZIP_START, *_PICKLE_STARTS)):
+        raise CheckpointError(
+            f"{path} is a pickle, which can run code when it is loaded. Convert it to safetensors"
+            " on a machine that you can throw away, then load that."
+        )
+    elif num_bytes <= _LENGTH_BYTES:
+        raise CheckpointError(f"{path} is not a safetensors file: it has {num_bytes} bytes")
+
+
+def _check_length(path: Path, data_start: int, num_bytes: int) -> None:
+    """Check that all the data is there that the header announces.
+
+    Raises: CheckpointError. A header that can't be understood is left to safetensors.
+    """
+    expected = data_start
+    if data_start <= num_bytes:
+        with path.open("rb") as file:
+            header = file.read(data_start)[_LENGTH_BYTES:]
+        try:
+            entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+            expected += max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            return
+    if num_bytes < expected:
+        raise CheckpointError(
+            f"{path} is truncated: it has {num_bytes} bytes, its header asks for {expected}. Get it again."
+        )

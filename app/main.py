@@ -63,6 +63,7 @@ def create_app(settings: AppSettings) -> FastAPI:
         finally:
             sweeping.cancel()
             await asyncio.gather(sweeping, return_exceptions=True)
+            services.decoders.close()
             await queue.close()
 
     app = FastAPIOffline(  # /docs with the scripts that come with the package, instead of a CDN's

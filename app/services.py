@@ -7,13 +7,12 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import Request as HttpRequest
 
+from app.decoding import Decoders
 from app.queue import JobQueue
 from app.settings import AppSettings
 from workers.blobs import BlobStore
 from workers.catalog import Catalog
 from workers.results import ResultStore
-
-_MAX_DECODED_AT_ONCE = 2  # each decoded image may take some 100 MB
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Services:
     results: ResultStore
     blobs: BlobStore
     is_ending: asyncio.Event = field(default_factory=asyncio.Event)
-    decode_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_DECODED_AT_ONCE))
+    decoders: Decoders = field(default_factory=Decoders)
 
 
 async def services_of(request: HttpRequest) -> Services:  # async, or FastAPI asks another thread

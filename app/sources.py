@@ -40,35 +40,54 @@ async def store_sources(
 ) -> list[BlobReference]:
     """Return where the files are stored, fitted to what the pipeline takes.
 
-    Raises: InvalidSource naming the field; StorageFull.
+    Cancelling it ends the decoding.
+
+    Raises: InvalidSource naming the field; TooBusy; StorageFull.
     """
     spec = pipeline.medium
+    medium = medium_of(spec.medium)
 
-    def store(file: SourceFile) -> BlobReference:
-        medium = medium_of(spec.medium)
-        data = medium.save(fit(file, spec), medium.lossless_format)
+    def announced() -> list[int]:
+        return [medium.decoding_bytes(_content(file, spec)) for file in files]
+
+    def store(array: Array) -> BlobReference:
+        data = medium.save(array, medium.lossless_format)
         return services.blobs.put(data, medium.formats[medium.lossless_format])
 
     stored = []
-    for file in files:
-        async with services.decode_slots:
-            stored.append(await asyncio.to_thread(store, file))
+    num_bytes = await asyncio.to_thread(announced)
+    with services.decoders.admitted(sum(num_bytes)):
+        for file, its_bytes in zip(files, num_bytes, strict=True):
+            data = await asyncio.to_thread(_content, file, spec)
+            try:
+                array = await services.decoders.decode(its_bytes, medium.load, data, spec)
+            except InvalidMedia as error:
+                raise _unusable(file, spec, error) from error
+            stored.append(await asyncio.to_thread(store, array))
     return stored
 
 
 def fit(file: SourceFile, spec: MediumSpec) -> Array:
-    """Return the file's contents as the pipeline takes them.
+    """Return the file's contents as the pipeline takes them, decoded in this process.
 
     Raises: InvalidSource naming the field.
     """
-    data = file.content if isinstance(file.content, bytes) else _from_base64(file, spec)
     try:
-        if not data:
-            raise InvalidMedia("is empty")
-        return medium_of(spec.medium).load(data, spec)
+        return medium_of(spec.medium).load(_content(file, spec), spec)
     except InvalidMedia as error:
-        problem = str(error).removeprefix(f"{spec.medium}: ")
-        raise InvalidSource(spec.medium, f"{file.field}: {problem}") from error
+        raise _unusable(file, spec, error) from error
+
+
+def _unusable(file: SourceFile, spec: MediumSpec, error: InvalidMedia) -> InvalidSource:
+    problem = str(error).removeprefix(f"{spec.medium}: ")
+    return InvalidSource(spec.medium, f"{file.field}: {problem}")
+
+
+def _content(file: SourceFile, spec: MediumSpec) -> bytes:
+    data = file.content if isinstance(file.content, bytes) else _from_base64(file, spec)
+    if not data:
+        raise InvalidSource(spec.medium, f"{file.field}: is empty")
+    return data
 
 
 def _from_base64(file: SourceFile, spec: MediumSpec) -> bytes:

@@ -1,8 +1,9 @@
 """Answer a request for work: queue it, wait if the client prefers so, and send the job or its one output."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -25,7 +26,10 @@ from workers.messages import (
     Resolved,
 )
 
+Done = TypeVar("Done")
+
 _VARY = "Accept, Prefer"
+_CLIENT_IS_GONE = 499  # which nobody reads
 _CANCELLED = JobError(code="job_cancelled", message="the job was cancelled")
 
 
@@ -52,7 +56,9 @@ async def answer(
     negotiated = _negotiate(http, request, spec)
     preferences = parse_prefer(http.headers.getlist("prefer"))
     wait_s = _wait_s(preferences, negotiated, services)
-    sources = await store_sources(files, spec, services)
+    sources = await _unless_gone(http, store_sources(files, spec, services))
+    if sources is None:
+        return Response(status_code=_CLIENT_IS_GONE)
     resolved = services.catalog.resolve(negotiated.request, sources)
     _check_num_outputs(negotiated, resolved)
     job = await services.queue.submit(resolved)
@@ -154,6 +160,18 @@ def _wait_s(preferences: Preferences, negotiated: _Negotiated, services: Service
     if preferences.wait_s is not None:
         return min(preferences.wait_s, settings.max_wait_s)
     return 0.0 if negotiated.is_json else settings.default_wait_s
+
+
+async def _unless_gone(http: HttpRequest, work: Coroutine[Any, Any, Done]) -> Done | None:
+    """Return what the work returns; None when the client goes away before, which cancels it."""
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(http))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.wait((working, gone))  # no decoder is left behind
 
 
 async def _disconnected(http: HttpRequest) -> None:

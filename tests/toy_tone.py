@@ -40,6 +40,9 @@ class ToneMedium:
         samples, _ = self._read(data)
         return np.pad(samples[: spec.num_samples], (0, max(0, spec.num_samples - len(samples))))
 
+    def decoding_bytes(self, data: bytes) -> int:
+        return len(data)
+
     def save(self, array: Array, format: str, *, background: str = "white") -> bytes:
         buffer = io.BytesIO()
         with wave.open(buffer, "wb") as file:

@@ -53,6 +53,9 @@ class Medium(Protocol):
         Raises: InvalidMedia.
         """
 
+    def decoding_bytes(self, data: bytes) -> int:
+        """Return about how much memory ``load`` takes, from the file's first bytes alone."""
+
     def save(self, array: Array, format: str, *, background: str = "white") -> bytes:
         """Return a file; the same array gives the same bytes.
 

@@ -1,46 +1,24 @@
-"""Image files in and out, for serving and training alike. Without torch.
-
-Bounds are checked on the header, before a pixel is decoded.
-"""
+"""Image files in and out, for serving and training alike. Without torch."""
 
 import io
-import struct
-import zlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from models.media.base import InvalidMedia, MediaInfo, MediumSpec
+from models.media.announced import announced_bytes
+from models.media.base import MediaInfo, MediumSpec
+from models.media.pixels import FORMATS, Pixels, open_image, read_pixels
 
-Pixels = npt.NDArray[np.uint8]
-
-MAX_IMAGE_BYTES = 10 * 2**20
-MAX_IMAGE_PIXELS = 32 * 2**20
 PREVIEW_SIDE_PX = 128
 MEDIA_TYPES: dict[str, str] = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 
 _NEARLY_WHITE = 235
 _OUTSIDE = 128  # neither of the two values of the mask that is filled
-_FORMATS: dict[str, str] = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}
-# What Pillow's decoders raise on files that are broken, besides OSError.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
-# A warning that turns into an error where warnings are errors.
-_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -65,6 +43,10 @@ class ImageMedium:
         """Decode a file to the pipeline's size; see ``load_image``."""
         return load_image(data, spec.width_px, spec.height_px, spec.channels)
 
+    def decoding_bytes(self, data: bytes) -> int:
+        """Return about how much memory ``load`` takes."""
+        return announced_bytes(data)
+
     def save(self, array: Pixels, format: str, *, background: str = "white") -> bytes:
         """Encode pixels; a transparent background clears the white around what is shown."""
         return encode_image(clear_background(array) if background == "transparent" else array, format)
@@ -72,7 +54,7 @@ class ImageMedium:
     def info(self, data: bytes) -> MediaInfo:
         """Return type and size."""
         with open_image(io.BytesIO(data)) as image:
-            return MediaInfo(MEDIA_TYPES[_FORMATS[image.format or ""]], *image.size)
+            return MediaInfo(MEDIA_TYPES[FORMATS[image.format or ""]], *image.size)
 
     def preview(self, array: Pixels) -> tuple[bytes, str]:
         """Return a WebP whose sides are at most PREVIEW_SIDE_PX."""
@@ -90,53 +72,6 @@ class ImageMedium:
 
 
 IMAGE = ImageMedium()
-
-
-def open_image(
-    file: Any, *, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = MAX_IMAGE_PIXELS
-) -> Image.Image:
-    """Open a PNG, JPEG or WebP file (a path, or a seekable file) within bounds; no pixel is decoded yet.
-
-    Raises: InvalidMedia when it is of another kind, or exceeds a bound; OSError when it can't be read.
-    """
-    num_bytes = file.seek(0, io.SEEK_END) if hasattr(file, "seek") else file.stat().st_size
-    if num_bytes > max_bytes:
-        raise InvalidMedia(f"image: at most {max_bytes} bytes, got {num_bytes}")
-    try:
-        image = Image.open(file, formats=tuple(_FORMATS))
-    except UnidentifiedImageError:
-        raise InvalidMedia("image: the bytes are not a PNG, JPEG or WebP file") from None
-    except _BOMB as error:
-        raise InvalidMedia(f"image: at most {max_pixels} pixels, got far more") from error
-    except _BROKEN as error:
-        raise InvalidMedia("image: the file's header is broken") from error
-    width, height = image.size
-    if width * height > max_pixels:
-        image.close()
-        raise InvalidMedia(
-            f"image: at most {max_pixels} pixels, got {width} x {height} = {width * height};"
-            " make it smaller first"
-        )
-    return image
-
-
-def read_pixels(opened: Image.Image, width_px: int, height_px: int, channels: Literal[1, 3]) -> Pixels:
-    """Decode an opened image to (height_px, width_px, channels) pixels: the one rule for every reader.
-
-    An animation gives its first frame. The orientation that a camera noted is applied, transparent parts are
-    white, the middle of the wanted shape is cut out and resized with the Lanczos filter; an image that has
-    the size already keeps its pixels exactly.
-
-    Raises: InvalidMedia when the file turns out to be broken.
-    """
-    try:
-        image = ImageOps.exif_transpose(opened)
-        image = _flatten(image).convert("L" if channels == 1 else "RGB")
-    except _BROKEN as error:
-        raise InvalidMedia(f"image: the {opened.format} file is broken or truncated") from error
-    if image.size != (width_px, height_px):
-        image = ImageOps.fit(image, (width_px, height_px), Image.Resampling.LANCZOS)
-    return np.asarray(image, dtype=np.uint8).reshape(height_px, width_px, channels)
 
 
 def load_image(data: bytes, width_px: int, height_px: int, channels: Literal[1, 3]) -> Pixels:
@@ -197,13 +132,3 @@ def encode_preview(pixels: Pixels) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80, method=2)
     return buffer.getvalue()
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """Return the image in 8 bits a channel, its transparent parts white."""
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.media.base import InvalidMedia
-from models.media.image import open_image
+from models.media.pixels import open_image
 from training.data.pictures import MAX_BYTES, MAX_PIXELS
 
 logger = logging.getLogger(__name__)

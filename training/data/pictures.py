@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.media.base import InvalidMedia
-from models.media.image import open_image, read_pixels
+from models.media.pixels import open_image, read_pixels
 from training.data.dataset import DataError
 
 MAX_BYTES = 256 * 2**20

@@ -10,12 +10,12 @@ from PIL import Image, ImageDraw
 from models.media.base import InvalidMedia
 from models.media.image import (
     IMAGE,
-    MAX_IMAGE_BYTES,
     ImageSpec,
     clear_background,
     encode_image,
     load_image,
 )
+from models.media.pixels import MAX_IMAGE_BYTES
 
 GRADIENT = np.arange(24 * 24 * 3, dtype=np.uint32).reshape(24, 24, 3).astype(np.uint8)
 

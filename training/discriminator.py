@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from training.precision import autocast
 
+SMALLEST_PX = 8  # a side of pictures, which are halved three times
 _MAX_WEIGHT = 1e4
 
 

@@ -7,9 +7,11 @@ not from noised data, so that the student learns at each window's start from wha
 a window's start is learnt, not the times within.
 """
 
+import functools
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +24,17 @@ from models.networks.dit import DiT
 from models.options import Count, FlowOptions, UnitTime
 from models.pipeline import PRIOR_FILE, Pipeline, save_pipeline
 from models.priors.flow import FlowPrior, FlowStage
+from models.spec import SPEC_FILE
 from models.stage import Sample, SampleSpec, run_directly
-from training.examples import Examples, encode_examples, read_training_data
-from training.fit import FitConfig, State, fit
+from training import preflight
+from training.checkpoints import State, check_exported, file_digest
+from training.compiling import Compiler
+from training.config_file import TrainingError
+from training.examples import Examples, TrainingData, encode_examples, read_training_data
+from training.fit import FitConfig, fit
 from training.precision import autocast, fast_dtype
-from training.prior import save_samples
-from training.run import Processes, Run, TrainingError, generator_for
+from training.prior import data_digest, save_samples
+from training.run import Processes, Run, generator_for
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -66,29 +73,75 @@ def train_distilled(config: DistillConfig, *, resume: bool = False) -> Path:
     Raises: TrainingError when the run can't start or go on.
     """
     processes = Processes.join(config.num_threads)
-    run = Run(config.folder, config, processes, num_steps=config.num_steps, resume=resume)
+    preflight.check(_problems(config))
+    with Run(config, processes, resume=resume) as run:
+        if not (resume and run.is_finished(config.output / SPEC_FILE)):
+            _train(config, run)
+    return config.output
+
+
+def _problems(config: DistillConfig) -> Iterator[str | None]:
+    """Yield what the settings alone show to be wrong."""
+    yield preflight.unwritable("folder", config.folder)
+    yield preflight.unusable_output(config.output)
+    yield preflight.missing_file("teacher", config.teacher / SPEC_FILE)
+    teacher, output = config.teacher.resolve(), config.output.resolve()
+    if teacher == output:
+        yield f"output: {config.output} is the teacher itself, to be overwritten: name another folder"
+    elif teacher.parent != output.parent:
+        yield (
+            f"output: {config.output} must lie beside the teacher, in {teacher.parent}, because it shares the"
+            " teacher's tokenizer"
+        )
+
+
+def _train(config: DistillConfig, run: Run) -> None:
+    """Take the steps that are left, and write the pipeline."""
+    processes = run.processes
     dtype = fast_dtype(processes.device.type)
     teacher = Pipeline.load(config.teacher, device=str(processes.device), dtype=dtype)
     if not isinstance(teacher.prior, FlowPrior):
         raise TrainingError(f"teacher: only a flow prior can be distilled, got {teacher.spec.prior}")
-    examples = _load_examples(teacher, config)
+    data = _read_data(teacher, config)
     student = DiT.load(config.teacher / PRIOR_FILE).float().to(processes.device)
-    predict: Any = processes.wrap(student)
-    if config.is_compiled:
-        predict = torch.compile(predict)
+    defaults = FlowOptions(num_steps=config.num_windows, sampler="euler", guidance_scale=1.0)
+    spec = replace(
+        teacher.spec,
+        name=config.output.name,
+        defaults=defaults,
+        shares_with=teacher.spec.shares_with or config.teacher.resolve().name,
+    )
+    preflight.check(
+        (preflight.other_pipeline(config.output, spec), preflight.too_full(config.folder, student))
+    )
+    num_examples = len(data.images)
+    preflight.say_what_begins(student, num_examples, config.batch_size, config.num_steps, processes)
+    examples = encode_examples(
+        teacher.tokenizer,
+        data,
+        teacher.prompt_encoder,
+        with_flips=config.horizontal_flips,
+        cache=config.folder,
+    )
+    compiler = Compiler(is_on=config.is_compiled)
+    predict = compiler.compile(processes.wrap(student))
     paths = TeacherPaths(teacher, examples, config)
 
-    def loss_of(step: int) -> Tensor:
+    @functools.lru_cache(maxsize=1)  # new paths come once a step, however often its loss is computed
+    def draw(step: int) -> tuple[Tensor, Tensor, Conditions, Tensor]:
         generator = generator_for(config.seed, step, processes.rank)
         paths.extend(config.num_new_paths, generator)
-        x, t, conditions, target = paths.draw(config.batch_size, generator)
+        return paths.draw(config.batch_size, generator)
+
+    def loss_of(step: int) -> Tensor:
+        x, t, conditions, target = draw(step)
         with autocast(processes.device):
             predicted = predict(x, t, conditions)
         return F.mse_loss(predicted.float(), target)
 
-    defaults = FlowOptions(num_steps=config.num_windows, sampler="euler", guidance_scale=1.0)
     fit(
         run,
+        compiler,
         student,
         config,
         loss_of,
@@ -100,21 +153,19 @@ def train_distilled(config: DistillConfig, *, resume: bool = False) -> Path:
             defaults,
             config.seed,
         ),
+        made_from={
+            "data": data_digest(data),
+            "teacher": " ".join(file_digest(config.teacher / name) for name in (SPEC_FILE, PRIOR_FILE)),
+        },
         also_saved={"paths": paths},
     )
     if processes.is_main:
-        spec = replace(
-            teacher.spec,
-            name=config.output.name,
-            defaults=defaults,
-            shares_with=teacher.spec.shares_with or config.teacher.resolve().name,
-        )
+        check_exported(student.state_dict(), config.output / PRIOR_FILE)
         save_pipeline(config.output, spec, teacher.tokenizer, student)
-    return config.output
 
 
-def _load_examples(teacher: Pipeline, config: DistillConfig) -> Examples:
-    """Return examples whose labels are numbered as the teacher's.
+def _read_data(teacher: Pipeline, config: DistillConfig) -> TrainingData:
+    """Return training data whose labels are numbered as the teacher's.
 
     Raises: TrainingError when the data has no captions and the teacher wants some, or the reverse.
     """
@@ -125,13 +176,7 @@ def _load_examples(teacher: Pipeline, config: DistillConfig) -> Examples:
     if bool(data.captions) != teacher.spec.takes_prompt:
         takes, has = ("a prompt", "no captions") if teacher.spec.takes_prompt else ("no prompt", "captions")
         raise TrainingError(f"data: the teacher takes {takes}, but {config.data} has {has}")
-    return encode_examples(
-        teacher.tokenizer,
-        data,
-        teacher.prompt_encoder,
-        with_flips=config.horizontal_flips,
-        cache=config.folder,
-    )
+    return data
 
 
 class TeacherPaths:

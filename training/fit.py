@@ -1,9 +1,10 @@
 """The loop that fits a prior: schedule, optimisers, average of weights, checkpoints, pictures."""
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Protocol
 
 import torch
 from pydantic import ConfigDict, Field
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 
 from models.networks.dit import DiT
 from models.options import Count, UnitTime
+from training.checkpoints import State
+from training.compiling import Compiler
 from training.ema import WeightAverage
 from training.run import Run, learning_rate_factor
-
-State = dict[str, Any]
 
 
 class Stateful(Protocol):
@@ -54,16 +55,19 @@ class FitConfig:
 
 def fit(
     run: Run,
+    compiler: Compiler,
     network: DiT,
     config: FitConfig,
     loss_of: Callable[[int], Tensor],
     *,
     save_preview: Callable[[DiT, int], None],
+    made_from: Mapping[str, str],
     also_saved: Mapping[str, Stateful] | None = None,
 ) -> None:
     """Take the steps that are left, after which ``network`` has the average of its weights.
 
-    loss_of: the loss of a step, by its number. save_preview: draws a picture with the average after so many
+    loss_of: the loss of a step, by its number, and the same however often it is asked. made_from: see
+    ``Run.load``. save_preview: draws a picture with the average after so many
     steps. also_saved: what else a checkpoint keeps, by name.
     """
     also_saved = also_saved or {}
@@ -71,7 +75,7 @@ def fit(
     optimizers = make_optimizers(network, config)
     average = WeightAverage(network, config.ema_decay)
     first_step = 0
-    if state := run.load():
+    if state := run.load(made_from):
         network.load_state_dict(state["prior"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -87,32 +91,39 @@ def fit(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-        loss = loss_of(step)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = compiler.run(functools.partial(_backward, loss_of, step, optimizers))
         nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
         for optimizer in optimizers:
             optimizer.step()
         average.update(network, step)
 
-        loss_sum, num_summed = loss_sum + float(loss.detach()), num_summed + 1
-        is_last = step == config.num_steps - 1
-        if step % config.log_every == 0 or is_last:
+        loss_sum, num_summed = loss_sum + float(loss), num_summed + 1
+        if run.is_logged(step):
             run.log(step, loss=loss_sum / num_summed)
             loss_sum, num_summed = 0.0, 0
+        run.end_step(
+            step,
+            lambda: {
+                "prior": network.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "average": average.tensors,
+                **{name: kept.state_dict() for name, kept in also_saved.items()},
+            },
+        )
         if run.processes.is_main and (step + 1) % config.samples_every == 0:
             average.copy_to(averaged)
             save_preview(averaged, step + 1)
-        state = {
-            "prior": network.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "average": average.tensors,
-            **{name: kept.state_dict() for name, kept in also_saved.items()},
-        }
-        run.save(step + 1, state, every_s=0.0 if is_last else config.checkpoint_every_s)
     run.draw_losses()
     average.copy_to(network)
+
+
+def _backward(loss_of: Callable[[int], Tensor], step: int, optimizers: list[torch.optim.Optimizer]) -> Tensor:
+    """Give the parameters the gradients of a step; return its loss."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loss = loss_of(step)
+    loss.backward()
+    return loss.detach()
 
 
 def make_optimizers(network: DiT, config: FitConfig) -> list[torch.optim.Optimizer]:

@@ -10,8 +10,8 @@ from models.autoencoders.vq import Tokenizer
 from models.networks.dit import DiTConfig
 from models.networks.text_encoder import PromptEncoder
 from models.options import Count, NotNegative
+from training.config_file import TrainingError
 from training.data.captioned import LabelNames
-from training.run import TrainingError
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

@@ -1,8 +1,9 @@
 """Train a prior: ``smalti train prior --config training/configs/fashion-mnist-prior.toml``."""
 
+from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import ConfigDict, Field
@@ -11,21 +12,27 @@ from torch import Tensor
 
 from models.autoencoders.stages import DecodeStage
 from models.autoencoders.vq import Tokenizer
+from models.checkpoint import fingerprint
 from models.conditioning import Conditions
 from models.media.image import ImageSpec
 from models.networks.dit import DiT, DiTConfig
-from models.options import Count, FlowOptions, UnitTime
-from models.pipeline import save_pipeline
+from models.networks.text_encoder import TENSORS_FILE, find_minilm
+from models.options import ConfigError, Count, FlowOptions, UnitTime
+from models.pipeline import PRIOR_FILE, save_pipeline
 from models.priors.flow import FlowStage, flow_loss
-from models.spec import CodesSpec, PipelineSpec
+from models.spec import SPEC_FILE, CodesSpec, PipelineSpec
 from models.stage import Sample, SampleSpec, run_path
-from training.data.captioned import LabelNames
+from training import preflight
+from training.checkpoints import check_exported, file_digest
+from training.compiling import Compiler
+from training.config_file import TrainingError
+from training.data.captioned import LabelNames, is_captioned
 from training.evaluation.plots import save_grid
-from training.examples import encode_examples, load_text_encoder, read_training_data
+from training.examples import TrainingData, encode_examples, load_text_encoder, read_training_data
 from training.fit import FitConfig, fit
 from training.network import NetworkSettings, network_config
 from training.precision import autocast
-from training.run import Processes, Run, TrainingError, batch_rows, generator_for
+from training.run import Processes, Run, batch_rows, generator_for
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -71,7 +78,37 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
     Raises: TrainingError when the run can't start or go on; DataError.
     """
     processes = Processes.join(config.num_threads)
-    run = Run(config.folder, config, processes, num_steps=config.num_steps, resume=resume)
+    preflight.check(_problems(config))
+    with Run(config, processes, resume=resume) as run:
+        if not (resume and run.is_finished(config.output / SPEC_FILE)):
+            _train(config, run)
+    return config.output
+
+
+def _problems(config: PriorTrainingConfig) -> Iterator[str | None]:
+    """Yield what the settings alone show to be wrong."""
+    yield preflight.unwritable("folder", config.folder)
+    yield preflight.unusable_output(config.output)
+    yield preflight.missing_file("tokenizer", config.tokenizer)
+    yield preflight.missing_file("start_from", config.start_from)
+    is_prompted = is_captioned(Path(config.data))
+    if config.example_prompt is not None and not is_prompted:
+        yield f"example_prompt: {config.data} has no captions, so the prior takes no prompt: leave it out"
+    if config.defaults.guidance_scale != 1 and config.condition_dropout == 0:
+        yield (
+            f"defaults.guidance_scale: {config.defaults.guidance_scale} needs a prior that was also trained"
+            " without conditions: set condition_dropout above 0"
+        )
+    if is_prompted and config.text_encoder is None:
+        try:
+            find_minilm()
+        except ConfigError as error:
+            yield f"text_encoder: {error}"
+
+
+def _train(config: PriorTrainingConfig, run: Run) -> None:
+    """Take the steps that are left, and write the pipeline."""
+    processes = run.processes
     tokenizer = Tokenizer.load(config.tokenizer).to(processes.device)
     data = read_training_data(
         config.data,
@@ -83,12 +120,21 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
     spec = prior_spec(config, tokenizer, data.label_names, takes_prompt=shape.takes_prompt)
     torch.manual_seed(config.seed)
     network = _first_network(config, shape).to(processes.device)
+    flips = 2 if config.horizontal_flips and not data.captions else 1
+    num_examples = len(data.images) * flips
+    preflight.check(
+        (
+            preflight.other_pipeline(config.output, spec),
+            preflight.too_few(num_examples, config.batch_size, processes),
+            preflight.too_full(config.folder, network),
+        )
+    )
+    preflight.say_what_begins(network, num_examples, config.batch_size, config.num_steps, processes)
     examples = encode_examples(
         tokenizer, data, encoder, with_flips=config.horizontal_flips, cache=config.folder
     )
-    wrapped: Any = processes.wrap(network)
-    if config.is_compiled:
-        wrapped = torch.compile(wrapped)
+    compiler = Compiler(is_on=config.is_compiled)
+    wrapped = compiler.compile(processes.wrap(network))
 
     def predict(latents: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         with autocast(latents.device):
@@ -110,9 +156,15 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
 
     fit(
         run,
+        compiler,
         network,
         config,
         loss_of,
+        made_from={
+            "data": data_digest(data),
+            "tokenizer": tokenizer.fingerprint(),
+            "text_encoder": "" if encoder is None else file_digest(_text_folder(config) / TENSORS_FILE),
+        },
         save_preview=lambda average, step: save_samples(
             config.folder / "samples" / f"{step:07d}.png",
             tokenizer,
@@ -123,8 +175,21 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
         ),
     )
     if processes.is_main:
+        check_exported(network.state_dict(), config.output / PRIOR_FILE)
         save_pipeline(config.output, spec, tokenizer, network, encoder)
-    return config.output
+
+
+def _text_folder(config: PriorTrainingConfig) -> Path:
+    return config.text_encoder or config.folder / "text_encoder"
+
+
+def data_digest(data: TrainingData) -> str:
+    """Return 16 hexadecimal digits that tell this training data from all other."""
+    named = {
+        "labels": {name: list(names) for name, names in data.label_names.items()},
+        "captions": data.captions,
+    }
+    return fingerprint(named, {"images": data.images, "labels": data.labels})
 
 
 def prior_spec(

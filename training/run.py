@@ -5,40 +5,27 @@ import logging
 import math
 import os
 import time
-import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.options import ConfigError
+from training.checkpoints import Checkpoints, State, not_finite
+from training.config_file import TrainingError
+from training.config_file import load_config as load_config  # its callers know it from here
 from training.evaluation.plots import Curve, save_curves
-
-Config = TypeVar("Config")
+from training.folder_lock import hold
+from training.losses_log import Losses, read_losses
+from training.resuming import RunConfig, check_resumable, decay_start
+from training.stopping import Stopped, StopRequest
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingError(ConfigError):
-    """A run that can't start; the message says what to change."""
-
-
-def load_config(path: Path, config_class: type[Config]) -> Config:
-    """Read a TOML file into ``config_class``.
-
-    Raises: TrainingError when it can't be read, or has missing, unknown or bad fields.
-    """
-    try:
-        return TypeAdapter(config_class).validate_python(tomllib.loads(path.read_text()))
-    except OSError as error:
-        raise TrainingError(f"{path} can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
-        raise TrainingError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -65,7 +52,7 @@ class Processes:
             torch.cuda.set_device(device)
             torch.backends.cuda.matmul.allow_tf32 = True
         if "RANK" in os.environ and not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         if dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size(), device)
         return cls(0, 1, device)
@@ -102,79 +89,165 @@ def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, decay_fra
     The fall takes the last ``decay_fraction`` of the run, as 1 − √(progress) (Hägele et al. 2024,
     arXiv:2405.18392).
     """
-    decay_steps = max(1, int(decay_fraction * num_steps))
-    falling = max(0.0, (step - (num_steps - decay_steps)) / decay_steps)
+    start = decay_start(num_steps, decay_fraction)
+    falling = max(0.0, (step - start) / (num_steps - start))
     return min(1.0, (step + 1) / max(1, warmup_steps)) * (1 - math.sqrt(falling))
 
 
 class Run:
-    """The folder of a run: ``checkpoint.pt``, ``losses.jsonl``, TensorBoard files.
+    """The folder of a run: its checkpoints, ``losses.jsonl``, TensorBoard files; held while it is entered."""
 
-    Used by the main process only, but for ``load``.
-    """
-
-    def __init__(
-        self, folder: Path, config: Any, processes: Processes, *, num_steps: int, resume: bool
-    ) -> None:
-        self.folder = folder
-        self.num_steps = num_steps
+    def __init__(self, config: RunConfig, processes: Processes, *, resume: bool) -> None:
+        self.config = config
+        self.folder = config.folder
         self.processes = processes
-        self._config = json.loads(TypeAdapter(type(config)).dump_json(config))
-        self._checkpoint = folder / "checkpoint.pt"
+        self._resume = resume
+        self._checkpoints = Checkpoints(self.folder)
+        self._log_file = self.folder / "losses.jsonl"
+        self._losses = Losses()
+        self._lock: int | None = None
+        self._made_from: Mapping[str, str] = {}
         self._last_saved = time.monotonic()
-        if self._checkpoint.exists() and not resume:
-            raise TrainingError(f"{folder} holds a run already: give --resume to go on with it, or remove it")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = _tensorboard(folder) if processes.is_main else None
+        self._stop = StopRequest()
+        self._writer: Any = None
         self._bar: tqdm[Any] | None = None
 
-    def load(self) -> dict[str, Any] | None:
-        """Return the last checkpoint's state, or None where there is none."""
-        if not self._checkpoint.exists():
-            return None
-        state: dict[str, Any] = torch.load(self._checkpoint, weights_only=True, map_location="cpu")
-        if (saved := state["config"]) != self._config:
-            changed = sorted(key for key in self._config if saved.get(key) != self._config[key])
+    def __enter__(self) -> "Run":
+        """Make the folder this run's own.
+
+        Raises: TrainingError when it can't be written, or holds another run.
+        """
+        if self._checkpoints.exist() and not self._resume:
             raise TrainingError(
-                f"{self._checkpoint} was made with other settings ({', '.join(changed)});"
-                " put them back, or start in a new folder"
+                f"{self.folder} holds a run already: give --resume to go on with it, or another folder"
             )
-        self._forget_losses_after(state["step"])
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.processes.is_main:
+                self._lock = hold(self.folder)
+        except OSError as error:
+            raise TrainingError(f"folder: {self.folder} can't be written: {error.strerror}") from error
+        if self.processes.is_main:
+            self._writer = _tensorboard(self.folder)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.restore()
+        if self._bar is not None:
+            self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def is_finished(self, product: Path) -> bool:
+        """Whether all steps are taken and ``product``, the last file written, is there; says so.
+
+        Raises: TrainingError when the run had other settings.
+        """
+        if not product.exists():
+            return False
+        state = self._checkpoints.load(is_main=self.processes.is_main)
+        if state is None or state["step"] != self.config.num_steps:
+            return False
+        if product.stat().st_mtime < self._checkpoints.newest.stat().st_mtime:
+            return False  # of a shorter run
+        check_resumable(state, self.config, None)
+        logger.info("%s: all %d steps are taken; the weights are in %s", self.folder, state["step"], product)
+        return True
+
+    def load(self, made_from: Mapping[str, str]) -> State | None:
+        """Return the last checkpoint's state, or None where there is none.
+
+        made_from: digests of what paths in the settings name, so that it may be found elsewhere later.
+
+        Raises: TrainingError when it was made with other settings, or can't be read.
+        """
+        self._made_from = made_from
+        state = self._checkpoints.load(is_main=self.processes.is_main)
+        if state is not None:
+            check_resumable(state, self.config, made_from)
+        elif self._resume:
+            logger.info("%s holds no checkpoint yet: starting from the beginning", self.folder)
+        self._forget_losses_from(0 if state is None else state["step"])
         return state
 
-    def _forget_losses_after(self, step: int) -> None:
-        """Drop what a killed run logged past its last checkpoint; it will be logged again."""
-        path = self.folder / "losses.jsonl"
-        if self.processes.is_main and path.exists():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < step]
-            path.write_text("".join(f"{line}\n" for line in kept))
-
-    def save(self, step: int, state: dict[str, Any], *, every_s: float = 0.0) -> None:
-        """Write the state after ``step`` steps if ``every_s`` have passed since the last time."""
-        if not self.processes.is_main or time.monotonic() - self._last_saved < every_s:
+    def _forget_losses_from(self, step: int) -> None:
+        """Drop what a killed run logged past its last checkpoint, and a line that it left unfinished."""
+        if not self._log_file.exists():
             return
-        partial = self._checkpoint.with_suffix(".partial")
-        torch.save({"step": step, "config": self._config, **state}, partial)
-        partial.replace(self._checkpoint)
-        self._last_saved = time.monotonic()
+        entries = [entry for entry in read_losses(self._log_file) if entry["step"] < step]
+        for entry in entries:
+            self._losses.check(entry)
+        if self.processes.is_main:
+            partial = self._log_file.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+            partial.replace(self._log_file)
+
+    def is_logged(self, step: int) -> bool:
+        """Whether the losses of ``step`` are to be logged."""
+        return step % self.config.log_every == 0 or step == self.config.num_steps - 1
 
     def log(self, step: int, **scalars: float) -> None:
-        """Record ``scalars`` at ``step`` in losses.jsonl, TensorBoard and the progress bar."""
+        """Record ``scalars`` at ``step`` in losses.jsonl, TensorBoard and the progress bar.
+
+        Raises: TrainingError when one isn't finite.
+        """
         if not self.processes.is_main:
             return
-        with (self.folder / "losses.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time(), 1), **scalars}) + "\n")
+        entry = {"step": step, "time": round(time.time(), 1), **scalars}
+        if problem := self._losses.check(entry):
+            raise self._diverged(problem)
+        with self._log_file.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
         if self._writer is not None:
             for name, value in scalars.items():
                 self._writer.add_scalar(name, value, step)
         if self._bar is not None:
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in scalars.items()})
 
+    def end_step(self, step: int, state_of: Callable[[], State]) -> None:
+        """End ``step``: save a checkpoint where it is time for one, or a signal asked for an end.
+
+        state_of: what a checkpoint keeps. It is checked where losses are logged, and before it is written.
+
+        Raises: TrainingError when something in it isn't finite; Stopped after a signal.
+        """
+        config, stopped_by = self.config, self._stop.signal_number()
+        is_last = step == config.num_steps - 1
+        is_due = is_last or time.monotonic() - self._last_saved >= config.checkpoint_every_s
+        if self.processes.is_main and (is_due or stopped_by or self.is_logged(step)):
+            state = state_of()
+            if bad := not_finite(state):
+                raise self._diverged(f"after step {step}, {bad} is not finite")
+            if is_due or stopped_by:
+                saved = TypeAdapter(type(config)).dump_python(config, mode="json")
+                self._checkpoints.save(
+                    {"step": step + 1, "config": saved, "made_from": dict(self._made_from), **state}
+                )
+                self._last_saved = time.monotonic()
+        if stopped_by:
+            raise Stopped(
+                f"stopped after {step + 1} of {config.num_steps} steps, which"
+                f" {self._checkpoints.newest} keeps: the same command with --resume goes on",
+                stopped_by,
+            )
+
+    def _diverged(self, what: str) -> TrainingError:
+        kept = "no checkpoint was written yet"
+        if self._checkpoints.exist():
+            kept = f"the last good checkpoint is kept in {self._checkpoints.newest}"
+        rate = getattr(self.config, "learning_rate", None)
+        return TrainingError(
+            f"training diverged: {what} (last finite loss: {self._losses.last_finite}). Start in a new folder"
+            f" with a lower learning_rate (now {rate}) or more warmup_steps; {kept}"
+        )
+
     def draw_losses(self) -> None:
         """Draw what was logged as pictures, one for each name; needs matplotlib, of the extra "training"."""
-        if not self.processes.is_main:
+        if not self.processes.is_main or not (entries := read_losses(self._log_file)):
             return
-        entries = [json.loads(line) for line in (self.folder / "losses.jsonl").read_text().splitlines()]
         names = [name for name in entries[-1] if name not in ("step", "time")]
         try:
             for name in names:
@@ -184,18 +257,19 @@ class Run:
         except ImportError:
             logger.warning("no curves drawn: pip install 'smalti[training]' brings what that needs")
 
-    def steps(self, start: int) -> "tqdm[int]":
-        """Return the steps that are left, behind a progress bar."""
-        bar = tqdm(
-            range(start, self.num_steps),
+    def steps(self, start: int) -> Iterator[int]:
+        """Yield the steps that are left, behind a progress bar; signals wait for the end of a step."""
+        self._bar = tqdm(
+            range(start, self.config.num_steps),
             initial=start,
-            total=self.num_steps,
+            total=self.config.num_steps,
             desc=self.folder.name,
             mininterval=1.0,
             disable=not self.processes.is_main,
         )
-        self._bar = bar
-        return bar
+        self._stop.listen()
+        yield from self._bar
+        self._stop.restore()
 
 
 def _tensorboard(folder: Path) -> Any:

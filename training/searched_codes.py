@@ -1,9 +1,11 @@
 """Codes searched for training images, for a decoder to learn from."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -13,6 +15,8 @@ from models.autoencoders.vq import Tokenizer
 from training.data.dataset import scale_to_unit
 from training.precision import autocast
 from training.run import Processes, generator_for
+
+logger = logging.getLogger(__name__)
 
 _NUM_CANDIDATES = 4  # of eight, half: most of what they bring
 
@@ -36,8 +40,11 @@ def search_training_codes(
     images = images[order[:num_images]]
     key = f"{tokenizer.fingerprint()} seed={seed} images={len(images)}"
     path = folder / "searched_codes.safetensors"
-    if path.exists() and key in (kept := load_file(path)):
-        return SearchedCodes(images, kept[key])
+    try:
+        if path.exists() and key in (kept := load_file(path)):
+            return SearchedCodes(images, kept[key])
+    except SafetensorError as error:
+        logger.warning("%s is damaged, and searched anew (%s)", path, error)
     found = []
     for batch in tqdm(images.split(16), desc="search codes", unit="batch"):
         targets = scale_to_unit(batch).to(processes.device)
@@ -46,5 +53,7 @@ def search_training_codes(
         found.append(codes.cpu())
     searched = SearchedCodes(images, torch.cat(found))
     if processes.is_main:
-        save_file({key: searched.codes}, path)
+        partial = path.with_suffix(".partial")
+        save_file({key: searched.codes}, partial)
+        partial.replace(path)
     return searched

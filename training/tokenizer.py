@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +14,15 @@ from torch import Tensor, nn
 
 from models.autoencoders.quantizers import Quantized, VectorQuantizer
 from models.autoencoders.vq import Tokenizer, TokenizerConfig, channels_last
-from models.checkpoint import save_checkpoint
+from models.checkpoint import fingerprint, save_checkpoint
 from models.options import Count, UnitTime
+from training import preflight
+from training.checkpoints import check_exported
+from training.compiling import Compiler
+from training.config_file import TrainingError
 from training.data.dataset import ImageDataset, scale_to_unit
 from training.data.sources import load_dataset
-from training.discriminator import Adversary, PatchDiscriminator
+from training.discriminator import SMALLEST_PX, Adversary, PatchDiscriminator
 from training.evaluation.metrics import measure_squared_errors, psnr_db
 from training.evaluation.plots import save_grid
 from training.losses import reconstruction_loss
@@ -25,7 +30,6 @@ from training.precision import autocast
 from training.run import (
     Processes,
     Run,
-    TrainingError,
     batch_rows,
     generator_for,
     learning_rate_factor,
@@ -39,14 +43,15 @@ logger = logging.getLogger(__name__)
 class TokenizerTrainingConfig:
     """What ``smalti train tokenizer`` reads from its TOML file.
 
-    ``data`` is "fashion-mnist" or a folder of images; ``folder`` keeps checkpoints, logs and, at the
-    end, ``tokenizer.safetensors``. ``continuous_steps`` train without quantising first, so that the
-    codebook starts from latents worth a k-means. From ``adversarial_start`` on, ``adversarial_weight`` above
-    0 adds VQGAN's discriminator. ``start_from`` names a finished tokenizer to go on from, of the same shape
-    or of fewer blocks: more of them start as the identity. ``finetune_decoder`` names one whose encoder and
-    codebook stay frozen: images keep their codes, so a prior that was trained on them stays good. With
-    ``num_searched_images`` its decoder also learns, in half of every batch, from codes that were searched for
-    so many training images in one sweep (models/autoencoders/code_search.py).
+    ``data`` is "fashion-mnist" or a folder of images; ``folder`` keeps checkpoints, logs and, at the end,
+    ``tokenizer.safetensors``. ``continuous_steps`` train without quantising first, so that the codebook
+    starts from latents worth a k-means: 200 by default, a quarter of shorter runs. From ``adversarial_start``
+    on, ``adversarial_weight`` above 0 adds VQGAN's discriminator. ``start_from`` names a finished tokenizer
+    to go on from, of the same shape or of fewer blocks: more of them start as the identity.
+    ``finetune_decoder`` names one whose encoder and codebook stay frozen: images keep their codes, so a prior
+    that was trained on them stays good. With ``num_searched_images`` its decoder also learns, in half of
+    every batch, from codes that were searched for so many training images in one sweep
+    (models/autoencoders/code_search.py).
     """
 
     tokenizer: TokenizerConfig
@@ -54,7 +59,7 @@ class TokenizerTrainingConfig:
     data: str = "fashion-mnist"
     batch_size: Count = 128
     num_steps: Count = 3000
-    continuous_steps: Annotated[int, Field(ge=0)] = 200
+    continuous_steps: Annotated[int, Field(ge=0)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     decay_fraction: UnitTime = 0.5
@@ -77,6 +82,11 @@ class TokenizerTrainingConfig:
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
     log_every: Count = 50
 
+    @property
+    def num_continuous_steps(self) -> int:
+        """How many steps train without quantising: fewer by default where the run is short."""
+        return min(200, self.num_steps // 4) if self.continuous_steps is None else self.continuous_steps
+
 
 def train_tokenizer(config: TokenizerTrainingConfig, *, resume: bool = False) -> Path:
     """Train to the end and return the path of ``tokenizer.safetensors``.
@@ -84,23 +94,70 @@ def train_tokenizer(config: TokenizerTrainingConfig, *, resume: bool = False) ->
     Raises: TrainingError when the run can't start or go on.
     """
     processes = Processes.join(config.num_threads)
-    run = Run(config.folder, config, processes, num_steps=config.num_steps, resume=resume)
+    preflight.check(_problems(config))
+    path = config.folder / "tokenizer.safetensors"
+    with Run(config, processes, resume=resume) as run:
+        if not (resume and run.is_finished(path)):
+            _train(config, run, path)
+    return path
+
+
+def _problems(config: TokenizerTrainingConfig) -> Iterator[str | None]:
+    """Yield what the settings alone show to be wrong."""
+    yield preflight.unwritable("folder", config.folder)
+    yield preflight.missing_file("start_from", config.start_from)
+    yield preflight.missing_file("finetune_decoder", config.finetune_decoder)
+    if config.start_from is not None and config.finetune_decoder is not None:
+        yield "start_from trains a whole tokenizer, finetune_decoder a decoder alone: give one of them"
+    if config.finetune_decoder is None and config.num_continuous_steps >= config.num_steps:
+        yield (
+            f"continuous_steps: with {config.num_continuous_steps} of num_steps {config.num_steps} no"
+            f" codebook would ever be trained: set at most {config.num_steps - 1}, or leave it out"
+        )
+    if config.adversarial_weight and config.adversarial_start >= config.num_steps:
+        yield (
+            f"adversarial_start: the discriminator would never set in: set less than num_steps"
+            f" {config.num_steps}, got {config.adversarial_start}"
+        )
+    if config.adversarial_weight and config.tokenizer.image_size_px < SMALLEST_PX:
+        yield (
+            f"adversarial_weight: the discriminator wants pictures of {SMALLEST_PX} pixels a side, got"
+            f" tokenizer.image_size_px {config.tokenizer.image_size_px}"
+        )
+    if not config.num_searched_images:
+        return
+    if config.finetune_decoder is None or config.batch_size < 2:
+        yield (
+            "num_searched_images is for half of each batch of a decoder that is fine-tuned:"
+            " give finetune_decoder, and a batch_size of at least 2"
+        )
+    if config.num_searched_images < config.batch_size // 2:
+        yield (
+            f"num_searched_images: {config.num_searched_images} don't fill half of a batch:"
+            f" set at least {config.batch_size // 2}"
+        )
+
+
+def _train(config: TokenizerTrainingConfig, run: Run, path: Path) -> None:
+    """Take the steps that are left, and write the tokenizer to ``path``."""
+    processes = run.processes
     shape = {"image_size_px": config.tokenizer.image_size_px, "channels": config.tokenizer.image_channels}
     data = load_dataset(config.data, "train", **shape)
     test = load_dataset(config.data, "test", **shape)
     torch.manual_seed(config.seed)
     tokenizer = channels_last(_start(config).to(processes.device))
+    preflight.check(
+        (
+            preflight.too_few(len(data), config.batch_size, processes),
+            preflight.too_full(config.folder, tokenizer),
+        )
+    )
     trained = tokenizer if config.finetune_decoder is None else tokenizer.decoder
     optimizer = torch.optim.AdamW(
         trained.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
     searched = None
     if config.num_searched_images:
-        if config.finetune_decoder is None or config.batch_size < 2:
-            raise TrainingError(
-                "num_searched_images is for half of each batch of a decoder that is fine-tuned:"
-                " give finetune_decoder, and a batch_size of at least 2"
-            )
         searched = search_training_codes(
             tokenizer, data.images, config.num_searched_images, config.folder, config.seed, processes
         )
@@ -108,8 +165,10 @@ def train_tokenizer(config: TokenizerTrainingConfig, *, resume: bool = False) ->
     if config.adversarial_weight:
         discriminator = PatchDiscriminator(config.tokenizer.image_channels).to(processes.device)
         adversary = Adversary(processes.wrap(discriminator), config.adversarial_learning_rate)
-    first_step = 0
-    if state := run.load():
+    num_continuous_steps, first_step = config.num_continuous_steps, 0
+    if state := run.load({"data": fingerprint({}, {"images": data.images})}):
+        if config.continuous_steps is None:
+            num_continuous_steps = state.get("continuous_steps", state["config"]["continuous_steps"])
         tokenizer.load_state_dict(state["tokenizer"])
         optimizer.load_state_dict(state["optimizer"])
         if adversary is not None:
@@ -118,32 +177,40 @@ def train_tokenizer(config: TokenizerTrainingConfig, *, resume: bool = False) ->
 
     encode: Any = processes.wrap(tokenizer.encoder) if config.finetune_decoder is None else tokenizer.encoder
     decode: Any = processes.wrap(tokenizer.decoder)
-    if config.is_compiled:
-        encode, decode = torch.compile(encode), torch.compile(decode)
-    stepper = _Stepper(tokenizer, encode, decode, optimizer, adversary, config)
+    compiler = Compiler(is_on=config.is_compiled)
+    encode, decode = compiler.compile(encode), compiler.compile(decode)
+    stepper = _Stepper(
+        tokenizer, encode, decode, optimizer, adversary, config, num_continuous_steps, compiler
+    )
+    preflight.say_what_begins(trained, len(data), config.batch_size, config.num_steps, processes)
+    if config.finetune_decoder is None and first_step < num_continuous_steps and processes.is_main:
+        logger.info("no codebook until step %d: what is logged before is without it", num_continuous_steps)
     for step in run.steps(first_step):
         factor = learning_rate_factor(step, config.num_steps, config.warmup_steps, config.decay_fraction)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
         logged = stepper.take(*_batch(data, searched, config, step, processes), step)
-        is_last = step == config.num_steps - 1
-        if step % config.log_every == 0 or is_last:
+        if run.is_logged(step):
             run.log(step, **{name: float(value) for name, value in logged.items()})
-        state = {"tokenizer": tokenizer.state_dict(), "optimizer": optimizer.state_dict()}
-        if adversary is not None:
-            state["adversary"] = adversary.state_dict()
-        run.save(step + 1, state, every_s=0.0 if is_last else config.checkpoint_every_s)
+        run.end_step(
+            step,
+            lambda: {
+                "tokenizer": tokenizer.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "continuous_steps": num_continuous_steps,
+                **({} if adversary is None else {"adversary": adversary.state_dict()}),
+            },
+        )
 
     tokenizer.eval()
     if config.finetune_decoder is None:
         _measure_scale(tokenizer, data)
     run.draw_losses()
-    path = config.folder / "tokenizer.safetensors"
     if processes.is_main:
+        check_exported(tokenizer.exported(), path)
         save_checkpoint(path, tokenizer.exported(), config.tokenizer)
         _save_reconstructions(config.folder / "reconstructions.png", tokenizer, test.images[:32])
         logger.info("%s: PSNR %.2f dB on the test split", path, reconstruction_psnr(tokenizer, test.images))
-    return path
 
 
 def _batch(
@@ -169,10 +236,6 @@ def _batch(
 
 def _start(config: TokenizerTrainingConfig) -> Tokenizer:
     """Return the tokenizer to train: a new one, or a finished one to train on, whole or its decoder alone."""
-    if config.start_from is not None and config.finetune_decoder is not None:
-        raise TrainingError(
-            "start_from trains a whole tokenizer, finetune_decoder a decoder alone: give one of them"
-        )
     if config.finetune_decoder is not None:
         tokenizer = Tokenizer.load(config.finetune_decoder)
         if tokenizer.config != config.tokenizer:
@@ -208,6 +271,16 @@ def _copy_weights(finished: Tokenizer, tokenizer: Tokenizer) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Done:
+    """What the passes of a step gave."""
+
+    latents: Tensor
+    quantized: Quantized | None
+    reconstructed: Tensor
+    loss: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
 class _Stepper:
     """Takes the steps of a run; ``encode`` and ``decode`` are the tokenizer's parts, compiled or wrapped."""
 
@@ -217,6 +290,8 @@ class _Stepper:
     optimizer: torch.optim.Optimizer
     adversary: Adversary | None
     config: TokenizerTrainingConfig
+    num_continuous_steps: int
+    compiler: Compiler
 
     def take(self, images: Tensor, codes: Tensor | None, step: int) -> dict[str, Tensor]:
         """Take one step; return the loss and the PSNR of the mean error, and the discriminator's loss.
@@ -225,6 +300,25 @@ class _Stepper:
         """
         config, tokenizer = self.config, self.tokenizer
         tokenizer.train(config.finetune_decoder is None)
+        adversary = self.adversary if step >= config.adversarial_start else None
+        done = self.compiler.run(lambda: self._backward(images, codes, step, adversary))
+        nn.utils.clip_grad_norm_(tokenizer.parameters(), config.gradient_clip)
+        self.optimizer.step()
+        quantized = done.quantized
+        if quantized is not None and tokenizer.training and isinstance(tokenizer.quantizer, VectorQuantizer):
+            generator = generator_for(config.seed, step, -3)
+            tokenizer.quantizer.update(done.latents.detach(), quantized.codes, generator)
+        error = (done.reconstructed.detach().float() - images).square().mean()
+        logged = {"loss": done.loss, "psnr": psnr_db(error)}
+        if adversary is not None:
+            logged["discriminator"] = adversary.learn(images, done.reconstructed)
+        return logged
+
+    def _backward(
+        self, images: Tensor, codes: Tensor | None, step: int, adversary: Adversary | None
+    ) -> "_Done":
+        """Give the parameters the step's gradients."""
+        config, tokenizer = self.config, self.tokenizer
         with autocast(images.device):
             if config.finetune_decoder is None:
                 latents, quantized = self._quantize(images, step)
@@ -242,22 +336,12 @@ class _Stepper:
             ssim_weight=config.ssim_weight,
         )
         total = loss if quantized is None else loss + quantized.loss
-        adversary = self.adversary if step >= config.adversarial_start else None
         if adversary is not None:
             pull = adversary.loss_for(reconstructed, loss, tokenizer.decoder.last_weights)
             total = total + config.adversarial_weight * pull
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        nn.utils.clip_grad_norm_(tokenizer.parameters(), config.gradient_clip)
-        self.optimizer.step()
-        if quantized is not None and tokenizer.training and isinstance(tokenizer.quantizer, VectorQuantizer):
-            generator = generator_for(config.seed, step, -3)
-            tokenizer.quantizer.update(latents.detach(), quantized.codes, generator)
-        error = (reconstructed.detach().float() - images).square().mean()
-        logged = {"loss": total.detach(), "psnr": psnr_db(error)}
-        if adversary is not None:
-            logged["discriminator"] = adversary.learn(images, reconstructed)
-        return logged
+        return _Done(latents, quantized, reconstructed, total.detach())
 
     def _known_latents(self, images: Tensor, codes: Tensor | None) -> Tensor:
         """Return what a decoder trained by itself is given: the latents of codes."""
@@ -271,7 +355,7 @@ class _Stepper:
         """Return latents, and what they are snapped to once the codebook has been started."""
         config, quantizer = self.config, self.tokenizer.quantizer
         latents = quantizer.squash(self.encode(images))
-        if step < config.continuous_steps:
+        if step < self.num_continuous_steps:
             return latents, None
         if isinstance(quantizer, VectorQuantizer) and not quantizer.is_initialised:
             quantizer.initialise(latents, generator_for(config.seed, step, -2))

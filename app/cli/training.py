@@ -111,8 +111,21 @@ def evaluate(
 def _train(run: Any, config_class: type[Any], config: Path, resume: bool, data: str | None) -> None:
     from dataclasses import replace
 
-    from training.run import load_config
+    from training.config_file import TrainingError, load_config
+    from training.stopping import Stopped
 
     show_log("INFO")
-    loaded = load_config(config, config_class)
-    typer.echo(run(replace(loaded, data=data) if data else loaded, resume=resume))
+    try:
+        loaded = load_config(config, config_class)
+        typer.echo(run(replace(loaded, data=data) if data else loaded, resume=resume))
+    except Stopped as stopped:
+        say(str(stopped))
+        raise typer.Exit(stopped.status) from stopped
+    except KeyboardInterrupt as interrupted:
+        say("stopped between steps; if the run had begun, --resume goes on from its last checkpoint")
+        raise typer.Exit(130) from interrupted
+    except TrainingError as error:
+        *earlier, last = str(error).split("\n")
+        for line in earlier:
+            say(line)
+        raise TrainingError(last) from error

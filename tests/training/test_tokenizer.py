@@ -142,6 +142,7 @@ def test_a_decoder_also_learns_from_searched_codes(
         patched.setattr(
             "training.searched_codes.search_codes", lambda *_, **__: pytest.fail("searched again")
         )
+        (trained_on.folder / "tokenizer.safetensors").unlink()  # or the run is finished
         train_tokenizer(trained_on, resume=True)
     with pytest.raises(TrainingError, match="give finetune_decoder"):
         train_tokenizer(replace(config, folder=config.folder.parent / "x", num_searched_images=2))

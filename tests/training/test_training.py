@@ -28,7 +28,6 @@ folder = "{folder}"
 data = "{data}"
 batch_size = 16
 num_steps = 40
-continuous_steps = 10
 warmup_steps = 5
 is_compiled = false
 checkpoint_every_s = 0

@@ -14,6 +14,7 @@ _MAX_ANNOUNCED_BYTES = 8 * 2**30  # waiting or being decoded: some 64 of the lar
 _MAX_DECODED_BYTES = 300 * 2**20  # at a time; a file that takes more is decoded alone
 _SMALL_BYTES = 32 * 2**20  # 4 to 6 million pixels: these don't wait for larger ones
 _NUM_PROCESSES = {"small": 1, "large": 2}
+_IDLE_S = {"small": 60.0, "large": 2.0}  # until a process without work ends, and gives its memory back
 _LIMITS = Limits(niceness=10)  # so that the API itself stays quick
 _KILL_EVERY_S = 0.05
 
@@ -28,6 +29,7 @@ class Decoders:
         self._idle = {
             lane: [IsolatedProcess(_LIMITS) for _ in range(number)] for lane, number in _NUM_PROCESSES.items()
         }
+        self._endings: dict[IsolatedProcess, asyncio.TimerHandle] = {}
         self._processes = [process for each in self._idle.values() for process in each]
         self._threads = ThreadPoolExecutor(len(self._processes), "decode")
 
@@ -55,16 +57,22 @@ class Decoders:
         lane = "small" if num_bytes <= _SMALL_BYTES else "large"
         async with self._free[lane], self._room.taken(num_bytes if lane == "large" else 0):
             process = self._idle[lane].pop()
+            if process in self._endings:
+                self._endings.pop(process).cancel()
             try:
                 result = await self._result(process, function, arguments)
             finally:
                 self._idle[lane].append(process)
+                loop = asyncio.get_running_loop()
+                self._endings[process] = loop.call_later(_IDLE_S[lane], process.stop)
         if isinstance(result, InvalidMedia):
             raise result
         return result
 
     def close(self) -> None:
         """End the processes."""
+        for ending in self._endings.values():
+            ending.cancel()
         for process in self._processes:
             process.end()
         self._threads.shutdown()

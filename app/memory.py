@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 
 # Of <malloc.h>
 _M_TRIM_THRESHOLD = -1
@@ -29,7 +30,10 @@ def return_freed_memory() -> None:
 
 
 class Trimmer:
-    """Returns what is free between what is in use, a second after it is told that there may be much."""
+    """Returns what is free between what is in use, a second after it is told that there may be much.
+
+    Bodies that were refused are held by the cycles of their exceptions, until these are collected.
+    """
 
     def __init__(self) -> None:
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
@@ -43,4 +47,5 @@ class Trimmer:
     def _run(self) -> None:
         self._timer = None
         assert self._trim is not None
+        gc.collect()
         self._trim(0)  # milliseconds

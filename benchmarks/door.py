@@ -141,7 +141,8 @@ def memory_bytes(pid: int) -> int:
     """Return the resident memory of a process and its children."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        threads = list(Path(f"/proc/{pid}/task").iterdir())  # a child is listed with the one that started it
+        children = " ".join((thread / "children").read_text() for thread in threads).split()
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return pages * _PAGE_BYTES + sum(memory_bytes(int(child)) for child in children)

@@ -90,13 +90,17 @@ class IsolatedProcess:
             if self._child is not None:
                 self._child.kill()
 
-    def end(self) -> None:
-        """End the child for good."""
+    def stop(self) -> None:
+        """End a child that has nothing to do, and free its memory; the next call starts another."""
         with self._lock:
-            self._is_closed = True
             if self._child is not None:
                 self._child.kill()
                 self._reap()
+
+    def end(self) -> None:
+        """End the child for good."""
+        self._is_closed = True
+        self.stop()
 
     def _started(self) -> "subprocess.Popen[bytes]":
         with self._lock:

@@ -109,6 +109,15 @@ def test_what_is_queued_is_what_was_checked_and_fitted(redis_url, tmp_path):
         assert (queued.format, queued.size) == ("PNG", (SIDE_PX, SIDE_PX))
 
 
+def test_a_process_without_work_ends(redis_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "_IDLE_S", {"small": 0.1, "large": 0.1})
+    app = create_app(settings_for(tmp_path, redis_url))
+    with serving(app) as client:
+        for _ in range(2):
+            job_of(client.post("/encode", files={"source": PICTURE}))
+            wait_until(lambda: not decoding_children(app))
+
+
 def test_the_processes_end_with_the_service(redis_url, tmp_path):
     settings = settings_for(tmp_path, redis_url)
     app = create_app(settings)

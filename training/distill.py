@@ -30,6 +30,7 @@ from training import preflight
 from training.checkpoints import State, check_exported, file_digest
 from training.compiling import Compiler
 from training.config_file import TrainingError
+from training.data.bad_files import MAX_BAD_SHARE
 from training.examples import Examples, TrainingData, encode_examples, read_training_data
 from training.fit import FitConfig, fit
 from training.precision import autocast, fast_dtype
@@ -50,6 +51,7 @@ class DistillConfig(FitConfig):
     teacher: Path
     output: Path
     data: str = "fashion-mnist"
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = MAX_BAD_SHARE
     num_windows: Count = 4
     teacher_steps_per_window: Count = 4
     num_paths: Count = 2048
@@ -171,7 +173,11 @@ def _read_data(teacher: Pipeline, config: DistillConfig) -> TrainingData:
     """
     channels, image_size_px, _ = teacher.tokenizer.signal_shape
     data = read_training_data(
-        config.data, image_size_px=image_size_px, channels=channels, label_names=teacher.spec.labels
+        config.data,
+        image_size_px=image_size_px,
+        channels=channels,
+        label_names=teacher.spec.labels,
+        max_bad_share=config.max_bad_share,
     )
     if bool(data.captions) != teacher.spec.takes_prompt:
         takes, has = ("a prompt", "no captions") if teacher.spec.takes_prompt else ("no prompt", "captions")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from models.autoencoders.vq import Tokenizer
 from models.conditioning import Conditions
 from models.networks.text_encoder import PromptEncoder, find_minilm, import_minilm
+from training.data.bad_files import MAX_BAD_SHARE
 from training.data.captioned import LabelNames, is_captioned, read_captions
 from training.data.dataset import DataError, describe_other_labels, scale_to_unit
 from training.data.sources import load_dataset
@@ -70,16 +71,24 @@ class Examples:
 
 
 def read_training_data(
-    source: str, *, image_size_px: int, channels: int, label_names: LabelNames | None = None
+    source: str,
+    *,
+    image_size_px: int,
+    channels: int,
+    label_names: LabelNames | None = None,
+    max_bad_share: float = MAX_BAD_SHARE,
 ) -> TrainingData:
     """Read the training images of a data set; a folder with captions gives prompts and any sets of labels.
 
-    label_names: those that the labels are to be numbered by, of a pipeline.
+    label_names: those that the labels are to be numbered by, of a pipeline. max_bad_share: see
+    ``load_dataset``.
 
     Raises: DataError.
     """
     if not is_captioned(Path(source)):
-        dataset = load_dataset(source, "train", image_size_px=image_size_px, channels=channels)
+        dataset = load_dataset(
+            source, "train", image_size_px=image_size_px, channels=channels, max_bad_share=max_bad_share
+        )
         names = {"class": dataset.class_names}
         if label_names is not None and dict(label_names) != names:
             raise DataError(describe_other_labels(source, names, label_names))
@@ -93,12 +102,13 @@ def read_training_data(
     previewed = captions.take(captions.rows("held_out")) if captions.rows("held_out") else train
     num_previews = min(_NUM_PREVIEWS, len(previewed))
     previewed = previewed.take(torch.linspace(0, len(previewed) - 1, num_previews).long().tolist())
+    data = train.read_images(image_size_px=image_size_px, channels=channels, max_bad_share=max_bad_share)
     return TrainingData(
-        images=train.read_images(image_size_px=image_size_px, channels=channels),
-        labels=train.labels,
+        images=data.images,
+        labels=data.labels,
         label_names=captions.label_names,
         preview_labels=previewed.labels,
-        captions=tuple(line.caption for line in train.lines),
+        captions=tuple(line.caption for line in data.lines),
         preview_prompts=tuple(line.caption[0] for line in previewed.lines),
     )
 

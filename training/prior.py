@@ -26,6 +26,7 @@ from training import preflight
 from training.checkpoints import check_exported, file_digest
 from training.compiling import Compiler
 from training.config_file import TrainingError
+from training.data.bad_files import MAX_BAD_SHARE
 from training.data.captioned import LabelNames, is_captioned
 from training.evaluation.plots import save_grid
 from training.examples import TrainingData, encode_examples, load_text_encoder, read_training_data
@@ -53,6 +54,7 @@ class PriorTrainingConfig(FitConfig):
     prior: NetworkSettings = field(default_factory=NetworkSettings)
     defaults: FlowOptions = field(default_factory=FlowOptions)
     data: str = "fashion-mnist"
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = MAX_BAD_SHARE
     text_encoder: Path | None = None
     start_from: Path | None = None
     example_prompt: str | None = None
@@ -114,6 +116,7 @@ def _train(config: PriorTrainingConfig, run: Run) -> None:
         config.data,
         image_size_px=tokenizer.config.image_size_px,
         channels=tokenizer.config.image_channels,
+        max_bad_share=config.max_bad_share,
     )
     encoder = load_text_encoder(config.text_encoder, config.folder) if data.captions else None
     shape = network_config(config.prior, tokenizer, data.label_names, encoder)

@@ -20,6 +20,7 @@ from training import preflight
 from training.checkpoints import check_exported
 from training.compiling import Compiler
 from training.config_file import TrainingError
+from training.data.bad_files import MAX_BAD_SHARE
 from training.data.dataset import ImageDataset, scale_to_unit
 from training.data.sources import load_dataset
 from training.discriminator import SMALLEST_PX, Adversary, PatchDiscriminator
@@ -57,6 +58,7 @@ class TokenizerTrainingConfig:
     tokenizer: TokenizerConfig
     folder: Path
     data: str = "fashion-mnist"
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = MAX_BAD_SHARE
     batch_size: Count = 128
     num_steps: Count = 3000
     continuous_steps: Annotated[int, Field(ge=0)] | None = None
@@ -142,8 +144,10 @@ def _train(config: TokenizerTrainingConfig, run: Run, path: Path) -> None:
     """Take the steps that are left, and write the tokenizer to ``path``."""
     processes = run.processes
     shape = {"image_size_px": config.tokenizer.image_size_px, "channels": config.tokenizer.image_channels}
-    data = load_dataset(config.data, "train", **shape)
-    test = load_dataset(config.data, "test", **shape)
+    data, test = (
+        load_dataset(config.data, split, **shape, max_bad_share=config.max_bad_share)
+        for split in ("train", "test")
+    )
     torch.manual_seed(config.seed)
     tokenizer = channels_last(_start(config).to(processes.device))
     preflight.check(

@@ -86,6 +86,20 @@ def open_image(
     return image
 
 
+def read_file(
+    path: Path, width_px: int, height_px: int, channels: Literal[1, 3], max_bytes: int, max_pixels: int
+) -> Pixels:
+    """Open a file and decode it; see ``open_image`` and ``read_pixels``.
+
+    Raises: InvalidMedia, also when the file can't be read.
+    """
+    try:
+        with open_image(path, max_bytes=max_bytes, max_pixels=max_pixels) as image:
+            return read_pixels(image, width_px, height_px, channels)
+    except OSError as error:
+        raise InvalidMedia(f"image: can't be read: {error.strerror or error}") from error
+
+
 def upright_size(opened: Image.Image) -> tuple[int, int]:
     """Return width and height of the picture as it is meant to be seen."""
     width, height = opened.size

@@ -1,6 +1,7 @@
 """One rule for pictures: training with and without captions sees what serving sees."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from PIL import Image
 
 from models.media.image import load_image
+from models.media.isolated import IsolatedProcess, Limits
+from tests.harmful_decoders import jpeg_of_scans
 from training.data import pictures
 from training.data.captioned import load_captioned
 from training.data.dataset import DataError
@@ -64,7 +67,7 @@ def test_the_size_of_a_turned_picture_is_that_of_the_upright_one(tmp_path: Path)
     turned(tmp_path / "a.jpg")
     Image.fromarray(noise(30, 20, 3)).save(tmp_path / "b.png")
     files = [tmp_path / "a.jpg", tmp_path / "b.png"]
-    assert read_pictures(files, image_size_px=None, channels=None, title="").shape == (2, 3, 30, 20)
+    assert read_pictures(files, image_size_px=None, channels=None, title="").images.shape == (2, 3, 30, 20)
 
 
 def test_other_kinds_of_files_are_never_opened(tmp_path: Path) -> None:
@@ -90,3 +93,119 @@ def test_bounds_are_training_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pictures, "MAX_BYTES", 10)
     with pytest.raises(DataError, match="at most 10 bytes"):
         read_pictures([tmp_path / "a.png"], image_size_px=8, channels=3, title="")
+
+
+def folder_of(path: Path, number: int) -> list[Path]:
+    """Write so many pictures, each of one grey that is its number."""
+    path.mkdir(parents=True)
+    for grey in range(number):
+        Image.new("L", (8, 8), grey).save(path / f"{grey:03}.png")
+    return sorted(path.iterdir())
+
+
+def test_a_bad_file_is_named_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = folder_of(tmp_path / "data", 40)
+    files[7].write_bytes(files[7].read_bytes()[:-30])
+    read = read_pictures(files, image_size_px=8, channels=1, title="")
+    assert read.rows == [row for row in range(40) if row != 7]
+    assert read.images[:, 0, 0, 0].tolist() == read.rows
+    [told] = caplog.messages
+    assert (
+        told
+        == f"left out 1 of 40 files, which can't be used: {files[7]}: the PNG file is broken or truncated"
+    )
+
+
+def test_more_bad_files_than_their_share_end_the_run_before_it_begins(tmp_path: Path) -> None:
+    files = folder_of(tmp_path / "data", 40)
+    for row in (1, 5, 6, 9):
+        files[row].write_bytes(b"nothing")
+    with pytest.raises(DataError) as raised:
+        read_pictures(files, image_size_px=8, channels=1, title="")
+    reason = "the bytes are not a PNG, JPEG or WebP file"
+    named = "; ".join(f"{files[row]}: {reason}" for row in (1, 5, 6))
+    assert str(raised.value) == (
+        f"4 of 40 files can't be used: {named}; and 1 more. Mend or remove them, or raise max_bad_share, of"
+        " which 0.01 lets 1 be left out"
+    )
+    read = read_pictures(files, image_size_px=8, channels=1, title="", max_bad_share=0.1)
+    assert len(read.rows) == 36
+    with pytest.raises(DataError, match="1 of 2 files can't be used"):
+        read_pictures(files[:2], image_size_px=8, channels=1, title="")
+
+
+def test_labels_and_captions_stay_with_their_pictures(tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        folder_of(tmp_path / "train" / name, 15)
+        folder_of(tmp_path / "test" / name, 2)
+    (tmp_path / "train" / "cats" / "003.png").write_bytes(b"nothing")
+    dataset = load_dataset(tmp_path, "train")
+    assert dataset.labels.tolist() == [0] * 14 + [1] * 15
+    assert dataset.images[:14, 0, 0, 0].tolist() == [0, 1, 2, *range(4, 15)]
+
+    folder_of(tmp_path / "captioned", 30)
+    lines = [{"file": f"{grey:03}.png", "caption": f"grey {grey}", "split": "train"} for grey in range(30)]
+    (tmp_path / "captioned" / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "captioned" / "011.png").write_bytes(b"nothing")
+    data = load_captioned(tmp_path / "captioned", image_size_px=8, channels=1)
+    assert len(data) == len(data.images) == 29
+    assert [line.caption for line in data.lines] == [
+        (f"grey {grey}",) for grey in data.images[:, 0, 0, 0].tolist()
+    ]
+
+
+def test_a_picture_that_takes_too_long_is_a_bad_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = IsolatedProcess(Limits(cpu_s=0.5))
+    monkeypatch.setattr(pictures, "_processes", lambda: [process])
+    files = folder_of(tmp_path / "data", 25)
+    files[3].write_bytes(jpeg_of_scans(2048, 4000))
+    try:
+        assert len(read_pictures(files, image_size_px=8, channels=1, title="").rows) == 24
+    finally:
+        process.end()
+
+
+def test_what_is_left_out_is_said_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("cats", "dogs"):
+        folder_of(tmp_path / "train" / name, 2)
+        folder_of(tmp_path / "test" / name, 1)
+    for junk in (".hidden.png", "Thumbs.db", "__MACOSX/1.png", "cats/.DS_Store", "cats/deeper/1.png"):
+        path = tmp_path / "train" / junk
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(path, "PNG")
+    for name in ("1.gif", "2.GIF", "3.tif", "notes"):
+        (tmp_path / "train" / "dogs" / name).touch()
+    (tmp_path / "train" / "empty").mkdir()
+    os.mkfifo(tmp_path / "train" / "dogs" / "pipe.png")
+    dataset = load_dataset(tmp_path, "train")
+    assert (dataset.class_names, len(dataset)) == (("cats", "dogs"), 4)
+    [told] = [message for message in caplog.messages if "left out" in message]
+    assert told.startswith(f"{tmp_path}: left out: 2 .gif, ")
+    assert set(told.partition("left out: ")[2].split(", ")) == {
+        "2 .gif",
+        "1 .tif",
+        "1 without a suffix",
+        "1 in other folders",
+        "1 not a file",
+        "2 folders that are no class",
+    }
+
+
+def test_nothing_is_said_where_nothing_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split in ("train", "test"):
+        folder_of(tmp_path / split / "cats", 1)
+    load_dataset(tmp_path, "train")
+    assert not [message for message in caplog.messages if "left out" in message]
+
+
+def test_a_postscript_file_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = tmp_path / "started"
+    ghostscript = tmp_path / "bin" / "gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\ntouch {marker}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ghostscript.parent}:{os.environ['PATH']}")
+    files = folder_of(tmp_path / "data", 25)
+    files[0].write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    assert len(read_pictures(files, image_size_px=8, channels=1, title="").rows) == 24
+    assert not marker.exists()

@@ -28,6 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from training.data.bad_files import MAX_BAD_SHARE
 from training.data.caption_line import IGNORE_OTHERS, CaptionLine, CaptionSplit, first_error
 from training.data.choices import say_choices
 from training.data.dataset import DataError, check_names
@@ -98,17 +99,25 @@ class Captions:
             logger.info("%s: %s", self.folder, note)
         say_choices(self.folder, self.files, image_size_px=image_size_px, channels=channels)
 
-    def read_images(self, *, image_size_px: int | None = None, channels: int | None = None) -> Tensor:
-        """Read the images (N, C, H, W) uint8; see ``read_pictures``.
+    def read_images(
+        self,
+        *,
+        image_size_px: int | None = None,
+        channels: int | None = None,
+        max_bad_share: float = MAX_BAD_SHARE,
+    ) -> "CaptionedDataset":
+        """Read the images; lines whose image can't be used are left out: see ``read_pictures``.
 
-        Raises: DataError naming a file that can't be used.
+        Raises: DataError naming files that can't be used.
         """
-        return read_pictures(
+        pictures = read_pictures(
             self.files,
             image_size_px=image_size_px,
             channels=channels,
             title=f"read {self.folder.name}",
+            max_bad_share=max_bad_share,
         )
+        return CaptionedDataset(self.take(pictures.rows), pictures.images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +177,7 @@ def load_captioned(
     """
     captions = read_captions(folder, label_names)
     captions.say(image_size_px=image_size_px, channels=channels)
-    return CaptionedDataset(captions, captions.read_images(image_size_px=image_size_px, channels=channels))
+    return captions.read_images(image_size_px=image_size_px, channels=channels)
 
 
 def read_captions(folder: Path, label_names: LabelNames | None = None) -> Captions:

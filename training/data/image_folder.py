@@ -1,11 +1,15 @@
 """A user's own folder of images as a data set."""
 
 import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from training.data.bad_files import MAX_BAD_SHARE
 from training.data.choices import say_choices
 from training.data.dataset import DataError, ImageDataset, Split, check_names
 from training.data.pictures import read_pictures
@@ -17,6 +21,9 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 SINGLE_CLASS_NAMES = ("image",)
 
+_NOT_OF_USERS = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})  # made by systems
+_TEXTS = frozenset({"README.md", "README.txt", "LICENSE", "LICENSE.txt", "dataset.json"})
+_MAX_KINDS = 8
 _TRAIN_FOLDER = "train"
 _TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first that holds a picture
 
@@ -34,23 +41,30 @@ def load_image_folder(
     *,
     image_size_px: int | None = None,
     channels: int | None = None,
+    max_bad_share: float = MAX_BAD_SHARE,
 ) -> ImageDataset:
     """Load ``folder/<split>/<class>/*``, or ``folder/<class>/*``, or the same without class folders.
 
     The test split may be called val, valid or validation as well. Without one, about a tenth of the files is
     held out by a hash of their names: see ``splits.hold_out``.
-    Without class folders there is one class, "image". Sizes and channels: see ``read_pictures``.
+    Without class folders there is one class, "image". A folder without a picture is no class. Sizes, channels
+    and ``max_bad_share``: see ``read_pictures``.
 
     Raises: DataError where there is no image, or naming a file that can't be used.
     """
     listing = _list_files(folder, split)
     if split == "train":
         say_choices(folder, listing.files, image_size_px=image_size_px, channels=channels)
+    pictures = read_pictures(
+        listing.files,
+        image_size_px=image_size_px,
+        channels=channels,
+        title=f"read {split} images",
+        max_bad_share=max_bad_share,
+    )
     return ImageDataset(
-        images=read_pictures(
-            listing.files, image_size_px=image_size_px, channels=channels, title=f"read {split} images"
-        ),
-        labels=torch.tensor(listing.labels, dtype=torch.int64),
+        images=pictures.images,
+        labels=torch.tensor(listing.labels, dtype=torch.int64)[pictures.rows],
         class_names=listing.class_names,
     )
 
@@ -73,6 +87,8 @@ def _list_files(folder: Path, split: Split) -> _Listing:
     # Classes come from both splits, so that a label means the same in each.
     roots = [train] if test is None else [train, test]
     class_names = sorted({path.name for root in roots for path in _class_folders(root)})
+    if split == "train":
+        _say_left_out(folder, roots, class_names)
     check_names(f"{folder}: class folders", class_names)
     root = test if test is not None and split == "test" else train
     files: list[Path] = []
@@ -107,16 +123,46 @@ def _holds_images(root: Path) -> bool:
 
 
 def _class_folders(root: Path) -> list[Path]:
+    """Return the folders that hold pictures."""
     if not root.is_dir():
         return []
-    return [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return [path for path in root.iterdir() if path.is_dir() and _is_seen(path) and _image_files(path)]
 
 
 def _image_files(folder: Path) -> list[Path]:
+    """Return the pictures right in a folder; a pipe or a device is none."""
     if not folder.is_dir():
         return []
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES and _is_seen(path) and path.is_file()
     )
+
+
+def _is_seen(path: Path) -> bool:
+    return not path.name.startswith(".") and path.name not in _NOT_OF_USERS
+
+
+def _say_left_out(folder: Path, roots: Sequence[Path], class_names: Sequence[str]) -> None:
+    """Log what is in a folder beside the pictures that are taken."""
+    counts: Counter[str] = Counter()
+    for root in roots:
+        taken = {root / name for name in class_names} if class_names else {root}
+        for place, folders, names in os.walk(root):
+            folders[:] = [name for name in folders if _is_seen(Path(name))]
+            for path in (Path(place, name) for name in names):
+                if not _is_seen(path) or path.name in _TEXTS:
+                    continue
+                if path.suffix.lower() not in IMAGE_SUFFIXES:
+                    counts[path.suffix.lower() or "without a suffix"] += 1
+                elif path.parent not in taken:
+                    counts["in other folders"] += 1
+                elif not path.is_file():
+                    counts["not a file"] += 1
+        for path in root.iterdir():
+            if class_names and path.is_dir() and path.name not in class_names and path not in roots:
+                counts["folders that are no class"] += 1
+    if counts:
+        told = ", ".join(f"{count} {kind}" for kind, count in counts.most_common(_MAX_KINDS))
+        logger.warning("%s: left out: %s", folder, told)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from training.data.bad_files import MAX_BAD_SHARE
 from training.data.caption_line import CaptionSplit
 from training.data.captioned import CAPTIONS_FILES, Captions, is_captioned, read_captions
 from training.data.dataset import DataError, ImageDataset, Split
@@ -26,13 +27,15 @@ def load_dataset(
     *,
     image_size_px: int | None = None,
     channels: int | None = None,
+    max_bad_share: float = MAX_BAD_SHARE,
 ) -> ImageDataset:
     """Load one split of Fashion-MNIST or of a folder of images.
 
     source: "fashion-mnist" (where Debian's package puts it), "fashion-mnist:/some/folder",
     a folder of images as ``image_folder.load_image_folder`` describes, or one with captions (``captioned``),
     whose first set of labels are the classes and whose test split is what is unseen, or else held out.
-    image_size_px, channels: None keeps what the data has.
+    image_size_px, channels: None keeps what the data has. max_bad_share: of a folder's files, so many may be
+    left out because they can't be used.
 
     Raises: DataError where the data is missing or can't be used.
     """
@@ -43,14 +46,21 @@ def load_dataset(
     if image_size_px is not None and not 1 <= image_size_px <= 4096:
         raise ValueError(f"image_size_px must lie in 1..4096, got {image_size_px}")
 
-    dataset = _load(source, split, image_size_px=image_size_px, channels=channels)
+    dataset = _load(
+        source, split, image_size_px=image_size_px, channels=channels, max_bad_share=max_bad_share
+    )
     if split == "train":
         _say_counts(source, dataset)
     return dataset
 
 
 def _load(
-    source: str | Path, split: Split, *, image_size_px: int | None, channels: int | None
+    source: str | Path,
+    split: Split,
+    *,
+    image_size_px: int | None,
+    channels: int | None,
+    max_bad_share: float,
 ) -> ImageDataset:
     name, _, folder = str(source).partition(":")
     if name == FASHION_MNIST:
@@ -64,14 +74,21 @@ def _load(
         captions = read_captions(Path(source))
         if split == "train":
             captions.say(image_size_px=image_size_px, channels=channels)
-        captions = _of_split(captions, split)
-        images = captions.read_images(image_size_px=image_size_px, channels=channels)
+        data = _of_split(captions, split).read_images(
+            image_size_px=image_size_px, channels=channels, max_bad_share=max_bad_share
+        )
         if not captions.label_names:
-            labels = torch.zeros(len(captions), dtype=torch.int64)
-            return ImageDataset(images, labels, SINGLE_CLASS_NAMES)
-        return ImageDataset(images, captions.labels[:, 0], next(iter(captions.label_names.values())))
+            labels = torch.zeros(len(data), dtype=torch.int64)
+            return ImageDataset(data.images, labels, SINGLE_CLASS_NAMES)
+        return ImageDataset(data.images, data.labels[:, 0], next(iter(captions.label_names.values())))
     _check_captions_elsewhere(Path(source))
-    return load_image_folder(Path(source), split, image_size_px=image_size_px, channels=channels)
+    return load_image_folder(
+        Path(source),
+        split,
+        image_size_px=image_size_px,
+        channels=channels,
+        max_bad_share=max_bad_share,
+    )
 
 
 def _check_captions_elsewhere(folder: Path) -> None:

@@ -75,5 +75,5 @@ def load_emoji(
         if not isinstance(raw.get("code_point"), str):
             raise DataError(f"{folder / CAPTIONS_FILE}, line {number}: code_point: missing, or not a string")
         code_points.append(raw["code_point"])
-    images = captions.read_images(image_size_px=image_size_px, channels=channels)
-    return EmojiDataset(images, captions, tuple(code_points))
+    data = captions.read_images(image_size_px=image_size_px, channels=channels, max_bad_share=0)
+    return EmojiDataset(data.images, captions, tuple(code_points))

@@ -9,6 +9,7 @@ _PNG_BYTES_PER_PIXEL = 5
 _JPEG_BYTES_PER_PIXEL = 8
 _WEBP_BYTES_PER_PIXEL = 16
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_WITHOUT_CONTENT = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
 _MAX_SEGMENTS = 1000
 
 
@@ -33,6 +34,8 @@ def _jpeg_pixels(data: bytes) -> int:
         marker, kind, length = struct.unpack_from(">BBH", data, position)
         if marker != 0xFF or kind == 0xFF:  # what is between segments is passed over
             position += 1
+        elif kind in _WITHOUT_CONTENT:
+            position += 2
         elif kind in _START_OF_FRAME:
             height, width = struct.unpack_from(">HH", data, position + 5)
             return int(width * height)
@@ -44,7 +47,7 @@ def _jpeg_pixels(data: bytes) -> int:
 def _webp_pixels(data: bytes) -> int:
     kind = data[12:16]
     if kind == b"VP8X":
-        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+        width, height = (int.from_bytes(side, "little") + 1 for side in struct.unpack_from("3s3s", data, 24))
     elif kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1

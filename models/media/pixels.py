@@ -31,6 +31,7 @@ _STRIP_PIXELS = 2**18
 _ORIENTATION = 0x0112  # of EXIF
 # What Pillow's decoders raise on files that are broken, besides OSError.
 _BROKEN = (
+    AssertionError,
     OSError,
     SyntaxError,
     ValueError,
@@ -140,18 +141,19 @@ def read_pixels(opened: Image.Image, width_px: int, height_px: int, channels: Li
 def _plain(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
     """Return the image in 8 bits a channel and in sRGB, with white behind it: grey, RGB or opaque RGBA.
 
-    An image with transparency is written over, strip by strip, so that it is not held twice.
+    An image is written over, strip by strip, where its mode allows, so that it is not held twice.
     """
     profile = image.info.get("icc_profile")
     if not profile and not image.has_transparency_data and image.mode in ("L", mode):
         return image
     if image.mode in ("1", "L", "LA", "I;16") and not profile:
         mode = "L"
-    is_in_place = image.mode == "RGBA" and mode == "RGB"
+    is_in_place = image.mode == mode or (image.mode == "RGBA" and mode == "RGB")
     plain = image if is_in_place else Image.new(mode, image.size)
     for box in _strips(image.size):
         strip = _flatten(image.crop(box), profile)
-        plain.paste(strip.convert("RGBA" if is_in_place else mode), box)
+        plain.paste(strip.convert(plain.mode), box)
+    plain.info.pop("transparency", None)
     return plain
 
 
@@ -229,5 +231,5 @@ def _read(file: Any, max_bytes: int) -> bytes:
     if num_bytes > max_bytes:
         raise InvalidMedia(f"image: at most {max_bytes} bytes, got {num_bytes}")
     file.seek(0)
-    data: bytes = file.read()
+    data: bytes = file.read(max_bytes)  # a device has no end
     return data

@@ -93,9 +93,8 @@ def _add_door(app: FastAPI, settings: AppSettings, metrics: HttpMetrics) -> None
     app.add_middleware(AdmitBodies, metrics=metrics, limits=limits)
     app.add_middleware(InternalErrors)
     app.add_middleware(AnswerMethods)
-    app.add_middleware(
-        CheckSite, metrics=metrics, allowed_hosts=settings.allowed_hosts, origins=settings.cors_origins
-    )
+    hosts = (settings.host.lower(), *settings.allowed_hosts)
+    app.add_middleware(CheckSite, metrics=metrics, allowed_hosts=hosts, origins=settings.cors_origins)
     if settings.cors_origins:
         app.add_middleware(AllowOrigins, origins=settings.cors_origins)
     app.add_middleware(SecureHeaders, has_foreign_pages=bool(settings.cors_origins))

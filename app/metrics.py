@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import is_known_code
-from app.queue import QueueMetrics
+from app.queue_checks import QueueMetrics
 from workers.messages import Operation, Priority
 from workers.metrics import INFINITY, METRICS, SEPARATOR, Metric
 

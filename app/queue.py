@@ -1,39 +1,31 @@
-"""Submit, look up, wait for and cancel jobs: only here does the front end use RQ and Redis."""
+"""Submit, look up, wait for and cancel jobs."""
 
 import asyncio
 import logging
 import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 from uuid import uuid4
 
-import redis.asyncio
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.backoff import ExponentialBackoff
 
 from app.job_events import JobEvent, JobEventReader, News
+from app.queue_checks import QueueChecks
+from app.redis_connections import available, connect, disconnect
 from workers.errors import JobNotFound, PipelineNotServed, QueueFull, QueueUnavailable
-from workers.messages import JobStatus, JobView, PreviewImage, Progress, Resolved, SeedVerdict
+from workers.messages import JobStatus, JobView, PreviewImage, Progress, Resolved
 from workers.queue.records import (
-    HEALTH,
-    QUARANTINE,
-    QUEUES,
-    SEED_VERDICTS,
-    SEPARATOR,
-    TOTALS,
     VIEW_FIELDS,
     WORK_RATE,
-    WORKERS,
     blob_key,
     events_key,
     job_fields,
     job_key,
     job_view,
     now_text,
-    queue_key,
     result_key,
     result_of_rq,
     rq_result_key,
@@ -42,56 +34,18 @@ from workers.queue.scripts import load_script
 
 logger = logging.getLogger(__name__)
 
-CHECK_TIMEOUT_S = 1.0
 MAX_CONNECTIONS = 64
-MAX_CHECKS = 4
-_WORKER_FIELDS = (
-    "phase", "pipelines", "running_samples", "memory_bytes", "device_memory_bytes", "seed_verdicts",
-)  # fmt: skip
 # Every command here may be sent twice. A second in all: what a server that starts again takes, mostly.
 _RETRY = Retry(ExponentialBackoff(cap=0.5, base=0.02), 6)
-_NO_RETRY = Retry(NoBackoff(), 0)
 _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")  # within the 64 bits of each half
-
-
-@dataclass(frozen=True)
-class QueueHealth:
-    """Which workers would work on a job now. pipelines: those that the ready ones have."""
-
-    num_ready_workers: int
-    num_draining_workers: int
-    queue_length: int
-    pipelines: frozenset[str]
-
-
-@dataclass(frozen=True)
-class WorkerGauges:
-    """A worker as it was at its last heartbeat; ``seed_verdicts`` by pipeline."""
-
-    name: str
-    phase: str
-    pipelines: tuple[str, ...]
-    num_running_samples: int
-    memory_bytes: int
-    device_memory_bytes: int
-    seed_verdicts: Mapping[str, SeedVerdict]
-
-
-@dataclass(frozen=True)
-class QueueMetrics:
-    """What is to be told of the queue and its workers; ``totals`` are the sums of ``workers.metrics``."""
-
-    totals: Mapping[str, float]
-    lengths: Mapping[str, int]
-    workers: Sequence[WorkerGauges]
 
 
 class JobQueue:
     """The queue as the front end sees it. Every method may raise QueueUnavailable."""
 
     def __init__(self, redis_url: str, *, max_length: int, result_ttl_s: int) -> None:
-        self._redis = _connect(redis_url, MAX_CONNECTIONS, _RETRY)
-        self._checks = _connect(redis_url, MAX_CHECKS, _NO_RETRY)  # of health: they wait for no other caller
+        self._redis = connect(redis_url, MAX_CONNECTIONS, _RETRY)
+        self.checks = QueueChecks(redis_url)
         self._max_length = max_length
         self._result_ttl_s = result_ttl_s
         self._submit = self._redis.register_script(load_script("submit"))
@@ -109,7 +63,7 @@ class JobQueue:
         fields = job_fields(request, result_ttl_s=self._result_ttl_s)
         deadline_s = "" if request.deadline_s is None else request.deadline_s
         flat = [part for item in fields.items() for part in item]
-        async with self._available():
+        async with available():
             verdict, num_waiting = await self._submit(
                 args=[job_id, request.priority, self._max_length, deadline_s, request.pipeline, *flat]
             )
@@ -176,43 +130,13 @@ class JobQueue:
 
         Raises: JobNotFound.
         """
-        async with self._available():
+        async with available():
             await self._cancel(args=[job_id, now_text()])
         return await self.get(job_id)
 
-    async def check(self) -> QueueHealth:
-        """Say which workers would work on a job now. Answers within CHECK_TIMEOUT_S.
-
-        Raises: QueueUnavailable, also where the server takes no writes.
-        """
-        lengths, workers = await self._read_gauges(["set", HEALTH, now_text(), "EX", 60])
-        ready = [worker for worker in workers if worker.phase == "ready"]
-        return QueueHealth(
-            num_ready_workers=len(ready),
-            num_draining_workers=sum(worker.phase == "draining" for worker in workers),
-            queue_length=sum(lengths.values()),
-            pipelines=frozenset(name for worker in ready for name in worker.pipelines),
-        )
-
-    async def metrics(self) -> QueueMetrics:
-        """Return what the queue and its workers have counted."""
-        lengths, workers = await self._read_gauges()
-        async with self._available(), asyncio.timeout(CHECK_TIMEOUT_S):
-            totals: Any = await self._checks.hgetall(TOTALS)
-        return QueueMetrics({name: float(value) for name, value in totals.items()}, lengths, workers)
-
-    async def seed_verdicts(self) -> dict[str, list[SeedVerdict]]:
-        """Return what every living worker found of the seed promise, by pipeline."""
-        _, workers = await self._read_gauges()
-        found: dict[str, list[SeedVerdict]] = {}
-        for worker in sorted(workers, key=lambda worker: worker.name):
-            for pipeline, verdict in worker.seed_verdicts.items():
-                found.setdefault(pipeline, []).append(verdict)
-        return found
-
     async def referenced_blobs(self, sha256s: Sequence[str]) -> list[bool]:
         """Say of each blob whether a job that has not ended refers to it."""
-        async with self._available(), self._redis.pipeline(transaction=False) as pipeline:
+        async with available(), self._redis.pipeline(transaction=False) as pipeline:
             for sha256 in sha256s:
                 pipeline.exists(blob_key(sha256))
             return [bool(answer) for answer in await pipeline.execute()] if sha256s else []
@@ -220,16 +144,15 @@ class JobQueue:
     async def close(self) -> None:
         """Stop watching and close the connections."""
         await self._job_events.close()
-        for connections in (self._redis, self._checks):
-            await connections.aclose()
-            await connections.connection_pool.disconnect()
+        await self.checks.close()
+        await disconnect(self._redis)
 
     async def _look_up(self, job_id: str) -> tuple[JobView, float]:
         """Return the job as it is now, and how many seconds are left until its deadline.
 
         Raises: JobNotFound.
         """
-        async with self._available():
+        async with available():
             job, result, clock = await self._read(job_id)
             if job.get("status") == "queued" and float(job.get("deadline_at", "inf")) <= clock:
                 await self._end_overdue(args=[now_text()])  # no worker may be there to do it
@@ -266,7 +189,7 @@ class JobQueue:
         Raises: JobNotFound.
         """
         start = "-" if last_event_id is None else f"({last_event_id}"
-        async with self._available():
+        async with available():
             entries: Any = await self._redis.xrange(events_key(job_id), min=start)
         events = [_event(event_id, entry) for event_id, entry in entries]
         job, due_in_s = await self._look_up(job_id)
@@ -274,43 +197,9 @@ class JobQueue:
             is_running = job.status == JobStatus.RUNNING and due_in_s <= 0  # its worker ends it
             return News(events, math.inf if is_running else due_in_s)
         events = [event for event in events if not event.status.is_terminal]
-        async with self._available():
+        async with available():
             last: Any = await self._redis.hget(job_key(job_id), "last_event")
         return News([*events, JobEvent(last or f"{2**63}-0", "status", job.status, job=job)], math.inf)
-
-    async def _read_gauges(self, *commands: Sequence[Any]) -> tuple[dict[str, int], list[WorkerGauges]]:
-        """Return the lengths of the queues and the living workers, after these commands."""
-        queues = (*QUEUES, QUARANTINE)
-        async with (
-            self._available(),
-            asyncio.timeout(CHECK_TIMEOUT_S),
-            self._checks.pipeline(transaction=False) as pipeline,
-        ):
-            for command in commands:
-                pipeline.execute_command(*command)
-            pipeline.smembers(WORKERS)
-            for queue in queues:
-                pipeline.llen(queue_key(queue))
-            keys, *lengths = (await pipeline.execute())[len(commands) :]
-            for key in keys:
-                pipeline.hmget(key, _WORKER_FIELDS)
-            found = await pipeline.execute() if keys else []
-        workers = [
-            WorkerGauges(
-                name=key.rpartition(":")[2],
-                phase=phase,
-                pipelines=tuple((pipelines or "").split(SEPARATOR)),
-                num_running_samples=int(num_samples or 0),
-                memory_bytes=int(memory or 0),
-                device_memory_bytes=int(device_memory or 0),
-                seed_verdicts=SEED_VERDICTS.validate_json(verdicts or "{}"),
-            )
-            for key, (phase, pipelines, num_samples, memory, device_memory, verdicts) in zip(
-                keys, found, strict=True
-            )
-            if phase  # others are dead
-        ]
-        return dict(zip(queues, lengths, strict=True)), workers
 
     async def _with_position(self, view: JobView, queue: str) -> JobView:
         answer = await self._position(args=[view.id, queue])
@@ -319,18 +208,6 @@ class JobQueue:
         position, *left_s = answer
         seconds = round(float(left_s[0]), 3) if left_s else None
         return view.model_copy(update={"queue_position": position, "seconds_left": seconds})
-
-    @asynccontextmanager
-    async def _available(self) -> AsyncIterator[None]:
-        try:
-            yield
-        except (redis.RedisError, TimeoutError, OSError) as error:
-            logger.warning("the queue server does not answer: %s", type(error).__name__)
-            raise QueueUnavailable("the queue does not answer; try again soon") from error
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            # redis-py's asyncio.wait_for may have swallowed it: python/cpython#86296, until Python 3.12.
-            raise asyncio.CancelledError
 
 
 def _event(event_id: str, entry: Mapping[str, str]) -> JobEvent:
@@ -341,18 +218,3 @@ def _event(event_id: str, entry: Mapping[str, str]) -> JobEvent:
         return JobEvent(event_id, "status", JobStatus(entry["event"]))
     step, total = entry["data"].split()
     return JobEvent(event_id, "progress", JobStatus.RUNNING, Progress(step=int(step), total=int(total)))
-
-
-def _connect(redis_url: str, max_connections: int, retry: Retry) -> redis.asyncio.Redis:
-    """Return a client that opens so many connections at most, one for each caller at a time."""
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        redis_url,
-        max_connections=max_connections,
-        timeout=5,
-        decode_responses=True,
-        socket_timeout=5,
-        socket_connect_timeout=1,
-        retry=retry,
-        retry_on_error=[redis.ReadOnlyError],  # what was the master before a failover
-    )
-    return redis.asyncio.Redis.from_pool(pool)

@@ -55,7 +55,7 @@ async def is_ready(services: ServicesNeeded) -> Readiness:
 
     It tries what a job needs: to write into the queue and the stores, and a ready worker for each pipeline.
     """
-    health = await services.queue.check()
+    health = await services.queue.checks.check()
     for store in (services.results, services.blobs):
         await asyncio.to_thread(store.check)
     if not health.num_ready_workers:

@@ -27,7 +27,7 @@ router = APIRouter(tags=["health"])
 async def get_metrics(http: HttpRequest, services: ServicesNeeded) -> Response:
     """Show what this process, the queue and all workers have counted; without a queue, what is left."""
     try:
-        queue = await services.queue.metrics()
+        queue = await services.queue.checks.metrics()
     except QueueUnavailable:
         queue = None
     return Response(render(http.app.state.http_metrics, queue), media_type=CONTENT_TYPE_LATEST)

@@ -26,7 +26,7 @@ async def list_pipelines(services: ServicesNeeded) -> list[PipelineInfo]:
     What the workers found of the seed promise is left out while the queue does not answer.
     """
     try:
-        verdicts = await services.queue.seed_verdicts()
+        verdicts = await services.queue.checks.seed_verdicts()
     except QueueUnavailable:
         verdicts = {}
     return [

@@ -100,6 +100,12 @@ def test_origins_of_the_setting_may_use_the_api_and_read_its_headers(redis_url, 
             assert client.get("/health/live", headers={"Host": host}).status_code == status
 
 
+def test_the_name_that_is_listened_on_is_answered(redis_url, tmp_path):
+    with serving(create_app(settings_for(tmp_path, redis_url, host="Images.example.com"))) as client:
+        headers = {"Host": "images.example.com:8000"}
+        assert client.get("/health/live", headers=headers).status_code == 200
+
+
 def test_pages_may_read_every_header_of_ours_that_is_documented():
     assert set(_HEADERS) - {"Cache-Control", "Accept-Ranges"} == set(EXPOSED_HEADERS)
 

@@ -1,6 +1,7 @@
 """What /metrics shows of requests, the queue and workers."""
 
 import pytest
+import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.main import create_app
@@ -8,6 +9,7 @@ from tests.app.conftest import WAIT, serving, settings_for, working
 from tests.fake_engine import FINGERPRINT, FakeEngine
 from tests.waiting import wait_until
 from workers.metrics import BATCH_SIZE, IMAGES, Meter, memory_bytes
+from workers.queue.records import TOTALS
 
 
 def samples_of(client) -> dict[tuple[str, ...], float]:
@@ -88,6 +90,52 @@ def test_requests_are_counted_by_route_and_never_by_job(service):
     assert samples["smalti_http_requests_total", "any", "none", "404"] == 1
     assert not [key for key in samples if job_id in str(key)]
     assert samples["process_resident_memory_bytes",] > 0
+
+
+def test_nothing_that_a_client_makes_up_becomes_a_series(service):
+    client = service.client
+    methods = ("PROPFIND", "MKCOL", "LOCK", "PURGE", "REPORT")  # which httptools lets through; h11 lets any
+    client.request("TRACE", "/health/live")
+    client.request("TRACE", "/nothing")
+    before = samples_of(client)
+    for method in methods:
+        client.request(method, "/health/live")
+    for number in range(1, 10):
+        client.request(f"MADEUP{number}", "/health/live")
+        client.request(f"MADEUP{number}", f"/nothing/{number}")
+        client.get("/health/live", headers={"Host": f"evil{number}.example"})
+        client.post("/generate", json={"class_label": f"made-up-{number}", "pipeline": f"made-up-{number}"})
+    samples = samples_of(client)
+
+    key = ("smalti_http_requests_total", "other", "/health/live", "405")
+    assert samples[key] >= before[key] + len(methods)
+    new = {key for key in samples if key not in before}
+    assert {key[-2:] for key in new if key[0] == "smalti_http_requests_total"} <= {
+        ("/generate", "422"),
+        ("none", "421"),
+        ("/metrics", "200"),
+    }
+    assert not [key for key in samples if "made-up" in str(key) or "MADEUP" in str(key) or "evil" in str(key)]
+
+
+def test_what_is_not_known_of_the_totals_is_summed_up_as_other(redis_url, tmp_path):
+    with redis.Redis.from_url(redis_url) as queue:
+        for code in ("succeeded", "invalid_image", "made up", "x" * 500, "cosmic_ray"):
+            queue.hincrby(TOTALS, f"jobs_ended|generate|{code}", 1)
+        queue.hincrby(TOTALS, "jobs_ended|made up|succeeded", 1)
+        queue.hincrby(TOTALS, "queue_wait_seconds|made up|0.1", 2)
+        queue.hincrby(TOTALS, "queue_wait_seconds|x|0.1", 3)
+    with serving(create_app(settings_for(tmp_path, redis_url))) as client:
+        samples = samples_of(client)
+
+    ended = {key[1:]: value for key, value in samples.items() if key[0] == "smalti_jobs_ended_total"}
+    assert ended == {
+        ("succeeded", "generate"): 1,
+        ("invalid_image", "generate"): 1,
+        ("other", "generate"): 3,
+        ("succeeded", "other"): 1,
+    }
+    assert samples["smalti_queue_wait_seconds_count", "other"] == 5
 
 
 def test_without_a_queue_what_is_left_is_shown(own_redis, tmp_path):

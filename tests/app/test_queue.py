@@ -214,19 +214,19 @@ def test_seed_verdicts_come_from_living_workers(redis_url, consumer):
     other = Consumer(redis_url, ["tiny"], lease_s=1, max_tries=3, ageing_s=1)
 
     async def use(queue: JobQueue) -> None:
-        assert await queue.seed_verdicts() == {}
+        assert await queue.checks.seed_verdicts() == {}
         consumer.phase = other.phase = "ready"
         consumer.seed_verdicts = {"tiny": verdict}
         other.seed_verdicts = {"tiny": verdict, "other": verdict}
         for each in (consumer, other):
             each.heartbeat([])
-        told = await queue.seed_verdicts()
+        told = await queue.checks.seed_verdicts()
         mine = verdict.model_copy(update={"worker": consumer.name})
         theirs = verdict.model_copy(update={"worker": other.name})
         assert told == {"tiny": sorted([mine, theirs], key=lambda each: each.worker), "other": [theirs]}
         other.close()
-        assert await queue.seed_verdicts() == {"tiny": [mine]}
-        [worker] = (await queue.metrics()).workers
+        assert await queue.checks.seed_verdicts() == {"tiny": [mine]}
+        [worker] = (await queue.checks.metrics()).workers
         assert (worker.name, worker.seed_verdicts) == (consumer.name, {"tiny": mine})
 
     run(redis_url, use)
@@ -372,7 +372,7 @@ def test_a_cancelled_job_belongs_to_no_worker(redis_url, consumer):
         view = await queue.cancel(running)
         assert (view.status, view.result) == (JobStatus.CANCELLED, None)
         assert (await queue.cancel(done)).status == JobStatus.SUCCEEDED, "an end is final"
-        assert (await queue.check()).queue_length == 0
+        assert (await queue.checks.check()).queue_length == 0
 
     run(redis_url, use)
 
@@ -388,7 +388,7 @@ def test_a_queued_job_ends_at_its_deadline_without_any_worker(redis_url, consume
         consumer.reap()
         assert consumer.claim(4, is_idle=True).jobs == ()
         assert (await queue.get(left.id)).error.code == "deadline_exceeded"
-        assert (await queue.check()).queue_length == 0
+        assert (await queue.checks.check()).queue_length == 0
 
     run(redis_url, use)
 
@@ -473,7 +473,7 @@ def test_all_who_follow_a_job_share_one_reader(redis_url, consumer):
             for step in range(1, 4):
                 consumer.publish_progress([(claim, Progress(step=step, total=4))])
                 await asyncio.sleep(0.02)
-                assert (await queue.check()).queue_length == 0, "answers in time"
+                assert (await queue.checks.check()).queue_length == 0, "answers in time"
             consumer.finish([Outcome(claim, RESULT)])
             seen = await asyncio.gather(*following)
             assert {event.status for events in seen for event in events[-1:]} == {JobStatus.SUCCEEDED}
@@ -563,7 +563,7 @@ def test_a_job_that_no_living_worker_can_do_is_refused_at_once(redis_url, consum
         specialist.close()
         with pytest.raises(PipelineNotServed):
             await queue.submit(OTHER)
-        assert (await queue.check()).queue_length == 3
+        assert (await queue.checks.check()).queue_length == 3
 
     run(redis_url, use)
 
@@ -573,7 +573,7 @@ def test_readiness_names_the_pipelines_of_ready_workers(redis_url, consumer, spe
         consumer.phase = "ready"
         for each in (consumer, specialist):
             each.heartbeat([])
-        health = await queue.check()
+        health = await queue.checks.check()
         assert (health.num_ready_workers, health.pipelines) == (1, {"tiny"})
 
     run(redis_url, use)
@@ -581,13 +581,13 @@ def test_readiness_names_the_pipelines_of_ready_workers(redis_url, consumer, spe
 
 def test_a_server_that_takes_no_writes_is_not_available(own_redis):
     async def use(queue: JobQueue) -> None:
-        await queue.check()
+        await queue.checks.check()
         with redis.Redis.from_url(own_redis.url) as client:
             client.config_set("maxmemory", 1)
             with pytest.raises(QueueUnavailable):
-                await queue.check()
+                await queue.checks.check()
             client.config_set("maxmemory", 0)
-        await queue.check()
+        await queue.checks.check()
 
     run(own_redis.url, use)
 
@@ -695,7 +695,7 @@ def test_a_dead_server_is_told_at_once_and_a_new_one_found(own_redis):
         with redis.Redis.from_url(own_redis.url) as client:
             client.shutdown()
         start = asyncio.get_running_loop().time()
-        for call in (queue.check(), queue.get(view.id), queue.submit(REQUEST)):
+        for call in (queue.checks.check(), queue.get(view.id), queue.submit(REQUEST)):
             with pytest.raises(QueueUnavailable):
                 await call
         assert asyncio.get_running_loop().time() - start < 5

@@ -186,7 +186,7 @@ def test_nothing_is_lost_and_nothing_done_twice(
                 expected = encode_image(pixels_of(grey_of(request.seed, index)), request.format)
                 assert store.read(job_id, index).data == expected, "the bytes of the undisturbed run"
                 assert view.result.outputs[index].sha256 == hashlib.sha256(expected).hexdigest()
-        assert (await clients.queue.check()).queue_length == 0
+        assert (await clients.queue.checks.check()).queue_length == 0
 
     try:
         asyncio.run(run())

@@ -147,10 +147,10 @@ def test_encode_and_decode_give_their_own_results(in_process, data_dir):
             assert results.read(decode.id, index).data == expected
             assert output.url == f"/jobs/{decode.id}/outputs/{index}"
             assert (output.width_px, output.height_px, output.num_bytes) == (8, 8, len(expected))
-        totals = (await queue.metrics()).totals
+        totals = (await queue.checks.metrics()).totals
         while not {"images|decode", "codes|encode", "codes|decode"} <= totals.keys():
             await asyncio.sleep(0.05)
-            totals = (await queue.metrics()).totals
+            totals = (await queue.checks.metrics()).totals
         assert (totals["images|decode"], totals["codes|encode"], totals["codes|decode"]) == (2, 8, 8)
 
     in_process(use, FakeEngine())
@@ -360,7 +360,7 @@ def test_the_seed_promise_is_checked_while_idle_and_its_verdict_is_told(in_proce
             assert view.status == JobStatus.SUCCEEDED
         assert engine.needs_check, "not done before the first job"
         assert statistics.median(took_s) < 0.25, "a job that comes waits for one slice"
-        while [each.how for each in (await queue.seed_verdicts()).get("tiny", [])] != ["checked"]:
+        while [each.how for each in (await queue.checks.seed_verdicts()).get("tiny", [])] != ["checked"]:
             await asyncio.sleep(0.05)
 
     in_process(use, engine)
@@ -428,16 +428,16 @@ def test_sigterm_drains_and_hands_back_what_takes_too_long(redis_url, worker_pro
         long = await queue.submit(request_of(2, num_steps=200))
         await until(queue, [short.id, long.id], JobStatus.RUNNING)
         worker.send_signal(signal.SIGTERM)
-        while (await queue.check()).num_draining_workers != 1:
+        while (await queue.checks.check()).num_draining_workers != 1:
             await asyncio.sleep(0.01)
         late = await queue.submit(request_of(3))
-        assert (await queue.check()).num_ready_workers == 0
+        assert (await queue.checks.check()).num_ready_workers == 0
         assert await asyncio.to_thread(worker.wait, 10) == 0
         assert (await queue.get(short.id)).status == JobStatus.SUCCEEDED
         for view in (await queue.get(long.id), await queue.get(late.id)):
             assert (view.status, view.num_tries) == (JobStatus.QUEUED, 0)
         assert (await queue.get(long.id)).queue_position == 0, "handed back to the front"
-        assert (await queue.check()).num_draining_workers == 0
+        assert (await queue.checks.check()).num_draining_workers == 0
         worker_processes.start()
         for view in (long, late):
             assert (await queue.wait(view.id, 10)).status == JobStatus.SUCCEEDED
@@ -485,10 +485,10 @@ def test_health_counts_living_workers_only(redis_url, worker_processes):
     first, _ = worker_processes.start(), worker_processes.start()
 
     async def use(queue: JobQueue) -> None:
-        assert (await queue.check()).num_ready_workers == 2
+        assert (await queue.checks.check()).num_ready_workers == 2
         first.kill()
         deadline = time.monotonic() + 10
-        while (await queue.check()).num_ready_workers != 1:
+        while (await queue.checks.check()).num_ready_workers != 1:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
 

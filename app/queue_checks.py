@@ -1,0 +1,136 @@
+"""What there is to know of the queue and its workers: for health checks, metrics and lists of pipelines."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from app.redis_connections import available, connect, disconnect
+from workers.messages import SeedVerdict
+from workers.queue.records import (
+    HEALTH,
+    QUARANTINE,
+    QUEUES,
+    SEED_VERDICTS,
+    SEPARATOR,
+    TOTALS,
+    WORKERS,
+    now_text,
+    queue_key,
+)
+
+CHECK_TIMEOUT_S = 1.0
+_MAX_CONNECTIONS = 4
+_WORKER_FIELDS = (
+    "phase", "pipelines", "running_samples", "memory_bytes", "device_memory_bytes", "seed_verdicts",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class QueueHealth:
+    """Which workers would work on a job now. pipelines: those that the ready ones have."""
+
+    num_ready_workers: int
+    num_draining_workers: int
+    queue_length: int
+    pipelines: frozenset[str]
+
+
+@dataclass(frozen=True)
+class WorkerGauges:
+    """A worker as it was at its last heartbeat; ``seed_verdicts`` by pipeline."""
+
+    name: str
+    phase: str
+    pipelines: tuple[str, ...]
+    num_running_samples: int
+    memory_bytes: int
+    device_memory_bytes: int
+    seed_verdicts: Mapping[str, SeedVerdict]
+
+
+@dataclass(frozen=True)
+class QueueMetrics:
+    """What is to be told of the queue and its workers; ``totals`` are the sums of ``workers.metrics``."""
+
+    totals: Mapping[str, float]
+    lengths: Mapping[str, int]
+    workers: Sequence[WorkerGauges]
+
+
+class QueueChecks:
+    """Asks over connections of its own, which wait for no other caller; all may raise QueueUnavailable."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis = connect(redis_url, _MAX_CONNECTIONS, Retry(NoBackoff(), 0))
+
+    async def check(self) -> QueueHealth:
+        """Say which workers would work on a job now. Answers within CHECK_TIMEOUT_S.
+
+        Raises: QueueUnavailable, also where the server takes no writes.
+        """
+        lengths, workers = await self._read_gauges(["set", HEALTH, now_text(), "EX", 60])
+        ready = [worker for worker in workers if worker.phase == "ready"]
+        return QueueHealth(
+            num_ready_workers=len(ready),
+            num_draining_workers=sum(worker.phase == "draining" for worker in workers),
+            queue_length=sum(lengths.values()),
+            pipelines=frozenset(name for worker in ready for name in worker.pipelines),
+        )
+
+    async def metrics(self) -> QueueMetrics:
+        """Return what the queue and its workers have counted."""
+        lengths, workers = await self._read_gauges()
+        async with available(), asyncio.timeout(CHECK_TIMEOUT_S):
+            totals: Any = await self._redis.hgetall(TOTALS)
+        return QueueMetrics({name: float(value) for name, value in totals.items()}, lengths, workers)
+
+    async def seed_verdicts(self) -> dict[str, list[SeedVerdict]]:
+        """Return what every living worker found of the seed promise, by pipeline."""
+        _, workers = await self._read_gauges()
+        found: dict[str, list[SeedVerdict]] = {}
+        for worker in sorted(workers, key=lambda worker: worker.name):
+            for pipeline, verdict in worker.seed_verdicts.items():
+                found.setdefault(pipeline, []).append(verdict)
+        return found
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await disconnect(self._redis)
+
+    async def _read_gauges(self, *commands: Sequence[Any]) -> tuple[dict[str, int], list[WorkerGauges]]:
+        """Return the lengths of the queues and the living workers, after these commands."""
+        queues = (*QUEUES, QUARANTINE)
+        async with (
+            available(),
+            asyncio.timeout(CHECK_TIMEOUT_S),
+            self._redis.pipeline(transaction=False) as pipeline,
+        ):
+            for command in commands:
+                pipeline.execute_command(*command)
+            pipeline.smembers(WORKERS)
+            for queue in queues:
+                pipeline.llen(queue_key(queue))
+            keys, *lengths = (await pipeline.execute())[len(commands) :]
+            for key in keys:
+                pipeline.hmget(key, _WORKER_FIELDS)
+            found = await pipeline.execute() if keys else []
+        workers = [
+            WorkerGauges(
+                name=key.rpartition(":")[2],
+                phase=phase,
+                pipelines=tuple((pipelines or "").split(SEPARATOR)),
+                num_running_samples=int(num_samples or 0),
+                memory_bytes=int(memory or 0),
+                device_memory_bytes=int(device_memory or 0),
+                seed_verdicts=SEED_VERDICTS.validate_json(verdicts or "{}"),
+            )
+            for key, (phase, pipelines, num_samples, memory, device_memory, verdicts) in zip(
+                keys, found, strict=True
+            )
+            if phase  # others are dead
+        ]
+        return dict(zip(queues, lengths, strict=True)), workers

@@ -80,8 +80,8 @@ class IsolatedProcess:
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 yield self._why_it_died()
                 num_done += 1
-            except GeneratorExit:  # what is on its way would be taken for the next answer
-                self.kill()
+            except BaseException:  # answers on their way would be taken for those of the next calls
+                self.stop()
                 raise
 
     def kill(self) -> None:

@@ -72,6 +72,18 @@ def test_a_mistake_of_ours_is_an_error_with_its_traceback(process):
     assert outcomes(process, (decoders.double, 4)) == [8]
 
 
+def test_no_answer_of_a_batch_that_was_left_is_taken_for_one_of_the_next(process):
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        outcomes(process, (decoders.fail,), (decoders.double, 1), (decoders.double, 2))
+    assert outcomes(process, (decoders.double, 4)) == [8]
+
+    calls = [(decoders.double, (number,)) for number in range(3)]
+    left = process.results(calls)
+    next(left)
+    left.close()
+    assert outcomes(process, (decoders.double, 4), (decoders.double, 5)) == [8, 10]
+
+
 def test_time_that_others_take_is_not_held_against_a_file(process):
     assert outcomes(process, (decoders.sleep, 0.4)) == [0.4]
 

@@ -13,14 +13,16 @@ _FAR_ABOVE = 10.0
 
 
 def read_losses(path: Path) -> list[dict[str, Any]]:
-    """Return the entries; a line that a killed run left unfinished is left out."""
+    """Return the entries; a line that a killed run left unfinished, or that isn't of numbers, is left out."""
     entries = []
     for line in path.read_text(errors="replace").split("\n"):
         try:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+            continue
+        if all(isinstance(value, int | float) for value in entry.values()):
             entries.append(entry)
     return entries
 

@@ -29,7 +29,8 @@ class RunConfig(Protocol):
     def checkpoint_every_s(self) -> float: ...
 
 
-# How it is computed, watched and kept, and what a finished pipeline is called and samples by.
+# How it is computed, watched and kept, and what a finished pipeline is called and samples by. Which pictures
+# max_bad_share leaves out is told by the data's digest.
 _FREE = {
     "folder",
     "output",
@@ -38,6 +39,7 @@ _FREE = {
     "log_every",
     "samples_every",
     "checkpoint_every_s",
+    "max_bad_share",
     "is_compiled",
     "num_threads",
 }

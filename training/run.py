@@ -151,8 +151,9 @@ class Run:
         state = self._checkpoints.load(is_main=self.processes.is_main)
         if state is None or state["step"] != self.config.num_steps:
             return False
-        if product.stat().st_mtime < self._checkpoints.newest.stat().st_mtime:
-            return False  # of a shorter run
+        newest = self._checkpoints.newest
+        if not newest.exists() or product.stat().st_mtime < newest.stat().st_mtime:
+            return False  # a damaged one was set aside; or the product is of a shorter run
         check_resumable(state, self.config, None)
         logger.info("%s: all %d steps are taken; the weights are in %s", self.folder, state["step"], product)
         return True
@@ -238,10 +239,14 @@ class Run:
         kept = "no checkpoint was written yet"
         if self._checkpoints.exist():
             kept = f"the last good checkpoint is kept in {self._checkpoints.newest}"
-        rate = getattr(self.config, "learning_rate", None)
+        settings = vars(self.config)
+        names = ["learning_rate", "muon_learning_rate"]
+        if settings.get("adversarial_weight"):
+            names.append("adversarial_learning_rate")
+        rates = " or ".join(f"{name} (now {settings[name]})" for name in names if name in settings)
         return TrainingError(
             f"training diverged: {what} (last finite loss: {self._losses.last_finite}). Start in a new folder"
-            f" with a lower learning_rate (now {rate}) or more warmup_steps; {kept}"
+            f" with a lower {rates}, or more warmup_steps; {kept}"
         )
 
     def draw_losses(self) -> None:

@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from training.config_file import TrainingError, load_config
 from training.distill import DistillConfig, train_distilled
 from training.folder_lock import hold
 from training.losses_log import Losses
+from training.network import NetworkSettings
 from training.prior import PriorTrainingConfig, train_prior
 from training.stopping import Stopped
 from training.tokenizer import TokenizerTrainingConfig, _Stepper, train_tokenizer
@@ -192,6 +195,29 @@ def test_a_run_that_diverges_ends_with_its_last_good_checkpoint_and_no_weights(
     assert all(np.isfinite(loss) for _, loss in logged(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("name", ["muon_learning_rate", "adversarial_learning_rate"])
+def test_a_run_that_diverges_names_every_rate_that_may_be_too_high(
+    config: TokenizerTrainingConfig, tmp_path: Path, name: str
+) -> None:
+    diverging: dict[str, Any] = {"folder": tmp_path / "x", "num_steps": 50, "warmup_steps": 0, name: 1e30}
+    if name == "adversarial_learning_rate":
+        train = partial(train_tokenizer, replace(config, adversarial_weight=1.0, **diverging))
+    else:
+        prior = PriorTrainingConfig(
+            tokenizer=config.folder / "tokenizer.safetensors",
+            output=tmp_path / "out",
+            prior=NetworkSettings(hidden_size=32, depth=1, num_heads=2),
+            data=config.data,
+            batch_size=8,
+            is_compiled=False,
+            num_threads=1,
+            **diverging,
+        )
+        train = partial(train_prior, prior)
+    with pytest.raises(TrainingError, match=rf"lower learning_rate \(now .*\) or {name} \(now 1e\+30\)"):
+        train()
+
+
 def test_a_loss_far_above_its_start_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     losses = Losses()
     for step, loss in enumerate((0.5, 0.2, 4.9, 5.1, 80.0)):
@@ -227,11 +253,20 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_taken_to_the_same_end(
     weights.unlink()
     damage(config.folder / "checkpoint.pt")
     with (config.folder / "losses.jsonl").open("a") as file:
-        file.write('{"step": 7, "lo')
+        file.write('{"step": 3, "loss": null}\n{"step": 7, "lo')
     train_tokenizer(config, resume=True)
     assert any("going on from the one before, of step 7" in record.message for record in caplog.records)
     assert logged(config.folder) == before
     assert weights.read_bytes() == bytes_before
+
+
+def test_a_shorter_run_ends_where_its_damaged_checkpoint_was_set_aside(
+    config: TokenizerTrainingConfig,
+) -> None:
+    _empty(config.folder / "checkpoint.pt")
+    shorter = replace(config, num_steps=NUM_STEPS - 1)
+    assert train_tokenizer(shorter, resume=True) == config.folder / "tokenizer.safetensors"
+    assert saved(config.folder / "checkpoint.previous.pt")["step"] == NUM_STEPS - 1
 
 
 def test_where_no_checkpoint_is_whole_a_run_says_so(config: TokenizerTrainingConfig) -> None:
@@ -318,7 +353,8 @@ def test_settings_that_dont_change_the_result_may_change(
 ) -> None:
     (config.folder / "tokenizer.safetensors").unlink()
     moved = shutil.copytree(config.data, tmp_path / "elsewhere")
-    train_tokenizer(replace(config, data=str(moved), log_every=2, checkpoint_every_s=5), resume=True)
+    other = {"log_every": 2, "checkpoint_every_s": 5, "max_bad_share": 0.5}
+    train_tokenizer(replace(config, data=str(moved), **other), resume=True)
     assert (config.folder / "tokenizer.safetensors").exists()
 
 

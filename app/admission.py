@@ -121,7 +121,7 @@ class AdmitBodies:
         if self._num_held_bytes + num_bytes > self._limits.max_in_flight_bytes:
             raise TooBusy(
                 f"bodies of all requests may hold {self._limits.max_in_flight_bytes} bytes at a time, and"
-                " there is no room for this one; try again soon"
+                " this one does not fit; try again soon"
             )
 
 

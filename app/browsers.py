@@ -71,7 +71,7 @@ class CheckSite:
             host = host_of(value)
             if not _is_local_name(host) and not any(_matches(host, known) for known in self._hosts):
                 raise MisdirectedHost(
-                    f"Host: this server does not answer for {value[:100]!r}; whoever runs it can allow the"
+                    f"Host: this server does not answer for {value[:100]!r}; the operator can allow the"
                     " name with SMALTI_ALLOWED_HOSTS"
                 )
 
@@ -86,7 +86,7 @@ class CheckSite:
         if site is None and urlsplit(origin or "").netloc.lower() == headers.get("host", "").lower() != "":
             return
         raise ForbiddenOrigin(
-            f"Origin: pages of {(origin or 'another site')[:100]!r} may not do that; whoever runs this server"
+            f"Origin: pages of {(origin or 'another site')[:100]!r} may not do that; the operator"
             " can allow it with SMALTI_CORS_ORIGINS"
         )
 

@@ -50,6 +50,8 @@ def codes_of_answer(body: Any) -> Any:
         status = body.get("status")
         got = status if status in tuple(JobStatus) else "of another kind"
         raise ValueError(f"is a job without a result: it is {got}")
+    if is_job and body.get("codes") is not None:
+        raise ValueError("holds the codes of a job and others beside it: send one of the two")
     if result.get("codes") is None:
         raise ValueError("holds no codes: /encode returns them, and /generate with return_codes")
     own = (JobView.model_fields if is_job else _RESULT_FIELDS).keys() - DecodeRequest.model_fields

@@ -153,12 +153,12 @@ PROBLEMS: dict[str, Problem] = {
         problem_of("bad_request", "Missing boundary in multipart."),
         problem_of(
             "forbidden_origin",
-            "Origin: pages of 'https://other.example' may not do that; whoever runs this server can allow it"
+            "Origin: pages of 'https://other.example' may not do that; the operator can allow it"
             " with SMALTI_CORS_ORIGINS",
         ),
         problem_of(
             "misdirected_host",
-            "Host: this server does not answer for 'other.example'; whoever runs it can allow the name with"
+            "Host: this server does not answer for 'other.example'; the operator can allow the name with"
             " SMALTI_ALLOWED_HOSTS",
         ),
         problem_of(
@@ -166,7 +166,7 @@ PROBLEMS: dict[str, Problem] = {
         ),
         problem_of(
             "too_busy",
-            "bodies of all requests may hold 134217728 bytes at a time, and there is no room for this one;"
+            "bodies of all requests may hold 134217728 bytes at a time, and this one does not fit;"
             " try again soon",
         ),
         problem_of("not_acceptable", "Accept: this answer can be application/json; got text/csv"),

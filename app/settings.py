@@ -12,6 +12,7 @@ from workers.settings import read_settings as _read_settings
 Settings = TypeVar("Settings", bound=ServiceSettings)
 Names = Annotated[tuple[str, ...], NoDecode]
 
+_DAY_S = 86400
 _MIB = 2**20
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*,\s]+")
 
@@ -21,33 +22,54 @@ class AppSettings(ServiceSettings):
 
     host: str = Field(default="127.0.0.1", description="The address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535)
-    max_queue_length: int = Field(default=256, ge=1, description="Waiting jobs; one more is answered 429.")
+    max_queue_length: int = Field(
+        default=256, ge=1, le=10**6, description="Waiting jobs; one more is answered 429."
+    )
     default_wait_s: float = Field(
-        default=50, gt=0, description="How long a request waits that accepts only a file and names no wait."
+        default=50,
+        gt=0,
+        le=_DAY_S,
+        description="How long a request waits that accepts only a file and names no wait.",
     )
     max_wait_s: float = Field(
         default=50,  # below the 60 seconds of many proxies, whose 504 has no job's id
         gt=0,
+        le=_DAY_S,
         description="The longest that `Prefer: wait` is honoured.",
     )
     max_in_flight_bytes: int = Field(
         default=128 * _MIB,
         ge=_MIB,
+        le=2**40,
         description="Bytes of bodies that all requests hold at a time; what is more is answered 503.",
     )
     header_timeout_s: float = Field(
-        default=10, gt=0, description="How long the head of a request may take; a new connection's first one."
+        default=10,
+        gt=0,
+        le=_DAY_S,
+        description="How long the head of a request may take; a new connection's first one.",
     )
     body_timeout_s: float = Field(
-        default=20, gt=0, description="A body must go on at the least rate, looked at over this time."
+        default=20,
+        gt=0,
+        le=_DAY_S,
+        description="A body must go on at the least rate, looked at over this time.",
     )
-    min_body_bytes_per_s: int = Field(default=32 * 2**10, ge=0, description="The least rate of a body.")
+    min_body_bytes_per_s: int = Field(
+        default=32 * 2**10, ge=0, le=2**30, description="The least rate of a body."
+    )
     keep_alive_s: int = Field(
-        default=75, ge=1, description="How long an idle connection is kept for its client's next request."
+        default=75,
+        ge=1,
+        le=_DAY_S,
+        description="How long an idle connection is kept for its client's next request.",
     )
-    max_connections: int = Field(default=2048, ge=1, description="Connections at a time.")
+    max_connections: int = Field(default=2048, ge=1, le=10**6, description="Connections at a time.")
     max_connections_per_client: int = Field(
-        default=1536, ge=0, description="Of one address, which may be a proxy's; 0: as many as there may be."
+        default=1536,
+        ge=0,
+        le=10**6,
+        description="Of one address, which may be a proxy's; 0: as many as there may be.",
     )
     allowed_hosts: Names = Field(
         default=(),

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from workers.redis_url import require_address
 
 ENV_PREFIX = "SMALTI_"
+_YEAR_S = 365 * 86400
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -52,7 +53,9 @@ class ServiceSettings(BaseSettings):
         default=Path(".smalti"),
         description="Results and the embedded queue server's data; front end and workers share it.",
     )
-    result_ttl_s: int = Field(default=3600, ge=1, description="How long a finished job can be looked up.")
+    result_ttl_s: int = Field(
+        default=3600, ge=1, le=10 * _YEAR_S, description="How long a finished job can be looked up."
+    )
     log_level: LogLevel = "INFO"
 
     @field_validator("redis_url")
@@ -103,20 +106,27 @@ class WorkerSettings(ServiceSettings):
         " they don't agree, but the same request may then give other bytes in another batch.",
     )
     num_threads: int | None = Field(
-        default=None, ge=1, description="Compute threads; torch's own choice if left out."
+        default=None, ge=1, le=1024, description="Compute threads; torch's own choice if left out."
     )
     lease_s: float = Field(
-        default=5, ge=1, description="A worker unheard of for this long has lost its jobs to another."
+        default=5,
+        ge=1,
+        le=3600,
+        description="A worker unheard of for this long has lost its jobs to another.",
     )
-    max_tries: int = Field(default=3, ge=1, description="Workers that may die on one job before it fails.")
+    max_tries: int = Field(
+        default=3, ge=1, le=1000, description="Workers that may die on one job before it fails."
+    )
     ageing_s: float = Field(
         default=30,
         ge=0,
+        le=_YEAR_S,
         description="Batch jobs that have waited for longer get every fourth turn before interactive jobs.",
     )
     drain_grace_s: float = Field(
         default=20,
         ge=0,
+        le=_YEAR_S,
         description="After SIGTERM, running jobs may finish for this long; then they go back.",
     )
 

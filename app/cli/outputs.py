@@ -35,7 +35,7 @@ class Outputs:
             raise CommandError(f"--out must name a file, and {self.out} is a folder")
         folder = self.out.parent
         if not folder.is_dir():
-            raise CommandError(f"--out {self.out}: there is no folder {folder}; make it first")
+            raise CommandError(f"--out {self.out}: the folder {folder} is missing; make it first")
         if not os.access(self.out if self.out.exists() else folder, os.W_OK):
             raise CommandError(f"--out {self.out} can't be written: no permission")
 

@@ -107,6 +107,12 @@ def test_a_job_without_a_result_has_nothing_to_decode(service):
     assert problem.detail == "body: is a job without a result: it is queued"
 
 
+def test_a_job_and_other_codes_beside_it_are_refused(service, encoded):
+    body = body_of(encoded, "the job") | {"codes": [[[1, 1], [1, 1]]]}
+    problem = problem_of(service.client.post("/decode", json=body), 422, "invalid_request")
+    assert problem.detail == "body: holds the codes of a job and others beside it: send one of the two"
+
+
 @pytest.mark.parametrize("form", ["the job", "its result"])
 def test_an_unknown_field_beside_an_answer_is_told(service, encoded, form):
     body = body_of(encoded, form) | {"formt": "webp", "x": 1}

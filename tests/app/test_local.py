@@ -111,7 +111,7 @@ def test_several_files_give_a_line_each_in_order_and_a_bad_one_is_named(smalti, 
 @pytest.mark.parametrize(
     ("out", "said"),
     [
-        ("none/a.png", b"smalti: --out none/a.png: there is no folder none; make it first\n"),
+        ("none/a.png", b"smalti: --out none/a.png: the folder none is missing; make it first\n"),
         ("folder.png", b"smalti: --out must name a file, and folder.png is a folder\n"),
         ("a.gif", b"smalti: format: image files are png, webp, jpeg, got 'gif'\n"),
     ],

@@ -169,26 +169,48 @@ def test_what_is_left_out_is_said_in_one_line(tmp_path: Path, caplog: pytest.Log
     for name in ("cats", "dogs"):
         folder_of(tmp_path / "train" / name, 2)
         folder_of(tmp_path / "test" / name, 1)
-    for junk in (".hidden.png", "Thumbs.db", "__MACOSX/1.png", "cats/.DS_Store", "cats/deeper/1.png"):
-        path = tmp_path / "train" / junk
+    folder_of(tmp_path / "val" / "cats", 3)
+    folder_of(tmp_path / "unsorted", 1)
+    for other in ("train/.hidden.png", "Thumbs.db", "train/__MACOSX/1.png", "train/cats/.DS_Store",
+                  "train/cats/deeper/1.png", "loose.png"):  # fmt: skip
+        path = tmp_path / other
         path.parent.mkdir(exist_ok=True)
         Image.new("L", (8, 8)).save(path, "PNG")
-    for name in ("1.gif", "2.GIF", "3.tif", "notes"):
+    for name in ("1.gif", "2.GIF", "3.tif", "notes", "README.md"):
         (tmp_path / "train" / "dogs" / name).touch()
     (tmp_path / "train" / "empty").mkdir()
     os.mkfifo(tmp_path / "train" / "dogs" / "pipe.png")
     dataset = load_dataset(tmp_path, "train")
     assert (dataset.class_names, len(dataset)) == (("cats", "dogs"), 4)
     [told] = [message for message in caplog.messages if "left out" in message]
-    assert told.startswith(f"{tmp_path}: left out: 2 .gif, ")
+    assert told.startswith(f"{tmp_path}: left out: 6 pictures in other folders, 4 hidden or made by a system")
     assert set(told.partition("left out: ")[2].split(", ")) == {
+        "6 pictures in other folders",
+        "4 hidden or made by a system",
         "2 .gif",
         "1 .tif",
         "1 without a suffix",
-        "1 in other folders",
-        "1 not a file",
-        "2 folders that are no class",
+        "1 not files",
+        "1 empty folders",
     }
+
+
+def test_pictures_without_a_line_of_captions_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder_of(tmp_path / "data", 24)
+    lines = [{"file": f"{grey:03}.png", "caption": "grey"} for grey in range(10)]
+    (tmp_path / "data" / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    load_dataset(tmp_path / "data", "train")
+    assert f"{tmp_path / 'data'}: left out: 14 pictures that no line names" in caplog.messages
+
+
+def test_a_name_with_a_line_break_stays_in_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a\nERROR all is lost.png"
+    path.write_bytes(b"nothing")
+    with pytest.raises(DataError, match="none of 1 files can be used") as raised:
+        read_pictures([path], image_size_px=8, channels=1, title="", max_bad_share=1)
+    assert "\n" not in str(raised.value)
 
 
 def test_nothing_is_said_where_nothing_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

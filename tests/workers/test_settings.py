@@ -68,6 +68,11 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch):
         ("SMALTI_LEASE_S", "soon", "SMALTI_LEASE_S must be a number, got 'soon'"),
         ("SMALTI_LEASE_S", "inf", "SMALTI_LEASE_S must be a number, got 'inf'"),
         ("SMALTI_LEASE_S", "0", "SMALTI_LEASE_S must be 1.0 or more, got '0'"),
+        (
+            "SMALTI_RESULT_TTL_S",
+            "9" * 20,
+            "SMALTI_RESULT_TTL_S must be 315360000 or less, got '99999999999999999999'",
+        ),
         ("SMALTI_MAX_WAIT_S", "0", "SMALTI_MAX_WAIT_S must be more than 0.0, got '0'"),
         ("SMALTI_SEED_PROMISE", "maybe", "SMALTI_SEED_PROMISE must be 'on' or 'off', got 'maybe'"),
         ("SMALTI_DEVICE", "gpu", "SMALTI_DEVICE must be auto, cpu, mps, cuda or cuda:N, got 'gpu'"),
@@ -81,3 +86,12 @@ def test_any_process_refuses_a_bad_value_in_one_line(monkeypatch, variable, valu
     with pytest.raises(SettingsError) as refused:
         read_settings(kind)
     assert str(refused.value) == said
+
+
+@pytest.mark.parametrize("kind", [AppSettings, WorkerSettings])
+def test_every_number_has_an_upper_bound(kind):
+    """One that Redis or the clock can't hold would let no job end."""
+    for name, schema in kind.model_json_schema(by_alias=False)["properties"].items():
+        for each in schema.get("anyOf", [schema]):
+            if each.get("type") in ("integer", "number"):
+                assert each.get("maximum", 2**63) <= 2**40, name

@@ -33,6 +33,7 @@ from training.data.caption_line import IGNORE_OTHERS, CaptionLine, CaptionSplit,
 from training.data.choices import say_choices
 from training.data.dataset import DataError, check_names
 from training.data.json_lines import read_json_lines
+from training.data.left_out import say_left_out
 from training.data.pictures import read_pictures
 from training.data.splits import describe_share, hold_out, is_test_file
 
@@ -97,6 +98,7 @@ class Captions:
         logger.info("%s: %d captioned pictures, %s", self.folder, len(self), sides)
         for note in self.notes:
             logger.info("%s: %s", self.folder, note)
+        say_left_out(self.folder, set(self.files), "pictures that no line names")
         say_choices(self.folder, self.files, image_size_px=image_size_px, channels=channels)
 
     def read_images(

@@ -1,9 +1,6 @@
 """A user's own folder of images as a data set."""
 
 import logging
-import os
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +9,15 @@ import torch
 from training.data.bad_files import MAX_BAD_SHARE
 from training.data.choices import say_choices
 from training.data.dataset import DataError, ImageDataset, Split, check_names
+from training.data.left_out import IMAGE_SUFFIXES, is_of_users, say_left_out
 from training.data.pictures import read_pictures
 from training.data.splits import describe_share, hold_out
 from training.data.splits import is_test_file as is_test_file  # the rule of a folder, for whoever asks here
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 SINGLE_CLASS_NAMES = ("image",)
 
-_NOT_OF_USERS = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})  # made by systems
-_TEXTS = frozenset({"README.md", "README.txt", "LICENSE", "LICENSE.txt", "dataset.json"})
-_MAX_KINDS = 8
 _TRAIN_FOLDER = "train"
 _TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first that holds a picture
 
@@ -88,7 +82,9 @@ def _list_files(folder: Path, split: Split) -> _Listing:
     roots = [train] if test is None else [train, test]
     class_names = sorted({path.name for root in roots for path in _class_folders(root)})
     if split == "train":
-        _say_left_out(folder, roots, class_names)
+        places = [root / name for root in roots for name in class_names] or roots
+        taken = {path for place in places for path in _image_files(place)}
+        say_left_out(folder, taken, "pictures in other folders")
     check_names(f"{folder}: class folders", class_names)
     root = test if test is not None and split == "test" else train
     files: list[Path] = []
@@ -126,7 +122,7 @@ def _class_folders(root: Path) -> list[Path]:
     """Return the folders that hold pictures."""
     if not root.is_dir():
         return []
-    return [path for path in root.iterdir() if path.is_dir() and _is_seen(path) and _image_files(path)]
+    return [path for path in root.iterdir() if path.is_dir() and is_of_users(path) and _image_files(path)]
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -136,33 +132,5 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and _is_seen(path) and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES and is_of_users(path) and path.is_file()
     )
-
-
-def _is_seen(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name not in _NOT_OF_USERS
-
-
-def _say_left_out(folder: Path, roots: Sequence[Path], class_names: Sequence[str]) -> None:
-    """Log what is in a folder beside the pictures that are taken."""
-    counts: Counter[str] = Counter()
-    for root in roots:
-        taken = {root / name for name in class_names} if class_names else {root}
-        for place, folders, names in os.walk(root):
-            folders[:] = [name for name in folders if _is_seen(Path(name))]
-            for path in (Path(place, name) for name in names):
-                if not _is_seen(path) or path.name in _TEXTS:
-                    continue
-                if path.suffix.lower() not in IMAGE_SUFFIXES:
-                    counts[path.suffix.lower() or "without a suffix"] += 1
-                elif path.parent not in taken:
-                    counts["in other folders"] += 1
-                elif not path.is_file():
-                    counts["not a file"] += 1
-        for path in root.iterdir():
-            if class_names and path.is_dir() and path.name not in class_names and path not in roots:
-                counts["folders that are no class"] += 1
-    if counts:
-        told = ", ".join(f"{count} {kind}" for kind, count in counts.most_common(_MAX_KINDS))
-        logger.warning("%s: left out: %s", folder, told)

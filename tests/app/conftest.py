@@ -27,6 +27,7 @@ from workers.catalog import Catalog
 from workers.compute import Engine, Finished
 from workers.messages import JobView
 from workers.queue import embedded_server
+from workers.queue.consumer import Consumer
 from workers.results import ResultStore
 from workers.worker import Worker, WorkerConfig
 
@@ -167,3 +168,10 @@ def serving_weights(redis_url: str, weights: Path, data_dir: Path) -> Iterator[h
     with serving(create_app(settings)) as client, working(settings, engine):
         wait_until(lambda: client.get("/health/ready").status_code == 200)
         yield client
+
+
+@pytest.fixture
+def consumer(redis_url: str) -> Iterator[Consumer]:
+    consumer = Consumer(redis_url, ["tiny"], lease_s=1, max_tries=3, ageing_s=0.2)
+    yield consumer
+    consumer.close()

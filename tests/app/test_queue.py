@@ -3,11 +3,7 @@
 import asyncio
 import subprocess
 import sys
-import time
-from collections.abc import Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -17,70 +13,24 @@ from rq.registry import FinishedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from app.queue import JobQueue
+from tests.app.queue_jobs import BLOBS, DECODE, ENCODE, REQUEST, RESULT, run
 from tests.waiting import wait_until
 from workers.errors import (
     InvalidRequest,
     JobNotFound,
-    PipelineNotServed,
     QueueFull,
-    QueueUnavailable,
     StorageFull,
 )
 from workers.messages import (
-    BlobReference,
     CodesInfo,
     JobStatus,
     Output,
     Progress,
-    Resolved,
     Result,
     SeedVerdict,
 )
-from workers.queue import embedded_server
 from workers.queue.consumer import Claim, Consumer, Outcome
-from workers.queue.records import JOB_EVENTS, MESSAGES_VERSION, blob_key, job_key, result_key
-
-REQUEST = Resolved(
-    operation="generate",
-    pipeline="tiny",
-    num_samples=1,
-    seed=7,
-    options={"num_steps": 4, "guidance_scale": 1.0, "sampler": "euler"},
-    labels={"class": 3},
-    format="png",
-)
-RESULT = Result(
-    operation="generate",
-    pipeline="tiny",
-    seed=7,
-    outputs=[Output(sample=0, medium="image", url="/jobs/0/outputs/0", media_type="image/png", num_bytes=9)],
-    codes=CodesInfo(grid=(2, 2), codebook_size=256, tokenizer="0" * 16),
-)
-BLOBS = [BlobReference(sha256=digit * 64, media_type="image/png") for digit in "ab"]
-ENCODE = Resolved(operation="encode", pipeline="tiny", num_samples=2, sources=tuple(BLOBS), effort=1)
-DECODE = Resolved(
-    operation="decode", pipeline="tiny", num_samples=3, codes=[[[1, 2], [3, 4]]] * 3, format="webp"
-)
-
-
-@pytest.fixture
-def consumer(redis_url: str) -> Iterator[Consumer]:
-    consumer = Consumer(redis_url, ["tiny"], lease_s=1, max_tries=3, ageing_s=0.2)
-    yield consumer
-    consumer.close()
-
-
-def run(redis_url: str, use: Any, **limits: int) -> Any:
-    """Run ``use(queue)``, closing the queue after it."""
-
-    async def main() -> Any:
-        queue = JobQueue(redis_url, **{"max_length": 10, "result_ttl_s": 60, **limits})
-        try:
-            return await use(queue)
-        finally:
-            await queue.close()
-
-    return asyncio.run(main())
+from workers.queue.records import JOB_EVENTS, blob_key, result_key
 
 
 def test_a_job_lives_from_queued_to_succeeded(redis_url, consumer):
@@ -437,172 +387,6 @@ def test_foreign_jobs_are_refused_and_never_called(redis_url, consumer):
         assert client.zcard("smalti:leases") == 0
 
 
-def test_events_replay_and_follow(redis_url, consumer):
-    async def use(queue: JobQueue) -> None:
-        view = await queue.submit(REQUEST)
-        events = queue.events(view.id)
-        first = await anext(events)
-        assert first.status == JobStatus.QUEUED
-        rest: Coroutine[Any, Any, list[Any]] = _collect(events)
-        following = asyncio.create_task(rest)
-        await asyncio.sleep(0.05)
-        [claim] = consumer.claim(4, is_idle=True).jobs
-        consumer.publish_progress([(claim, Progress(step=2, total=4))])
-        late = queue.events(view.id, first.id)
-        assert [(await anext(late)).status for _ in range(2)] == ["running", "running"]
-        consumer.finish([Outcome(claim, RESULT)])
-        seen = await following
-        assert [event.status for event in seen] == ["running", "running", "succeeded"]
-        assert seen[1].progress == Progress(step=2, total=4)
-        assert seen[-1].job == await queue.get(view.id)
-        assert await _collect(late) == seen[2:]
-        assert await _collect(queue.events(view.id)) == seen[2:], "of a job that has ended, the end"
-        assert await _collect(queue.events(view.id, seen[-1].id)) == []
-
-    run(redis_url, use)
-
-
-def test_all_who_follow_a_job_share_one_reader(redis_url, consumer):
-    async def use(queue: JobQueue) -> None:
-        view = await queue.submit(REQUEST)
-        with redis.Redis.from_url(redis_url) as client:
-            client.config_resetstat()
-            following = [asyncio.create_task(_collect(queue.events(view.id))) for _ in range(1200)]
-            await asyncio.sleep(0.3)
-            [claim] = consumer.claim(1, is_idle=True).jobs
-            for step in range(1, 4):
-                consumer.publish_progress([(claim, Progress(step=step, total=4))])
-                await asyncio.sleep(0.02)
-                assert (await queue.checks.check()).queue_length == 0, "answers in time"
-            consumer.finish([Outcome(claim, RESULT)])
-            seen = await asyncio.gather(*following)
-            assert {event.status for events in seen for event in events[-1:]} == {JobStatus.SUCCEEDED}
-            assert all(events == seen[0] for events in seen)
-            assert client.info("commandstats")["cmdstat_xrange"]["calls"] < 10
-        assert not queue._job_events._feeds
-
-    run(redis_url, use)
-
-
-def test_following_ends_at_the_deadline_without_any_worker(redis_url):
-    async def use(queue: JobQueue) -> None:
-        view = await queue.submit(REQUEST.model_copy(update={"deadline_s": 0.05}))
-        async with asyncio.timeout(2):
-            *_, last = await _collect(queue.events(view.id))
-        assert (last.status, last.job.error.code) == (JobStatus.FAILED, "deadline_exceeded")
-
-    run(redis_url, use)
-
-
-async def _collect(events: Any) -> list[Any]:
-    return [event async for event in events]
-
-
-@pytest.fixture
-def specialist(redis_url: str) -> Iterator[Consumer]:
-    """A worker that has another pipeline than ``consumer``, and more slots than work."""
-    specialist = Consumer(redis_url, ["other"], lease_s=1, max_tries=3, ageing_s=0.2)
-    yield specialist
-    specialist.close()
-
-
-OTHER = REQUEST.model_copy(update={"pipeline": "other"})
-
-
-def test_a_worker_leaves_jobs_of_other_pipelines_to_those_who_have_them(redis_url, consumer, specialist):
-    async def submit(queue: JobQueue) -> list[str]:
-        return [(await queue.submit(request)).id for request in (OTHER, REQUEST, OTHER, REQUEST)]
-
-    ids = run(redis_url, submit)
-    taken = consumer.claim(4, is_idle=True).jobs
-    assert [claim.job_id for claim in taken] == [ids[1], ids[3]]
-    assert consumer.claim(4, is_idle=False).jobs == ()
-    others = specialist.claim(4, is_idle=True).jobs
-    assert [claim.job_id for claim in others] == [ids[0], ids[2]]
-    assert [claim.num_tries for claim in others] == [1, 1]
-
-
-def test_a_job_wakes_a_worker_that_has_its_pipeline(redis_url, consumer, specialist):
-    with ThreadPoolExecutor() as pool:
-        waits = {}
-        for worker in (consumer, specialist):
-            waits[worker] = pool.submit(worker.wait_for_work)
-            time.sleep(0.05)
-        start = time.monotonic()
-        run(redis_url, lambda queue: queue.submit(OTHER))
-        waits[specialist].result()
-        assert time.monotonic() - start < 0.5
-        assert not waits[consumer].done()
-
-
-def test_an_idle_worker_of_another_pipeline_holds_no_busy_one_back(redis_url, consumer, specialist):
-    assert consumer.claim(4, is_idle=True).jobs == (), "and is noted as idle"
-    run(redis_url, lambda queue: queue.submit(OTHER))
-    assert specialist.claim(4, is_idle=False).jobs == (), "left to the idle worker"
-    assert consumer.claim(4, is_idle=True).jobs == ()
-    assert len(specialist.claim(4, is_idle=False).jobs) == 1
-
-
-def test_a_quarantined_job_makes_only_workers_of_its_pipeline_drain(redis_url, consumer, specialist):
-    run(redis_url, lambda queue: queue.submit(OTHER))
-    specialist.release(specialist.claim(1, is_idle=True).jobs, "quarantine")
-    assert not consumer.claim(4, is_idle=False).must_drain
-    assert specialist.claim(4, is_idle=False).must_drain
-    assert len(specialist.claim(4, is_idle=True).jobs) == 1
-
-
-def test_a_job_that_no_living_worker_can_do_is_refused_at_once(redis_url, consumer, specialist):
-    async def use(queue: JobQueue) -> None:
-        await queue.submit(OTHER)  # there is no worker at all yet: one may be about to start
-        consumer.heartbeat([])
-        with pytest.raises(PipelineNotServed, match="no worker has 'other' now"):
-            await queue.submit(OTHER)
-        await queue.submit(REQUEST)
-        specialist.heartbeat([])
-        await queue.submit(OTHER)
-        specialist.close()
-        with pytest.raises(PipelineNotServed):
-            await queue.submit(OTHER)
-        assert (await queue.checks.check()).queue_length == 3
-
-    run(redis_url, use)
-
-
-def test_readiness_names_the_pipelines_of_ready_workers(redis_url, consumer, specialist):
-    async def use(queue: JobQueue) -> None:
-        consumer.phase = "ready"
-        for each in (consumer, specialist):
-            each.heartbeat([])
-        health = await queue.checks.check()
-        assert (health.num_ready_workers, health.pipelines) == (1, {"tiny"})
-
-    run(redis_url, use)
-
-
-def test_a_server_that_takes_no_writes_is_not_available(own_redis):
-    async def use(queue: JobQueue) -> None:
-        await queue.checks.check()
-        with redis.Redis.from_url(own_redis.url) as client:
-            client.config_set("maxmemory", 1)
-            with pytest.raises(QueueUnavailable):
-                await queue.checks.check()
-            client.config_set("maxmemory", 0)
-        await queue.checks.check()
-
-    run(own_redis.url, use)
-
-
-def test_a_worker_leaves_what_later_front_ends_ask_for(redis_url, consumer):
-    async def submit(queue: JobQueue) -> list[str]:
-        return [(await queue.submit(REQUEST)).id for _ in range(2)]
-
-    later, now = run(redis_url, submit)
-    with redis.Redis.from_url(redis_url) as client:
-        client.hset(job_key(later), mapping={"version": MESSAGES_VERSION + 1, "data": "in words of later"})
-        assert [claim.job_id for claim in consumer.claim(4, is_idle=True).jobs] == [now]
-        assert client.hget(job_key(later), "status") == b"queued"
-
-
 def test_an_ended_job_keeps_little(redis_url, consumer):
     """A finished encode of one image: hash, entries in registries, and nothing else, 1.5 KB at most."""
     encode = ENCODE.model_copy(update={"num_samples": 1, "sources": ENCODE.sources[:1]})
@@ -653,56 +437,3 @@ def test_the_time_left_counts_the_work_before_a_job(redis_url, consumer):
         assert (await queue.get(last.id)).seconds_left == pytest.approx(second * 502 / 802, rel=0.01)
 
     run(redis_url, use)
-
-
-def test_a_connection_that_the_server_closed_is_not_noticed(own_redis):
-    async def use(queue: JobQueue) -> None:
-        view = await queue.submit(REQUEST)
-        with redis.Redis.from_url(own_redis.url) as client:
-            for _ in range(5):
-                client.client_kill_filter(_type="normal", skipme=True)
-                assert (await queue.get(view.id)).status == JobStatus.QUEUED
-                client.client_kill_filter(_type="normal", skipme=True)
-                await queue.submit(REQUEST.model_copy(update={"priority": "batch"}))
-            client.config_set("timeout", 1)
-            await asyncio.sleep(2.2)
-            assert (await queue.submit(REQUEST)).status == JobStatus.QUEUED
-
-    run(own_redis.url, use)
-
-
-def test_a_failover_is_not_noticed(own_redis):
-    """The server takes no writes for a moment, as one that has become a replica."""
-
-    async def use(queue: JobQueue) -> None:
-        await queue.submit(REQUEST)
-        with redis.Redis.from_url(own_redis.url) as client:
-            client.replicaof("127.0.0.1", "1")
-            submitting = asyncio.create_task(queue.submit(REQUEST))
-            await asyncio.sleep(0.2)
-            assert not submitting.done()
-            client.replicaof("NO", "ONE")
-        assert (await submitting).status == JobStatus.QUEUED
-
-    run(own_redis.url, use)
-
-
-def test_a_dead_server_is_told_at_once_and_a_new_one_found(own_redis):
-    async def use(queue: JobQueue) -> None:
-        view = await queue.submit(REQUEST)
-        waiting = asyncio.create_task(queue.wait(view.id, 10))
-        await asyncio.sleep(0.1)
-        with redis.Redis.from_url(own_redis.url) as client:
-            client.shutdown()
-        start = asyncio.get_running_loop().time()
-        for call in (queue.checks.check(), queue.get(view.id), queue.submit(REQUEST)):
-            with pytest.raises(QueueUnavailable):
-                await call
-        assert asyncio.get_running_loop().time() - start < 5
-        again = await asyncio.to_thread(embedded_server.start, own_redis.data_dir)
-        assert (await queue.get(view.id)).status == JobStatus.QUEUED
-        await queue.cancel(view.id)
-        assert (await waiting).status == JobStatus.CANCELLED
-        await asyncio.to_thread(again.stop)
-
-    run(own_redis.url, use)

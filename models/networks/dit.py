@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,14 @@ from models.checkpoint import load_checkpoint, load_into
 from models.conditioning import Conditions, LabelEmbedding, TextEmbedding
 from models.networks.layers import (
     Attention,
+    Linear,
     SwiGLU,
     TimeEmbedding,
     VectorLinear,
     axial_rope,
     patchify,
+    turns,
+    unit,
     unpatchify,
 )
 from models.options import CHECKED, ConfigError, Count, NotNegative
@@ -100,30 +103,38 @@ class Block(nn.Module):
         super().__init__()
         size = config.hidden_size
         inner = -(-int(config.mlp_ratio * size) // 64) * 64  # rounded up to what hardware likes
-        self.norm1 = nn.RMSNorm(size, elementwise_affine=False, eps=1e-6)
         self.attention = Attention(size, config.num_heads, has_context=config.takes_prompt)
-        self.norm2 = nn.RMSNorm(size, elementwise_affine=False, eps=1e-6)
         self.feed_forward = SwiGLU(size, inner)
         self.modulation_offset = nn.Parameter(torch.zeros(6, size))
 
     def forward(
-        self, x: Tensor, modulation: Tensor, cosines: Tensor, sines: Tensor, context: Tensor | None
+        self, x: Tensor, modulation: Tensor, turns: tuple[Tensor, Tensor], context: Tensor | None
     ) -> Tensor:
-        shared = (modulation + self.modulation_offset)[:, :, None]  # (B, 6, 1, hidden)
-        shift1, scale1, gate1, shift2, scale2, gate2 = shared.unbind(1)
-        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, cosines, sines, context)
-        return x + gate2 * self.feed_forward(self.norm2(x) * (1 + scale2) + shift2)
+        """x: (B, N, hidden). modulation: (B, 6, 1, hidden), of this block: see ``modulate``."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
+        x = torch.addcmul(x, gate1, self.attention(modulate(x, shift1, scale1), turns, context))
+        return torch.addcmul(x, gate2, self.feed_forward(modulate(x, shift2, scale2)))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Return x (B, N, hidden) normed, scaled and shifted by vectors (B, 1, hidden).
+
+    The scale has the norm's factor √hidden in it.
+    """
+    return torch.addcmul(shift, unit(x), scale)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Embedded:
     """What the blocks and the output layer need besides the tokens.
 
-    condition: (B, hidden). modulation: (B, 6, hidden). context: (B, T, hidden), of a prompt.
+    condition: (B, hidden). modulation: (B, depth, 6, 1, hidden). turns: (N, depth, 2, heads, d), twice.
+    context: (B, T, hidden), of a prompt.
     """
 
     condition: Tensor
     modulation: Tensor
+    turns: tuple[Tensor, Tensor]
     context: Tensor | None
 
 
@@ -143,19 +154,19 @@ class DiT(nn.Module):
         self.config = config
         size = config.hidden_size
         patch_channels = config.latent_channels * config.patch_size ** len(config.grid)
-        self.embed_patches = nn.Linear(patch_channels, size)
+        self.embed_patches = Linear(patch_channels, size)
         self.embed_time = TimeEmbedding(size)
         self.embed_labels = nn.ModuleList(LabelEmbedding(number, size) for number in config.label_sizes)
         self.embed_text = TextEmbedding(config.text_channels, size) if config.takes_prompt else None
         self.modulate = VectorLinear(size, 6 * size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.final_norm = nn.RMSNorm(size, elementwise_affine=False, eps=1e-6)
         self.final_modulate = VectorLinear(size, 2 * size)
-        self.to_velocity = nn.Linear(size, patch_channels)
+        self.to_velocity = Linear(size, patch_channels)
         token_grid = tuple(side // config.patch_size for side in config.grid)
         cosines, sines = axial_rope(token_grid, config.head_size)
         self.register_buffer("cosines", cosines, persistent=False)
         self.register_buffer("sines", sines, persistent=False)
+        self._kept_turns: tuple[object, tuple[Tensor, Tensor]] | None = None  # and what they were made from
         self._initialise()
 
     @classmethod
@@ -181,7 +192,7 @@ class DiT(nn.Module):
     def forward(self, latents: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """Return the velocity (B, C, *grid) at latents (B, C, *grid) and t (B,): 0 is noise, 1 is data."""
         x, embedded = self._embed(latents, t, conditions)
-        x = self._pass(self.blocks, x, embedded)  # (B, N, hidden)
+        x = self._pass(range(self.config.depth), x, embedded)  # (B, N, hidden)
         return self._to_velocity(x, embedded)  # (B, C, *grid)
 
     def forward_cached(
@@ -193,14 +204,14 @@ class DiT(nn.Module):
         instead of them. Without, the velocity is ``forward``'s.
         """
         x, embedded = self._embed(latents, t, conditions)
-        blocks = list(self.blocks)
-        x = self._pass(blocks[:1], x, embedded)  # (B, N, hidden)
+        numbers = range(self.config.depth)
+        x = self._pass(numbers[:1], x, embedded)  # (B, N, hidden)
         if residual is None:
-            before, x = x, self._pass(blocks[1:-1], x, embedded)
+            before, x = x, self._pass(numbers[1:-1], x, embedded)
             residual = x - before
         else:
             x = x + residual
-        x = self._pass(blocks[1:][-1:], x, embedded)  # (B, N, hidden)
+        x = self._pass(numbers[1:][-1:], x, embedded)  # (B, N, hidden)
         return self._to_velocity(x, embedded), residual
 
     def _embed(self, latents: Tensor, t: Tensor, conditions: Conditions) -> tuple[Tensor, _Embedded]:
@@ -216,18 +227,44 @@ class DiT(nn.Module):
             context, pooled = self.embed_text(conditions.text.to(dtype))  # (B, T, hidden), (B, hidden)
             condition = condition + pooled
         condition = F.silu(condition)  # (B, hidden)
-        modulation = self.modulate(condition).view(-1, 6, config.hidden_size)  # (B, 6, hidden)
-        return x, _Embedded(condition, modulation, context)
+        offsets = torch.stack([block.modulation_offset for block in self._blocks])  # (depth, 6, hidden)
+        modulation = self.modulate(condition).view(-1, 1, 6, config.hidden_size) + offsets
+        modulation[:, :, 1::3].add_(1).mul_(config.hidden_size**0.5)  # the scales: see ``modulate``
+        return x, _Embedded(condition, modulation[:, :, :, None], self._turns(x.dtype), context)
 
-    def _pass(self, blocks: Iterable[nn.Module], x: Tensor, embedded: _Embedded) -> Tensor:
-        for block in blocks:
-            x = block(x, embedded.modulation, self.cosines, self.sines, embedded.context)  # (B, N, hidden)
-        return x
+    @property
+    def _blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
+
+    def _turns(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the ``turns`` (N, depth, 2, heads, d) of all blocks; outside of training they are kept."""
+        config = self.config
+        weights: list[Tensor] = []
+        for block in self._blocks:
+            weights += [block.attention.query_norm.weight, block.attention.key_norm.weight]
+        made_from = (dtype, self.cosines.device, [weight._version for weight in weights])
+        is_training = torch.is_grad_enabled()
+        if self._kept_turns is not None and self._kept_turns[0] == made_from and not is_training:
+            return self._kept_turns[1]
+        scales = torch.stack(weights).to(dtype) * config.head_size**0.5  # (2·depth, d)
+        scales = scales.view(config.depth, 2, 1, -1).expand(-1, -1, config.num_heads, -1)
+        made = turns(self.cosines.to(dtype), self.sines.to(dtype), scales)
+        self._kept_turns = None if is_training else (made_from, made)
+        return made
+
+    def _pass(self, numbers: Sequence[int], x: Tensor, embedded: _Embedded) -> Tensor:
+        """Take the tokens through the blocks of these numbers."""
+        cosines, sines = embedded.turns
+        for number in numbers:
+            block_turns = cosines[:, number], sines[:, number]
+            x = self.blocks[number](x, embedded.modulation[:, number], block_turns, embedded.context)
+        return x  # (B, N, hidden)
 
     def _to_velocity(self, x: Tensor, embedded: _Embedded) -> Tensor:
         config = self.config
         shift, scale = self.final_modulate(embedded.condition)[:, None].chunk(2, dim=-1)  # (B, 1, hidden)
-        x = self.to_velocity(self.final_norm(x) * (1 + scale) + shift)  # (B, N, C·p^axes)
+        x = modulate(x, shift, (1 + scale) * config.hidden_size**0.5)  # (B, N, hidden)
+        x = self.to_velocity(x)  # (B, N, C·p^axes)
         return unpatchify(x, config.patch_size, config.latent_channels, config.grid)  # (B, C, *grid)
 
     def _initialise(self) -> None:

@@ -1,7 +1,8 @@
 """Layers of a diffusion transformer over grids of 1, 2 or 3 axes."""
 
+import functools
 import math
-from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,53 +13,79 @@ MAX_TOKENS = 240  # the most that are summed in the same order as a lone sample'
 _TRIED_TOKENS = (320, 512, 1024, 2048)
 
 
-class WideLinear(nn.Linear):
+class Linear(nn.Linear):
+    """A linear layer whose weights are laid out once for the processor, where bfloat16 is served on a CPU.
+
+    oneDNN otherwise lays them out anew at every call, which is a third of a lone sample's products. The bits
+    are the same. Training, float32 and GPUs do as any linear layer does.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self._laid_out: tuple[int, Tensor] | None = (
+            None  # the version of the weights, and what was made of it
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._multiply(x) if _is_served_on_cpu(x) else super().forward(x)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """Do as a linear layer does with x (…, inputs), which is bfloat16 on a CPU."""
+        if not _can_lay_out():
+            return F.linear(x, self.weight, self.bias)
+        version = self.weight._version
+        if self._laid_out is None or self._laid_out[0] != version:
+            self._laid_out = version, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+        return cast(
+            Tensor,
+            torch.ops.mkldnn._linear_pointwise(x, self._laid_out[1], self.bias, "none", [], ""),
+        )
+
+
+@functools.cache
+def _can_lay_out() -> bool:
+    """Whether this torch has the operators that its own compiler uses for linear layers of frozen weights."""
+    names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    has_all = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, each) for each in names)
+    return has_all and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class WideLinear(Linear):
     """A linear layer over many inputs whose rows keep their bits, whatever is computed beside them.
 
     With AMX, oneDNN sums over 512 and more inputs in another order where there are more than some 250 tokens.
-    So where bfloat16 is served on a CPU, many tokens are computed in the cheapest way that gives the bits of
-    few, found once by trying: as they are, transposed (the weights times the tokens), or in parts of at most
-    ``MAX_TOKENS``. Training, float32 and GPUs do as any linear layer does.
+    So where bfloat16 is served on a CPU, many tokens are computed in parts of at most ``MAX_TOKENS``, unless
+    they are found to have the bits of few as they are.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
-        self._way: Callable[[Tensor, Tensor], Tensor] | None = None  # for many tokens
+        self._agrees: bool | None = None  # whether many tokens have the bits of few as they are
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _multiply(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)  # (B·N, inputs)
-        if len(tokens) <= MAX_TOKENS or self.in_features <= MAX_INPUTS or not _is_served_on_cpu(x):
-            return super().forward(x)
-        if len(tokens) < _TRIED_TOKENS[0]:
-            out = _in_parts(tokens, self.weight)
-        else:
-            if self._way is None:
-                self._way = _cheapest_way(self.weight)
-            out = self._way(tokens, self.weight)
-        return out.view(*x.shape[:-1], -1)
+        if len(tokens) <= MAX_TOKENS or self.in_features <= MAX_INPUTS:
+            return super()._multiply(x)
+        if self._agrees is None:
+            self._agrees = self._do_many_agree()
+        if self._agrees and len(tokens) >= _TRIED_TOKENS[0]:
+            return super()._multiply(x)
+        return self._in_parts(tokens).view(*x.shape[:-1], -1)
+
+    def _do_many_agree(self) -> bool:
+        """Find out whether many tokens have the bits that they have among few."""
+        generator = torch.Generator().manual_seed(0)
+        inputs = [
+            torch.randn(n, self.in_features, generator=generator).to(self.weight) for n in _TRIED_TOKENS
+        ]
+        return all(torch.equal(super(WideLinear, self)._multiply(t), self._in_parts(t)) for t in inputs)
+
+    def _in_parts(self, tokens: Tensor) -> Tensor:
+        size = -(-len(tokens) // -(-len(tokens) // MAX_TOKENS))
+        return torch.cat([super(WideLinear, self)._multiply(part) for part in tokens.split(size)])
 
 
-def _cheapest_way(weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return how to multiply many tokens so that each has the bits that it has among few."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(n, weight.shape[1], generator=generator).to(weight) for n in _TRIED_TOKENS]
-    wanted = [_in_parts(tokens, weight) for tokens in inputs]
-    for way in (F.linear, _transposed):
-        if all(torch.equal(way(t, weight), w) for t, w in zip(inputs, wanted, strict=True)):
-            return way
-    return _in_parts
-
-
-def _transposed(tokens: Tensor, weight: Tensor) -> Tensor:
-    return (weight @ tokens.T).T.contiguous()
-
-
-def _in_parts(tokens: Tensor, weight: Tensor) -> Tensor:
-    size = -(-len(tokens) // -(-len(tokens) // MAX_TOKENS))
-    return torch.cat([F.linear(part, weight) for part in tokens.split(size)])
-
-
-class VectorLinear(nn.Linear):
+class VectorLinear(Linear):
     """A linear layer over one vector a row (B, C), which never computes a lone row.
 
     A product with a lone vector is another kernel (gemv) in math libraries: on AVX-512 without bfloat16
@@ -66,10 +93,8 @@ class VectorLinear(nn.Linear):
     next to the tokens, of which there are dozens a row, that costs nothing.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        if len(x) != 1 or not _is_served_on_cpu(x):
-            return super().forward(x)
-        return super().forward(x.expand(2, -1))[:1]
+    def _multiply(self, x: Tensor) -> Tensor:
+        return super()._multiply(x) if len(x) != 1 else super()._multiply(torch.cat([x, x]))[:1]
 
 
 class SwiGLU(nn.Module):
@@ -77,7 +102,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, hidden_size: int, inner_size: int) -> None:
         super().__init__()
-        self.gate_and_value = nn.Linear(hidden_size, 2 * inner_size, bias=False)
+        self.gate_and_value = Linear(hidden_size, 2 * inner_size, bias=False)
         self.out = WideLinear(inner_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,12 +110,16 @@ class SwiGLU(nn.Module):
         return self.out(F.silu(gate) * value)
 
 
-class HeadNorm(nn.RMSNorm):
-    """RMSNorm whose weight follows the input's dtype, as autocast leaves the two apart."""
+class HeadNorm(nn.Module):
+    """The weight of a root-mean-square norm over the channels of a head (d,)."""
+
+    def __init__(self, head_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(head_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self.weight is not None
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        """x: (…, d)."""
+        return unit(x) * (self.weight * self.weight.numel() ** 0.5).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -104,19 +133,23 @@ class Attention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, *, has_context: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
-        self.query_norm = HeadNorm(hidden_size // num_heads, eps=1e-6)
-        self.key_norm = HeadNorm(hidden_size // num_heads, eps=1e-6)
-        self.out = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.context_kv = nn.Linear(hidden_size, 2 * hidden_size, bias=False) if has_context else None
+        self.qkv = Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.query_norm = HeadNorm(hidden_size // num_heads)
+        self.key_norm = HeadNorm(hidden_size // num_heads)
+        self.out = Linear(hidden_size, hidden_size, bias=False)
+        self.context_kv = Linear(hidden_size, 2 * hidden_size, bias=False) if has_context else None
 
-    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: (B, N, hidden). context: (B, T, hidden), where the layer was made for one."""
+    def forward(self, x: Tensor, turns: tuple[Tensor, Tensor], context: Tensor | None = None) -> Tensor:
+        """x: (B, N, hidden). turns: of queries and keys. context: (B, T, hidden), where it was made for one.
+
+        ``turns`` are cosines and sines (N, 2, heads, d) of ``rotate``, which have the weights of the norms in
+        them, so that norms and rotation are one multiplication and one addition.
+        """
         batch, num_tokens, hidden = x.shape
         qkv = self.qkv(x).view(batch, num_tokens, 3, self.num_heads, -1)  # (B, N, 3, heads, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 × (B, heads, N, d)
-        q = rotate(self.query_norm(q), cosines, sines)
-        k = rotate(self.key_norm(k), cosines, sines)
+        turned = rotate(unit(qkv[:, :, :2]), *turns)  # (B, N, 2, heads, d)
+        q, k = turned.transpose(1, 3).unbind(2)  # 2 × (B, heads, N, d)
+        v = qkv[:, :, 2].transpose(1, 2)  # (B, heads, N, d)
         if self.context_kv is not None and context is not None:
             kv = self.context_kv(context).view(batch, -1, 2, self.num_heads, hidden // self.num_heads)
             context_k, context_v = kv.permute(2, 0, 3, 1, 4)  # 2 × (B, heads, T, d)
@@ -155,11 +188,32 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
 
 
+def unit(x: Tensor) -> Tensor:
+    """Return the vectors of x (…, C) at length 1: a root-mean-square norm but for the factor √C.
+
+    In two passes where torch's RMSNorm, which is not fused on a CPU, takes six; the factor goes into what
+    the norm is multiplied by next.
+    """
+    return F.normalize(x, dim=-1)
+
+
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn pairs of channels of x (B, heads, N, d) by the angles of ``axial_rope`` (N, d/2)."""
+    """Turn pairs of channels (i, i + d/2) of x (B, N, …, d) by angles whose ``turns`` (N, …, d) are given."""
     first, second = x.chunk(2, dim=-1)
-    cosines, sines = cosines.to(x.dtype), sines.to(x.dtype)
-    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
+    return (x * cosines).addcmul_(torch.cat([second, first], dim=-1), sines)
+
+
+def turns(cosines: Tensor, sines: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what ``rotate`` takes to scale by ``weights`` (…, d) and turn by the angles of ``axial_rope``.
+
+    cosines, sines: (N, d/2). Two tensors (N, …, d): x·w turned is x times the first and x with its halves
+    exchanged times the second.
+    """
+    axes = [1] * (weights.ndim - 1)
+    cosines = torch.cat([cosines, cosines], dim=-1).view(len(cosines), *axes, -1)  # (N, …, d)
+    sines = torch.cat([-sines, sines], dim=-1).view(len(sines), *axes, -1)  # (N, …, d)
+    first, second = weights.chunk(2, dim=-1)
+    return weights * cosines, torch.cat([second, first], dim=-1) * sines
 
 
 def axial_rope(grid: tuple[int, ...], head_size: int, base: float = 100.0) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import TypeAdapter
 
 from models.autoencoders.vq import TokenizerConfig
 from models.conditioning import Conditions, stack_conditions
 from models.networks.dit import DiT, DiTConfig
-from models.networks.layers import axial_rope, patchify, rotate, unpatchify
+from models.networks.layers import Linear, axial_rope, patchify, rotate, turns, unit, unpatchify
 from models.options import ConfigError
 from models.priors.flow import denoised, draw_noise, interpolate, velocity
 
@@ -47,14 +48,53 @@ def test_a_token_holds_one_square_of_the_grid() -> None:
 
 
 def test_rope_depends_on_the_distance_along_each_axis_alone() -> None:
-    cosines, sines = axial_rope((4, 4), 16)
     generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(2, 1, 1, 1, 16, generator=generator)
-    turned_q = rotate(q.expand(1, 1, 16, 16), cosines, sines)[0, 0]
-    turned_k = rotate(k.expand(1, 1, 16, 16), cosines, sines)[0, 0]
+    q, k = torch.randn(2, 16, generator=generator)
+    plain = turns(*axial_rope((4, 4), 16), torch.ones(16))
+    turned_q, turned_k = (rotate(each.expand(1, 16, 16), *plain)[0] for each in (q, k))
     scores = (turned_q @ turned_k.T).view(4, 4, 4, 4)
     torch.testing.assert_close(scores[0, 0, 1, 2], scores[2, 1, 3, 3])
     assert not torch.isclose(scores[0, 0, 1, 2], scores[0, 0, 2, 1])
+
+
+def test_queries_are_normed_weighted_and_turned_as_by_one_after_the_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(3, 6, 2, 16, generator=generator)  # (B, N, heads, d)
+    weight = torch.rand(16, generator=generator)
+    cosines, sines = axial_rope((2, 3), 16)
+    first, second = F.rms_norm(q, (16,), weight).chunk(2, dim=-1)
+    c, s = cosines[:, None], sines[:, None]
+    wanted = torch.cat([first * c - second * s, second * c + first * s], dim=-1)
+    made = rotate(unit(q), *turns(cosines, sines, (weight * 4).expand(2, 16)))
+    torch.testing.assert_close(made, wanted)
+
+
+def test_a_vector_of_zeros_has_no_direction_and_stays() -> None:
+    assert unit(torch.zeros(2, 8, dtype=torch.bfloat16)).abs().max() == 0
+
+
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(256, 768), (704, 256), (16, 256)])
+def test_weights_laid_out_for_the_processor_give_the_bits_of_a_linear_layer(num_inputs, num_outputs) -> None:
+    layer = Linear(num_inputs, num_outputs).to(torch.bfloat16)
+    x = torch.randn(3, 49, num_inputs, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    with torch.inference_mode():
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    with torch.no_grad():
+        layer.weight.mul_(2)  # as when a training's average is copied into a network
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_what_is_kept_between_calls_follows_the_weights() -> None:
+    prior = DiT(DiTConfig(grid=(4, 4), hidden_size=16, depth=1, num_heads=2, label_sizes=(3,)))
+    for parameter in prior.parameters():
+        parameter.data.normal_(std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    inputs = torch.ones(1, 4, 4, 4), torch.tensor([0.5]), prior.null_conditions()
+    with torch.no_grad():
+        before = prior(*inputs)
+        prior.get_parameter("blocks.0.attention.query_norm.weight").mul_(3)
+        after = prior(*inputs)
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(prior(*inputs).detach(), after)  # made anew where there are gradients
 
 
 @pytest.mark.parametrize("grid", [(8,), (4, 4), (2, 4, 4)])

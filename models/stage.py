@@ -61,14 +61,19 @@ class Rows:
 
 
 class Run(Protocol):
-    """Calls a function over rows 0 … num_rows − 1: padded, in lanes, halved when memory runs out.
+    """Calls a function over items 0 … num_items − 1: padded, in lanes, halved when memory runs out.
 
-    ``call`` gets row numbers. It may get a row twice, so it must be idempotent. ``fixed_rows`` are the
-    numbers of rows that a call may have: it is padded to the next of them. None allows any.
+    ``call`` gets item numbers. It may get an item twice, so it must be idempotent. ``fixed_rows`` are the
+    numbers of rows that a call may have: it is padded to the next of them. None allows any. An item is a row,
+    or as many as ``sizes`` says; then ``call`` pads by itself (``padded``).
     """
 
     def __call__(
-        self, call: Callable[[list[int]], Tensor], num_rows: int, fixed_rows: Sequence[int] | None
+        self,
+        call: Callable[[list[int]], Tensor],
+        num_items: int,
+        fixed_rows: Sequence[int] | None,
+        sizes: Sequence[int] | None = None,
     ) -> Rows: ...
 
 
@@ -99,11 +104,19 @@ class Stage(Protocol):
         """Give back what the stage keeps for a sample; called once, also for one that is dropped."""
 
 
+def padded(num_rows: int, fixed_rows: Sequence[int] | None) -> int:
+    """Return how many rows a call of ``num_rows`` has: the next of the numbers it may have."""
+    return num_rows if fixed_rows is None else min(each for each in fixed_rows if each >= num_rows)
+
+
 def run_directly(
-    call: Callable[[list[int]], Tensor], num_rows: int, fixed_rows: Sequence[int] | None
+    call: Callable[[list[int]], Tensor],
+    num_items: int,
+    fixed_rows: Sequence[int] | None,
+    sizes: Sequence[int] | None = None,
 ) -> Rows:
-    """Be a ``Run`` that makes one call, without padding; what fails is raised."""
-    return Rows(call(list(range(num_rows))), {})
+    """Be a ``Run`` that makes one call; what fails is raised."""
+    return Rows(call(list(range(num_items))), {})
 
 
 @torch.inference_mode()

@@ -14,9 +14,9 @@ from torch import Tensor
 from models.conditioning import Conditions, drop_conditions
 from models.networks.dit import DiT
 from models.options import FlowOptions
-from models.priors.samplers import Call, guide, is_guided, make_calls, take_step
+from models.priors.samplers import guide, is_guided, make_calls, take_step
 from models.priors.step_cache import StepCache
-from models.stage import NotFinite, Rows, Run, Sample
+from models.stage import NotFinite, Rows, Run, Sample, padded
 
 # --- learning --------------------------------------------------------------------------------------------
 
@@ -85,26 +85,20 @@ def draw_noise(shape: tuple[int, ...], seed: int, index: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Course:
-    """Where a running sample is kept, and the calls that it takes."""
+    """Where a running sample is kept, and the numbers of its calls."""
 
     slot: int
-    calls: tuple[Call, ...]
-    options: FlowOptions
-    can_be_guided: bool  # what is asked for differs from what guidance leads away from
-
-    def is_guided(self, position: int) -> bool:
-        """Whether call number ``position`` needs the unconditional row, too."""
-        options = self.options
-        t = self.calls[position].t
-        return self.can_be_guided and is_guided(t, options.guidance_scale, options.guidance_interval)
+    numbers: tuple[tuple[float, ...], ...]  # t, guidance scale, coefficients
+    guided: tuple[bool, ...]  # which calls need the unconditional row, too
+    cache_interval: int
 
 
 class FlowStage:
     """Noise → latents (d, *grid): one call of the network for each sample, each at a step of its own.
 
-    Running samples live in slots of tensors that stay where they are; a step writes the numbers of all its
-    samples in one copy and reads nothing back. Each sample has two rows: its own, and the unconditional one,
-    which is computed where guidance is applied.
+    Running samples live in slots of tensors that stay where they are. A call is one function of them and of
+    a small plan (``_advance``): prior, guidance and update together. It is pure; what it returns is written
+    into the slots after it.
     """
 
     reports_progress = True
@@ -118,9 +112,7 @@ class FlowStage:
         self._shape = (config.latent_channels, *config.grid)
         self._free = list(reversed(range(num_slots)))
         self._num_slots = num_slots
-        self._x = torch.zeros(num_slots, *self._shape, device=device)
-        self._memory = torch.zeros_like(self._x)  # the sampler's: see ``take_step``
-        self._data = torch.zeros_like(self._x)  # what the last call pointed to, for previews
+        self._state = torch.zeros(num_slots, 3, *self._shape, device=device)  # x, memory, data
         self._conditions = network.null_conditions(2 * num_slots).clone()  # a sample's own, then its nulls
         self._cache = StepCache(network, 2 * num_slots)
 
@@ -130,22 +122,30 @@ class FlowStage:
         It starts from the noise of (seed, index), or from noise (d, *grid) that it brings as its value.
         """
         spec = sample.spec
-        assert isinstance(spec.options, FlowOptions)
+        options = spec.options
+        assert isinstance(options, FlowOptions)
         assert spec.conditions is not None
         assert spec.null is not None
         slot = self._free.pop()
         noise = draw_noise(self._shape, spec.seed, sample.index) if sample.value is None else sample.value
-        self._x[slot] = noise.to(self._x.device)
-        self._memory[slot] = 0
+        self._state[slot] = 0
+        self._state[slot, 0] = noise.to(self._state.device)
         self._conditions.write(slot, spec.conditions)
         self._conditions.write(self._num_slots + slot, spec.null)
         self._cache.forget((slot, self._num_slots + slot))
+        calls = make_calls(options)
+        scale, interval = options.guidance_scale, options.guidance_interval
         can_be_guided = not spec.conditions.equals(spec.null)
-        sample.state = _Course(slot, tuple(make_calls(spec.options)), spec.options, can_be_guided)
+        sample.state = _Course(
+            slot,
+            tuple((call.t, scale, *call.coefficients) for call in calls),
+            tuple(can_be_guided and is_guided(call.t, scale, interval) for call in calls),
+            options.cache_interval,
+        )
 
     def num_calls(self, sample: Sample) -> int:
         course: _Course = sample.state
-        return len(course.calls)
+        return len(course.numbers)
 
     def release(self, sample: Sample) -> None:
         """Free the sample's slot."""
@@ -155,64 +155,118 @@ class FlowStage:
 
     def preview(self, samples: Sequence[Sample]) -> Tensor:
         """Return the latents (B, d, *grid) that the last call pointed to."""
-        return self._data[[sample.state.slot for sample in samples]]
+        return self._state[[sample.state.slot for sample in samples], 2]
 
     def latents(self, samples: Sequence[Sample]) -> Tensor:
         """Return where the samples are now (B, d, *grid)."""
-        return self._x[[sample.state.slot for sample in samples]]
+        return self._state[[sample.state.slot for sample in samples], 0]
 
     def step(self, samples: Sequence[Sample], run: Run) -> None:
         """Make one call of the network for each sample, and the update that follows it."""
+        plain = [sample for sample in samples if sample.state.cache_interval == 1]
+        cached = [sample for sample in samples if sample.state.cache_interval > 1]
+        if plain:
+            sizes = [1 + sample.state.guided[sample.calls_done] for sample in plain]
+            results = run(
+                lambda items: self._advance(self._plan([plain[i] for i in items]))[: len(items)],
+                len(plain),
+                self.fixed_rows,
+                sizes,
+            )
+            self._write(plain, results)
+        if cached:
+            self._write(cached, self._advance_cached(cached, run))
+
+    def _plan(self, samples: Sequence[Sample]) -> Tensor:
+        """Return what a call is to do (rows, 3 + 8): integers, then floats as integers of the same bits.
+
+        A row has its slot, its place in the conditions, the row that guidance leads away from (its own where
+        there is none), then t, the guidance scale and the coefficients. The samples' own rows come first,
+        then the unconditional ones, then padding: of these nothing is used but the velocity.
+        """
         courses: list[_Course] = [sample.state for sample in samples]
-        calls = [course.calls[sample.calls_done] for course, sample in zip(courses, samples, strict=True)]
-        guided = [i for i, course in enumerate(courses) if course.is_guided(samples[i].calls_done)]
-        slots = [course.slot for course in courses]
-        numbers = torch.tensor(
-            [
-                (call.t, course.options.guidance_scale, *call.coefficients)
-                for call, course in zip(calls, courses, strict=True)
-            ]
-        ).to(self._x.device)  # (B, 8) float32
-        x, t = self._x[slots], numbers[:, 0]
-        results = self._velocities(samples, courses, guided, x, t, run)
-        num_samples = len(samples)
+        guided = [i for i, sample in enumerate(samples) if courses[i].guided[sample.calls_done]]
+        num_rows = len(samples) + len(guided)
+        padding = padded(num_rows, self.fixed_rows) - num_rows
+        places = [[course.slot, course.slot, row] for row, course in enumerate(courses)]
+        numbers = [course.numbers[sample.calls_done] for course, sample in zip(courses, samples, strict=True)]
+        for i in guided:
+            slot, row = courses[i].slot, len(places)
+            places[i][2] = row
+            places.append([slot, self._num_slots + slot, row])
+            numbers.append(numbers[i])
+        places += padding * places[-1:]
+        numbers += padding * numbers[-1:]
+        whole = torch.tensor(places, dtype=torch.int32)
+        return torch.cat([whole, torch.tensor(numbers, dtype=torch.float32).view(torch.int32)], dim=1)
+
+    def _advance(self, plan: Tensor) -> Tensor:
+        """Return the next x, memory and data (rows, 3, d, *grid) of a plan's rows."""
+        slots, places, away_from = plan[:, :3].long().unbind(1)
+        numbers = plan[:, 3:].view(torch.float32)
+        x, memory = self._state[slots, :2].unbind(1)  # 2 × (rows, d, *grid)
+        v = self._network(x, numbers[:, 0], self._conditions[places]).float()
+        return _update(x, memory, guide(v, v[away_from], numbers[:, 1]), numbers)
+
+    def _write(self, samples: Sequence[Sample], results: Rows) -> None:
+        """Put what a call gave into the slots, and end the samples that had their last."""
         for row, error in results.failures.items():
-            samples[row if row < num_samples else guided[row - num_samples]].error = error
+            samples[row].error = error
         if results.values is None:
             return
-        velocities = results.values.float()
-        v = velocities[:num_samples]
-        if guided:
-            v[guided] = guide(v[guided], velocities[num_samples:], numbers[guided, 1])
-        self._data[slots] = denoised(x, v, t)
-        self._x[slots], self._memory[slots] = take_step(x, v, self._memory[slots], numbers[:, 2:])
-        for sample, course in zip(samples, courses, strict=True):
+        slots = torch.tensor([sample.state.slot for sample in samples])
+        self._state[slots] = results.values
+        ended = []
+        for row, sample in enumerate(samples):
             sample.calls_done += 1
-            if sample.calls_done == len(course.calls) and sample.error is None:
-                sample.value = self._x[course.slot].clone()
-                if not sample.value.isfinite().all():
-                    sample.error = NotFinite(f"output {sample.index} became infinite or not a number")
+            if sample.calls_done == len(sample.state.numbers) and sample.error is None:
+                ended.append(row)
+        if not ended:
+            return
+        values = results.values[ended, 0]
+        are_finite = values.isfinite().flatten(1).all(1).tolist()
+        for row, value, is_finite in zip(ended, values, are_finite, strict=True):
+            sample = samples[row]
+            sample.value = value
+            if not is_finite:
+                sample.error = NotFinite(f"output {sample.index} became infinite or not a number")
 
-    def _velocities(
-        self,
-        samples: Sequence[Sample],
-        courses: Sequence[_Course],
-        guided: Sequence[int],
-        x: Tensor,
-        t: Tensor,
-        run: Run,
-    ) -> Rows:
-        """Return the velocities (B + guided, d, *grid) of all samples, then of their unconditional rows."""
+    def _advance_cached(self, samples: Sequence[Sample], run: Run) -> Rows:
+        """Do as ``_advance`` for samples that compute their middle blocks only now and then."""
+        courses: list[_Course] = [sample.state for sample in samples]
+        guided = [i for i, sample in enumerate(samples) if courses[i].guided[sample.calls_done]]
         order = [*range(len(samples)), *guided]
-        slots = [course.slot for course in courses] + [self._num_slots + courses[i].slot for i in guided]
-        x, t, conditions = x[order], t[order], self._conditions[slots]
-        intervals = [courses[i].options.cache_interval for i in order]
-        if max(intervals) > 1:
-            positions = [samples[i].calls_done for i in order]
-            return self._cache.velocities(x, t, conditions, slots, intervals, positions, run, self.fixed_rows)
-        return run(
-            lambda rows: self._network(x[rows], t[rows], conditions[rows]), len(order), self.fixed_rows
+        slots = [course.slot for course in courses]
+        numbers = torch.tensor([courses[i].numbers[samples[i].calls_done] for i in order]).to(
+            self._state.device
         )
+        places = slots + [self._num_slots + slots[i] for i in guided]
+        x, memory = self._state[[slots[i] for i in order], :2].unbind(1)
+        results = self._cache.velocities(
+            x,
+            numbers[:, 0],
+            self._conditions[places],
+            places,
+            [courses[i].cache_interval for i in order],
+            [samples[i].calls_done for i in order],
+            run,
+            self.fixed_rows,
+        )
+        failures = {order[row]: error for row, error in results.failures.items()}
+        if results.values is None:
+            return Rows(None, failures)
+        num_samples = len(samples)
+        v = results.values[:num_samples].float()
+        if guided:
+            unconditional = results.values[num_samples:].float()
+            v[guided] = guide(v[guided], unconditional, numbers[guided, 1])
+        return Rows(_update(x[:num_samples], memory[:num_samples], v, numbers[:num_samples]), failures)
+
+
+def _update(x: Tensor, memory: Tensor, v: Tensor, numbers: Tensor) -> Tensor:
+    """Return the next x, memory and data (B, 3, d, *grid) after velocities ``v`` (B, d, *grid)."""
+    data = denoised(x, v, numbers[:, 0])
+    return torch.stack([*take_step(x, v, memory, numbers[:, 2:]), data], dim=1)
 
 
 class FlowPrior:

@@ -129,7 +129,7 @@ class Engine:
         stage = served.stages.sample
         if stage is not None:
             lanes = self._lanes[served.pipeline.device]
-            full_rows = -(-ROWS_PER_SAMPLE * served.num_slots // lanes.count)
+            full_rows = ROWS_PER_SAMPLE * -(-served.num_slots // lanes.count)
             self._promise.watch(name, served.pipeline, stage, full_rows, lanes)
 
     @torch.inference_mode()

@@ -27,7 +27,7 @@ from workers.engine.lanes import Lanes
 
 logger = logging.getLogger(__name__)
 
-CHECK_VERSION = 1  # to be raised when the check or its probes change, so that older verdicts are not believed
+CHECK_VERSION = 2  # to be raised when the check or its probes change, so that older verdicts are not believed
 LIMITS = (
     "ONEDNN_MAX_CPU_ISA",
     "DNNL_MAX_CPU_ISA",

@@ -202,21 +202,21 @@ def probe_calls(pipeline: Pipeline, num_probes: int) -> list[tuple[Callable[[lis
     calls: list[tuple[Callable[[list[int]], Tensor], int]] = []
     # The plain kind, which most requests are of, comes last: its numbers serve as soon as they are proven.
     for options in reversed(pipeline.spec.defaults.variants()):
-        num_samples = num_probes // ROWS_PER_SAMPLE
-        stage = pipeline.make_stages(num_samples).sample
+        stage = pipeline.make_stages(num_probes).sample
         assert stage is not None
-        samples = [Sample(_probe_spec(pipeline, options, index), index) for index in range(num_samples)]
+        samples = [Sample(_probe_spec(pipeline, options, index), index) for index in range(num_probes)]
         captured: list[tuple[Callable[[list[int]], Tensor], int]] = []
 
         def capture(
             call: Callable[[list[int]], Tensor],
-            num_rows: int,
+            num_items: int,
             fixed_rows: Sequence[int] | None,
+            sizes: Sequence[int] | None = None,
             captured: list[tuple[Callable[[list[int]], Tensor], int]] = captured,
         ) -> Rows:
-            captured.append((call, num_rows))
+            captured.append((call, num_items))
             first = call([0])
-            return Rows(first.expand(num_rows, *first.shape[1:]).clone(), {})
+            return Rows(first.expand(num_items, *first.shape[1:]).clone(), {})
 
         for sample in samples:
             stage.start(sample)
@@ -234,13 +234,9 @@ def _probe_spec(pipeline: Pipeline, options: Options, index: int) -> SampleSpec:
         name: (index * 7 + i) % (len(known) + 1)
         for i, (name, known) in enumerate(pipeline.spec.labels.items())
     }
-    prompt = PROMPTS[index % len(PROMPTS)]
-    return SampleSpec(
-        seed=index,
-        options=options,
-        conditions=pipeline.conditions(labels, prompt),
-        null=pipeline.conditions(),
-    )
+    conditions = pipeline.conditions(labels, PROMPTS[index % len(PROMPTS)])
+    # Guidance has nothing to lead away from, so that a sample is one row.
+    return SampleSpec(seed=index, options=options, conditions=conditions, null=conditions)
 
 
 def _call(call: Callable[[list[int]], Tensor], indices: Tensor) -> Tensor:

@@ -317,7 +317,7 @@ def test_a_bad_sample_fails_alone_inside_its_job(tiny_weights, jobs) -> None:
     engine.admit([work])
     engine.step()
     stage = engine._served["tiny"].stages.sample
-    stage._x[engine._running[1].sample.state.slot] = torch.nan
+    stage._state[engine._running[1].sample.state.slot] = torch.nan
     ended = run(engine, [])["x"]
     assert [sample.error.code if sample.error else None for sample in ended.samples] == [
         None, "not_finite", None,

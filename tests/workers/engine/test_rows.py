@@ -83,3 +83,29 @@ def test_lanes_share_the_threads_and_infer() -> None:
 def test_what_a_lane_raises_arrives() -> None:
     with pytest.raises(ZeroDivisionError):
         Lanes(2).map(lambda part: 1 // part, [1, 0])
+
+
+@pytest.mark.parametrize("sizes", [[2] * 9, [2, 1, 1, 2, 2, 1, 2, 2, 1, 1], [2], [1, 2]])
+def test_items_of_several_rows_stay_whole_and_within_the_limit(lanes, sizes) -> None:
+    calls = []
+
+    def call(items: list[int]) -> torch.Tensor:
+        calls.append(sum(sizes[item] for item in items))
+        return torch.tensor(items)
+
+    results = RowBatches(99, lanes)(call, len(sizes), (2, 4, 5), sizes)
+    assert results.values.tolist() == list(range(len(sizes)))
+    assert sum(calls) == sum(sizes)
+    assert max(calls) <= 5
+
+
+@pytest.mark.parametrize(("num_rows", "fixed_rows", "num_calls"), [(2, None, 1), (8, None, 2), (8, (32,), 1)])
+def test_a_lane_is_used_only_for_a_share_that_is_worth_it(num_rows, fixed_rows, num_calls) -> None:
+    calls = []
+
+    def call(rows: list[int]) -> torch.Tensor:
+        calls.append(rows)
+        return torch.tensor(rows)
+
+    RowBatches(64, Lanes(2))(call, num_rows, fixed_rows)
+    assert len(calls) == num_calls

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -102,6 +102,14 @@ class Stage(Protocol):
 
     def release(self, sample: Sample) -> None:
         """Give back what the stage keeps for a sample; called once, also for one that is dropped."""
+
+
+@runtime_checkable
+class Capturing(Protocol):
+    """What a stage adds whose calls are captured as graphs on a GPU."""
+
+    def capture(self) -> None:
+        """Capture the calls of all ``fixed_rows``, so that no request waits for it."""
 
 
 def padded(num_rows: int, fixed_rows: Sequence[int] | None) -> int:

@@ -3,6 +3,7 @@
 Time t: 0 is noise, 1 is data.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,10 @@ from models.networks.dit import DiT
 from models.options import FlowOptions
 from models.priors.samplers import guide, is_guided, make_calls, take_step
 from models.priors.step_cache import StepCache
+from models.replay import Replayed, sent_to
 from models.stage import NotFinite, Rows, Run, Sample, padded
+
+logger = logging.getLogger(__name__)
 
 # --- learning --------------------------------------------------------------------------------------------
 
@@ -74,6 +78,9 @@ def flow_loss(
 # --- sampling --------------------------------------------------------------------------------------------
 
 
+_PLAN_SIZE = 3 + 8  # places; t, guidance scale and six coefficients
+
+
 def draw_noise(shape: tuple[int, ...], seed: int, index: int) -> Tensor:
     """Return the noise (C, *grid) float32 that sample ``index`` of a request with ``seed`` starts from.
 
@@ -115,6 +122,7 @@ class FlowStage:
         self._state = torch.zeros(num_slots, 3, *self._shape, device=device)  # x, memory, data
         self._conditions = network.null_conditions(2 * num_slots).clone()  # a sample's own, then its nulls
         self._cache = StepCache(network, 2 * num_slots)
+        self._replay = Replayed(self._advance, device)
 
     def start(self, sample: Sample) -> None:
         """Give the sample a slot, with its noise and conditions.
@@ -129,7 +137,7 @@ class FlowStage:
         slot = self._free.pop()
         noise = draw_noise(self._shape, spec.seed, sample.index) if sample.value is None else sample.value
         self._state[slot] = 0
-        self._state[slot, 0] = noise.to(self._state.device)
+        self._state[slot, 0] = sent_to(self._state.device, noise)
         self._conditions.write(slot, spec.conditions)
         self._conditions.write(self._num_slots + slot, spec.null)
         self._cache.forget((slot, self._num_slots + slot))
@@ -168,17 +176,34 @@ class FlowStage:
         if plain:
             sizes = [1 + sample.state.guided[sample.calls_done] for sample in plain]
             results = run(
-                lambda items: self._advance(self._plan([plain[i] for i in items]))[: len(items)],
-                len(plain),
-                self.fixed_rows,
-                sizes,
+                lambda items: self._call([plain[i] for i in items]), len(plain), self.fixed_rows, sizes
             )
             self._write(plain, results)
         if cached:
             self._write(cached, self._advance_cached(cached, run))
 
+    def capture(self) -> None:
+        """Let a GPU capture calls of all numbers of rows in ``fixed_rows`` that fit in its memory, now."""
+        if self._state.is_cuda:
+            for num_rows in sorted(self.fixed_rows or ()):
+                try:
+                    self._replay(torch.zeros(num_rows, _PLAN_SIZE, dtype=torch.int32))
+                except torch.OutOfMemoryError:
+                    logger.warning("calls of %d rows and more don't fit in memory", num_rows)
+                    return
+
+    def _call(self, samples: Sequence[Sample]) -> Tensor:
+        """Return the next x, memory and data (B, 3, d, *grid) of samples.
+
+        Only calls of fixed numbers of rows are worth a graph each.
+        """
+        plan = self._plan(samples)
+        if self.fixed_rows is None:
+            return self._advance(sent_to(self._state.device, plan))[: len(samples)]
+        return self._replay(plan)[: len(samples)]
+
     def _plan(self, samples: Sequence[Sample]) -> Tensor:
-        """Return what a call is to do (rows, 3 + 8): integers, then floats as integers of the same bits.
+        """Return what a call is to do (rows, ``_PLAN_SIZE``) int32; floats as integers of the same bits.
 
         A row has its slot, its place in the conditions, the row that guidance leads away from (its own where
         there is none), then t, the guidance scale and the coefficients. The samples' own rows come first,
@@ -215,7 +240,7 @@ class FlowStage:
         if results.values is None:
             return
         slots = torch.tensor([sample.state.slot for sample in samples])
-        self._state[slots] = results.values
+        self._state[sent_to(self._state.device, slots)] = results.values
         ended = []
         for row, sample in enumerate(samples):
             sample.calls_done += 1

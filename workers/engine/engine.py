@@ -17,7 +17,7 @@ from functools import partial
 import torch
 
 from models.pipeline import Pipeline
-from models.stage import Sample, SampleSpec, Stage, run_directly
+from models.stage import Capturing, Sample, SampleSpec, Stage, run_directly
 from workers.compute import Finished, Preview, Work
 from workers.engine.jobs import Job, Running, Served, finish, make_job
 from workers.engine.lanes import Lanes
@@ -111,6 +111,8 @@ class Engine:
                 self._served[name] = Served(pipeline, served.stages, served.run, num_slots)
                 self._watch(name)
             logger.info("pipeline=%s up to %d samples at once", name, num_slots)
+            if isinstance(served.stages.sample, Capturing):
+                served.stages.sample.capture()
             request = Resolved(
                 operation="generate",
                 pipeline=name,

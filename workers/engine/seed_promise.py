@@ -55,11 +55,12 @@ class SeedPromise:
 
     def watch(self, name: str, pipeline: Pipeline, stage: Stage, full_rows: int, lanes: Lanes) -> None:
         """See to it that a stage's calls have numbers of rows that agree; ``full_rows`` is the largest."""
-        candidates = self._candidates or numbers_to_check(full_rows)
+        is_captured = pipeline.device.type == "cuda"
+        candidates = self._candidates or numbers_to_check(full_rows, is_captured=is_captured)
         check = _PipelineCheck(pipeline, stage, full_rows, lanes, self._num_probes, candidates)
         self._checks[name] = check
         if self._mode == "off":
-            stage.fixed_rows = None
+            stage.fixed_rows = candidates if is_captured else None
             logger.warning("pipeline=%s seed promise off: bytes may depend on the batch", name)
             return
         found = self._store.read(check.key) if self._store else None
@@ -168,7 +169,9 @@ class _PipelineCheck:
         if self._checks is None:
             self._checks = [
                 SeedCheck(partial(_call, call), num_rows, self.full_rows, self._candidates, self._lanes)
-                for call, num_rows in probe_calls(self._pipeline, self._num_probes)
+                for call, num_rows in probe_calls(
+                    self._pipeline, self._num_probes, (*self._candidates, self.full_rows)
+                )
             ]
         *others, last = self._checks
         pending = next((check for check in others if check.verdict is None), last)
@@ -188,22 +191,29 @@ class _PipelineCheck:
         return tuple(sorted(set.intersection(*found))) if found else ()
 
 
-def numbers_to_check(full_rows: int) -> tuple[int, ...]:
-    """Return the numbers of rows to check: all up to 32, and from there on eight for each doubling."""
+def numbers_to_check(full_rows: int, *, is_captured: bool = False) -> tuple[int, ...]:
+    """Return the numbers of rows to check: all up to 32, and from there on eight for each doubling.
+
+    Where each is captured as a graph, fewer: two for each doubling.
+    """
+    num_dense, per_doubling = (2, 2) if is_captured else (32, 8)
     rows, found = 1, []
     while rows < full_rows:
         found.append(rows)
-        rows += 1 if rows < 32 else (1 << rows.bit_length()) // 16
+        rows += 1 if rows < num_dense else (1 << rows.bit_length()) // (2 * per_doubling)
     return (*found, full_rows)
 
 
-def probe_calls(pipeline: Pipeline, num_probes: int) -> list[tuple[Callable[[list[int]], Tensor], int]]:
+def probe_calls(
+    pipeline: Pipeline, num_probes: int, fixed_rows: Sequence[int]
+) -> list[tuple[Callable[[list[int]], Tensor], int]]:
     """Return calls of a pipeline's network over many rows of all kinds, and how many rows each has."""
     calls: list[tuple[Callable[[list[int]], Tensor], int]] = []
     # The plain kind, which most requests are of, comes last: its numbers serve as soon as they are proven.
     for options in reversed(pipeline.spec.defaults.variants()):
         stage = pipeline.make_stages(num_probes).sample
         assert stage is not None
+        stage.fixed_rows = fixed_rows
         samples = [Sample(_probe_spec(pipeline, options, index), index) for index in range(num_probes)]
         captured: list[tuple[Callable[[list[int]], Tensor], int]] = []
 

@@ -1,5 +1,6 @@
 """How a worker keeps the seed promise: full batches first, then what its check has proven."""
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -138,3 +139,9 @@ def test_one_bad_row_in_many_is_found(pipeline: Pipeline) -> None:
 
     pipeline.prior.network.forward = forward
     assert 2 not in rows_of(checked(engine_of(pipeline, SeedPromise("on", num_probes=256))))
+
+
+def test_graphs_have_few_numbers_of_rows_and_none_pads_by_more_than_half() -> None:
+    numbers = numbers_to_check(512, is_captured=True)
+    assert len(numbers) == 18
+    assert all(rows <= 1.5 * fewer for fewer, rows in itertools.pairwise(numbers[1:]))

@@ -109,7 +109,7 @@ def drop_conditions(
     has_several = num_labels + (conditions.text is not None) > 1
 
     def drawn(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator).to(device) < rate
+        return torch.rand(shape, generator=generator, device=generator.device).to(device) < rate
 
     is_empty = drawn(num_rows)
     lost_labels = is_empty[:, None].expand(num_rows, num_labels)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 import pickle
 from collections.abc import Mapping
@@ -94,12 +95,12 @@ def _read(path: Path) -> State | str:
 
 def not_finite(state: Any, name: str = "") -> str | None:
     """Return the name of a tensor in ``state`` (nested) that holds NaN or an infinity, or None."""
-    named = list(_tensors(state, name))
-    by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
-    for each, tensor in named:
-        by_device.setdefault(tensor.device, []).append((each, tensor))
-    for pairs in by_device.values():  # one read a device
-        are_finite = torch.stack([tensor.isfinite().all() for _, tensor in pairs]).tolist()
+    by_kind: dict[tuple[torch.device, torch.dtype], list[tuple[str, Tensor]]] = {}
+    for each, tensor in _tensors(state, name):
+        by_kind.setdefault((tensor.device, tensor.dtype), []).append((each, tensor))
+    for pairs in by_kind.values():  # one read of each kind
+        largest = torch._foreach_norm([tensor.detach() for _, tensor in pairs], ord=math.inf)
+        are_finite = torch.stack(largest).isfinite().tolist()
         for (each, _), is_finite in zip(pairs, are_finite, strict=True):
             if not is_finite:
                 return each

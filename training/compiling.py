@@ -22,6 +22,7 @@ class Compiler:
     def __init__(self, *, is_on: bool) -> None:
         self.is_on = is_on
         self._has_run = False
+        self._names: list[str] = []
         if is_on:
             for name in _NOISY:  # what they would say at length is said in one line here
                 logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -30,6 +31,7 @@ class Compiler:
         """Return a function that calls ``module``, compiled as long as compiling works."""
         if not self.is_on:
             return module
+        self._names.append(type(getattr(module, "module", module)).__name__)  # what a group wraps
         compiled = torch.compile(module)
         return lambda *inputs: (compiled if self.is_on else module)(*inputs)
 
@@ -43,8 +45,9 @@ class Compiler:
         started = time.monotonic()
         if not self._has_run:
             logger.info(
-                "compiling the first step, which takes about a minute on two cores;"
-                " is_compiled = false skips it"
+                "the first step compiles %s, forward and backward, which takes about a minute on two"
+                " cores and 20 s on a GPU; is_compiled = false skips it",
+                " and ".join(self._names) or "nothing",
             )
         try:
             result = attempt()

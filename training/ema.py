@@ -13,13 +13,14 @@ class WeightAverage:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
+        self._parameters = list(module.parameters())
         self.tensors = {name: p.detach().float().clone() for name, p in module.named_parameters()}
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        """Move towards the parameters of ``module`` after training step ``step``."""
+    def update(self, step: int) -> None:
+        """Move towards the module's parameters after training step ``step``."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        current: list[Tensor] = [p.detach().float() for _, p in module.named_parameters()]
+        current: list[Tensor] = [parameter.float() for parameter in self._parameters]
         torch._foreach_lerp_(list(self.tensors.values()), current, 1 - decay)
 
     def copy_to(self, module: nn.Module) -> None:

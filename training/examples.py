@@ -2,14 +2,15 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from models.autoencoders.vq import Tokenizer
@@ -45,29 +46,51 @@ class TrainingData:
 class Examples:
     """Latents (N, d, h, w) bfloat16, labels (N, K), and captions to draw from.
 
-    caption_rows: for each example, the rows of caption_states (M, T, channels) that describe it; empty where
-    the prior takes no prompt.
+    captions: None where the prior takes no prompt. Tensors may lie on a GPU, the preview's on the CPU.
     """
 
     latents: Tensor
     labels: Tensor
-    caption_rows: tuple[Tensor, ...]
-    caption_states: Tensor | None
+    captions: "Captions | None"
     preview_conditions: Conditions
 
     def __len__(self) -> int:
         return len(self.latents)
 
+    def kept_by(self, keep: Callable[[Tensor], Tensor]) -> "Examples":
+        """Return these examples with their tensors where ``keep`` puts them."""
+        captions = self.captions
+        if captions is not None:
+            captions = Captions(keep(captions.rows), keep(captions.counts), keep(captions.states))
+        return replace(self, latents=keep(self.latents), labels=keep(self.labels), captions=captions)
+
     def conditions(self, rows: Tensor, generator: torch.Generator) -> Conditions:
         """Return the conditions of ``rows`` (B,), each with one of its captions at random."""
-        if self.caption_states is None:
-            return Conditions(self.labels[rows])
-        draws = torch.rand(len(rows), generator=generator).tolist()
-        captions = [
-            self.caption_rows[row][int(draw * len(self.caption_rows[row]))]
-            for row, draw in zip(rows.tolist(), draws, strict=True)
-        ]
-        return Conditions(self.labels[rows], self.caption_states[torch.stack(captions)].float())
+        labels = take(self.labels, rows)
+        if self.captions is None:
+            return Conditions(labels)
+        draws = torch.rand(len(rows), generator=generator, device=generator.device)
+        counts = take(self.captions.counts, rows)
+        columns = (draws.to(counts.device, torch.float64) * counts).long()  # (B,)
+        chosen = take(self.captions.rows, rows).gather(1, columns[:, None])[:, 0]  # (B,)
+        return Conditions(labels, take(self.captions.states, chosen).float())
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The states (M, T, channels) bfloat16 of all captions, and which of them describe an example.
+
+    rows: (N, most), of which the first ``counts`` (N,) of an example's are its own.
+    """
+
+    rows: Tensor
+    counts: Tensor
+    states: Tensor
+
+
+def take(table: Tensor, rows: Tensor) -> Tensor:
+    """Return ``rows`` (B,) of ``table`` (N, …), on the table's device, without waiting for it."""
+    return table[rows.to(table.device, non_blocking=True)]
 
 
 def read_training_data(
@@ -138,15 +161,21 @@ def encode_examples(
         if with_flips:
             latents = torch.cat([latents, encode_images(tokenizer, data.images.flip(-1))])
             labels = labels.repeat(2, 1)
-        return Examples(latents, labels, (), None, Conditions(data.preview_labels))
+        return Examples(latents, labels, None, Conditions(data.preview_labels))
     texts = list(dict.fromkeys(text for captions in data.captions for text in captions))
     row_of = {text: row for row, text in enumerate(texts)}
     previews = torch.stack([encoder.encode(prompt).states for prompt in data.preview_prompts])
     return Examples(
         latents=latents,
         labels=labels,
-        caption_rows=tuple(torch.tensor([row_of[text] for text in captions]) for captions in data.captions),
-        caption_states=_encode_texts(encoder, texts, cache / "captions.safetensors"),
+        captions=Captions(
+            pad_sequence(
+                [torch.tensor([row_of[text] for text in captions]) for captions in data.captions],
+                batch_first=True,
+            ),
+            torch.tensor([len(captions) for captions in data.captions]),
+            _encode_texts(encoder, texts, cache / "captions.safetensors"),
+        ),
         preview_conditions=Conditions(data.preview_labels, previews),
     )
 

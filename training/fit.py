@@ -16,6 +16,7 @@ from models.options import Count, UnitTime
 from training.checkpoints import State
 from training.compiling import Compiler
 from training.ema import WeightAverage
+from training.muon import BatchedMuon
 from training.run import Run, learning_rate_factor
 
 
@@ -85,24 +86,26 @@ def fit(
             kept.load_state_dict(state[name])
 
     averaged = copy.deepcopy(network)
-    loss_sum, num_summed = 0.0, 0
+    parameters = list(network.parameters())
+    loss_sum, num_summed = torch.zeros((), device=device), 0  # read where it is logged: a read waits
     for step in run.steps(first_step):
         factor = learning_rate_factor(step, config.num_steps, config.warmup_steps, config.decay_fraction)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
         loss = compiler.run(functools.partial(_backward, loss_of, step, optimizers))
-        nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+        nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
         for optimizer in optimizers:
             optimizer.step()
-        average.update(network, step)
+        average.update(step)
 
-        loss_sum, num_summed = loss_sum + float(loss), num_summed + 1
+        loss_sum, num_summed = loss_sum + loss, num_summed + 1
         if run.is_logged(step):
-            run.log(step, loss=loss_sum / num_summed)
-            loss_sum, num_summed = 0.0, 0
+            run.log(step, loss=loss_sum.item() / num_summed)
+            loss_sum, num_summed = torch.zeros_like(loss_sum), 0
         run.end_step(
             step,
+            network,
             lambda: {
                 "prior": network.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -131,8 +134,10 @@ def make_optimizers(network: DiT, config: FitConfig) -> list[torch.optim.Optimiz
     matrices = [p for p in network.blocks.parameters() if p.ndim == 2 and min(p.shape) > 6]
     known = {id(p) for p in matrices}
     others = [p for p in network.parameters() if id(p) not in known]
-    muon = torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
-    adamw = torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    muon = BatchedMuon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+    adamw = torch.optim.AdamW(
+        others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=others[0].is_cuda
+    )
     for optimizer in (muon, adamw):
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]

@@ -29,7 +29,7 @@ from training.config_file import TrainingError
 from training.data.bad_files import MAX_BAD_SHARE
 from training.data.captioned import LabelNames, is_captioned
 from training.evaluation.plots import save_grid
-from training.examples import TrainingData, encode_examples, load_text_encoder, read_training_data
+from training.examples import TrainingData, encode_examples, load_text_encoder, read_training_data, take
 from training.fit import FitConfig, fit
 from training.network import NetworkSettings, network_config
 from training.precision import autocast
@@ -135,7 +135,8 @@ def _train(config: PriorTrainingConfig, run: Run) -> None:
     preflight.say_what_begins(network, num_examples, config.batch_size, config.num_steps, processes)
     examples = encode_examples(
         tokenizer, data, encoder, with_flips=config.horizontal_flips, cache=config.folder
-    )
+    ).kept_by(processes.keep)
+    null = network.null_conditions()
     compiler = Compiler(is_on=config.is_compiled)
     wrapped = compiler.compile(processes.wrap(network))
 
@@ -145,12 +146,12 @@ def _train(config: PriorTrainingConfig, run: Run) -> None:
 
     def loss_of(step: int) -> Tensor:
         rows = batch_rows(len(examples), config.batch_size, step, config.seed, processes)
-        generator = generator_for(config.seed, step, processes.rank)
+        generator = generator_for(config.seed, step, processes.rank, device=processes.device)
         return flow_loss(
             predict,
-            examples.latents[rows].to(processes.device).float(),
+            take(examples.latents, rows).to(processes.device).float(),
             examples.conditions(rows, generator).to(processes.device),
-            network.null_conditions(),
+            null,
             generator,
             time_mean=config.time_mean,
             time_std=config.time_std,

@@ -26,6 +26,7 @@ from training.data.sources import load_dataset
 from training.discriminator import SMALLEST_PX, Adversary, PatchDiscriminator
 from training.evaluation.metrics import measure_squared_errors, psnr_db
 from training.evaluation.plots import save_grid
+from training.examples import take
 from training.losses import reconstruction_loss
 from training.precision import autocast
 from training.run import (
@@ -158,7 +159,11 @@ def _train(config: TokenizerTrainingConfig, run: Run, path: Path) -> None:
     )
     trained = tokenizer if config.finetune_decoder is None else tokenizer.decoder
     optimizer = torch.optim.AdamW(
-        trained.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        trained.parameters(),
+        lr=config.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=config.weight_decay,
+        fused=processes.device.type == "cuda",
     )
     searched = None
     if config.num_searched_images:
@@ -189,15 +194,17 @@ def _train(config: TokenizerTrainingConfig, run: Run, path: Path) -> None:
     preflight.say_what_begins(trained, len(data), config.batch_size, config.num_steps, processes)
     if config.finetune_decoder is None and first_step < num_continuous_steps and processes.is_main:
         logger.info("no codebook until step %d: what is logged before is without it", num_continuous_steps)
+    images = processes.keep(data.images)
     for step in run.steps(first_step):
         factor = learning_rate_factor(step, config.num_steps, config.warmup_steps, config.decay_fraction)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
-        logged = stepper.take(*_batch(data, searched, config, step, processes), step)
+        logged = stepper.take(*_batch(images, searched, config, step, processes), step)
         if run.is_logged(step):
             run.log(step, **{name: float(value) for name, value in logged.items()})
         run.end_step(
             step,
+            tokenizer,
             lambda: {
                 "tokenizer": tokenizer.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -218,7 +225,7 @@ def _train(config: TokenizerTrainingConfig, run: Run, path: Path) -> None:
 
 
 def _batch(
-    data: ImageDataset,
+    all_images: Tensor,
     searched: SearchedCodes | None,
     config: TokenizerTrainingConfig,
     step: int,
@@ -226,16 +233,18 @@ def _batch(
 ) -> tuple[Tensor, Tensor | None]:
     """Return images (B, C, H, W) in [-1, 1], and the codes of the last half where they were searched."""
     size = config.batch_size if searched is None else config.batch_size // 2
-    images = data.images[batch_rows(len(data.images), size, step, config.seed, processes)]
+    images = take(all_images, batch_rows(len(all_images), size, step, config.seed, processes))
     if config.horizontal_flips:
-        generator = generator_for(config.seed, step, processes.rank)
-        flipped = torch.rand(len(images), generator=generator) < 0.5
+        generator = generator_for(config.seed, step, processes.rank, device=images.device)
+        flipped = torch.rand(len(images), generator=generator, device=images.device) < 0.5
         images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
     codes = None
     if searched is not None:
         rows = batch_rows(len(searched.images), size, step, config.seed, processes)
-        images, codes = torch.cat([images, searched.images[rows]]), searched.codes[rows].to(processes.device)
-    return scale_to_unit(images).to(processes.device, memory_format=torch.channels_last), codes
+        images = torch.cat([images, searched.images[rows].to(images.device)])
+        codes = searched.codes[rows].to(processes.device)
+    images = scale_to_unit(images.to(processes.device))
+    return images.contiguous(memory_format=torch.channels_last), codes
 
 
 def _start(config: TokenizerTrainingConfig) -> Tokenizer:

@@ -49,7 +49,7 @@ def draw_times(num_samples: int, generator: torch.Generator, *, mean: float, std
 
     A ``mean`` below 0 spends more of the training near the noise.
     """
-    return torch.sigmoid(mean + std * torch.randn(num_samples, generator=generator))
+    return torch.sigmoid(mean + std * torch.randn(num_samples, generator=generator, device=generator.device))
 
 
 def flow_loss(
@@ -68,7 +68,7 @@ def flow_loss(
     latents: (B, C, *grid) scaled. conditions: B rows; ``condition_dropout`` of them are left out
     (``drop_conditions``) in favour of ``null``, one row.
     """
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    noise = torch.randn(latents.shape, generator=generator, device=generator.device).to(latents.device)
     t = draw_times(len(latents), generator, mean=time_mean, std=time_std).to(latents.device)
     kept = drop_conditions(conditions, null, condition_dropout, generator)
     predicted = predict(interpolate(latents, noise, t), t, kept)

@@ -15,7 +15,7 @@ from models.priors.flow import FlowStage, draw_noise
 from models.spec import PipelineSpec
 from models.stage import Sample, SampleSpec, run_path
 from training.distill import DistillConfig, TeacherPaths, train_distilled, walk
-from training.examples import Examples
+from training.examples import Captions, Examples
 
 
 @pytest.fixture
@@ -123,8 +123,11 @@ def test_old_paths_are_forgotten_and_every_window_is_learnt(config: DistillConfi
     examples = Examples(
         latents=torch.zeros(5, 4, 4, 4),
         labels=torch.zeros(5, 2, dtype=torch.long),
-        caption_rows=tuple(torch.tensor([i]) for i in range(5)),
-        caption_states=torch.randn(5, 6, 8, generator=torch.Generator().manual_seed(0)),
+        captions=Captions(
+            rows=torch.arange(5)[:, None],
+            counts=torch.ones(5, dtype=torch.long),
+            states=torch.randn(5, 6, 8, generator=torch.Generator().manual_seed(0)),
+        ),
         preview_conditions=Conditions(torch.zeros(0, 2, dtype=torch.long)),
     )
     paths = TeacherPaths(teacher, examples, config)

@@ -43,10 +43,10 @@ def euler(times: list[float]) -> list[Call]:
 
 
 def heun(times: list[float]) -> list[Call]:
-    """Return Heun's method: two calls a step but one for the last (Karras et al. 2022, arXiv:2206.00364)."""
+    """Return Heun's method: two calls a step but one for that to 1 (Karras et al. 2022, arXiv:2206.00364)."""
     calls = []
     for t, t_next in itertools.pairwise(times):
-        if t_next == times[-1]:
+        if t_next == 1:
             calls.append(Call(t, xx=1, xv=t_next - t))
             break
         half = (t_next - t) / 2
@@ -66,7 +66,7 @@ def dpmpp_2m(times: list[float]) -> list[Call]:
         shrink = (1 - t_next) / (1 - t)
         growth = t_next - t * shrink  # −α'·(exp(−h) − 1)
         extrapolation = 0.0
-        if i >= 2 and t_next < 1:  # times[0] is 0, so the step from there has no finite length
+        if i >= 1 and times[i - 1] > 0 and t_next < 1:  # a step from 0 or to 1 has no finite length
             step = _log_snr(t_next) - _log_snr(t)
             extrapolation = step / (2 * (_log_snr(t) - _log_snr(times[i - 1])))
         data = growth * (1 + extrapolation)
@@ -83,7 +83,7 @@ def dpmpp_2m(times: list[float]) -> list[Call]:
     return calls
 
 
-_SAMPLERS: dict[SamplerName, Callable[[list[float]], list[Call]]] = {
+SAMPLERS: dict[SamplerName, Callable[[list[float]], list[Call]]] = {
     "euler": euler,
     "heun": heun,
     "dpmpp_2m": dpmpp_2m,
@@ -102,7 +102,7 @@ def time_grid(num_steps: int, time_easing: float = 0.0) -> list[float]:
 
 def make_calls(options: FlowOptions) -> list[Call]:
     """Return the calls of a sampler over the steps of ``time_grid``."""
-    return _SAMPLERS[options.sampler](time_grid(options.num_steps, options.time_easing))
+    return SAMPLERS[options.sampler](time_grid(options.num_steps, options.time_easing))
 
 
 def take_step(x: Tensor, v: Tensor, m: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,9 +4,7 @@ import pytest
 import torch
 
 from models.options import FlowOptions
-from models.priors.samplers import guide, is_guided, make_calls, take_step, time_grid
-
-SAMPLERS = ("euler", "heun", "dpmpp_2m")
+from models.priors.samplers import SAMPLERS, guide, is_guided, make_calls, take_step, time_grid
 
 
 def gaussian_velocity(mean: float, std: float):
@@ -40,6 +38,23 @@ def test_error_falls_with_the_order_of_the_method(sampler) -> None:
     # at the start and one at the end, where the log of the signal-to-noise ratio is infinite.
     order = {"euler": 0.95, "heun": 1.5, "dpmpp_2m": 1.1}[sampler]
     assert fine < coarse / 4**order, (coarse, fine)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_times_within_noise_and_data_are_crossed_with_the_order_of_the_method(sampler) -> None:
+    velocity = gaussian_velocity(mean := 2.0, std := 0.5)
+    noise = torch.linspace(-2, 2, 9)[:, None]
+    start, end = (t * mean + ((t * std) ** 2 + (1 - t) ** 2) ** 0.5 * noise for t in (0.25, 0.75))
+
+    def error(num_steps: int) -> float:
+        x, m = start, torch.zeros_like(start)
+        for call in SAMPLERS[sampler]([0.25 + 0.5 * i / num_steps for i in range(num_steps + 1)]):
+            v = velocity(x, torch.full((9,), call.t), None)
+            x, m = take_step(x, v, m, torch.tensor([call.coefficients]).expand(9, 6))
+        return float((x - end).abs().max())
+
+    order = {"euler": 0.95, "heun": 1.8, "dpmpp_2m": 1.8}[sampler]
+    assert error(16) < error(4) / 4**order
 
 
 def test_second_order_methods_are_better_than_euler_for_as_many_calls() -> None:

@@ -2,12 +2,13 @@
 
 Piecewise rectified flow (PeRFlow, Yan et al. 2024, arXiv:2405.07510): time is cut into windows, and the
 student learns to cross each in one straight step, to where the teacher's guided path leads. So its steps are
-as many as windows, and it needs no second guided row. Unlike theirs, the teacher's paths start from noise and
-not from noised data, so that the student learns at each window's start from what it will meet there; and only
-a window's start is learnt, not the times within.
+as many as windows, and it needs no second guided row. Unlike theirs, a window starts where the student itself
+comes to from noise, not from noised data, so that it learns from what it will meet; and only a window's start
+is learnt, not the times within.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +24,9 @@ from models.conditioning import Conditions, stack_conditions
 from models.networks.dit import DiT
 from models.options import Count, FlowOptions, UnitTime
 from models.pipeline import PRIOR_FILE, Pipeline, save_pipeline
-from models.priors.flow import FlowPrior, FlowStage
+from models.priors.flow import FlowPrior
+from models.priors.samplers import SAMPLERS, guide, is_guided, take_step, time_grid
 from models.spec import SPEC_FILE
-from models.stage import Sample, SampleSpec, run_directly
 from training import preflight
 from training.checkpoints import State, check_exported, file_digest
 from training.compiling import Compiler
@@ -44,8 +45,8 @@ class DistillConfig(FitConfig):
 
     ``teacher`` is a pipeline's folder, whose defaults say how it is guided; ``output``, beside it, is the
     finished pipeline's, which takes its tokenizer and text encoder from there. The teacher crosses a window
-    in ``teacher_steps_per_window`` steps. The last ``num_paths`` of its paths are kept, ``num_new_paths`` are
-    new at every step of training, and the student learns from all windows of ``batch_size`` of them.
+    in ``teacher_steps_per_window`` steps. The last ``num_paths`` paths are kept, ``num_new_paths`` are new at
+    every step of training, and the student learns from all windows of ``batch_size`` of them.
     """
 
     teacher: Path
@@ -64,7 +65,6 @@ class DistillConfig(FitConfig):
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     decay_fraction: UnitTime = 0.5
     ema_decay: UnitTime = 0.98
-    horizontal_flips: bool = False
     log_every: Count = 10
     samples_every: Count = 100
 
@@ -118,16 +118,10 @@ def _train(config: DistillConfig, run: Run) -> None:
     )
     num_examples = len(data.images)
     preflight.say_what_begins(student, num_examples, config.batch_size, config.num_steps, processes)
-    examples = encode_examples(
-        teacher.tokenizer,
-        data,
-        teacher.prompt_encoder,
-        with_flips=config.horizontal_flips,
-        cache=config.folder,
-    )
+    examples = encode_examples(None, data, teacher.prompt_encoder, with_flips=False, cache=config.folder)
     compiler = Compiler(is_on=config.is_compiled)
     predict = compiler.compile(processes.wrap(student))
-    paths = TeacherPaths(teacher, examples, config)
+    paths = Paths(teacher, student, examples, config)
 
     @functools.lru_cache(maxsize=1)  # new paths come once a step, however often its loss is computed
     def draw(step: int) -> tuple[Tensor, Tensor, Conditions, Tensor]:
@@ -185,78 +179,108 @@ def _read_data(teacher: Pipeline, config: DistillConfig) -> TrainingData:
     return data
 
 
-class TeacherPaths:
-    """The last paths of the teacher from noise to data, as its states at the edges of the windows."""
+@dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
+class Windows:
+    """Where the windows of P paths start, and where the teacher leads from there: (P, windows, d, h, w)."""
 
-    def __init__(self, teacher: Pipeline, examples: Examples, config: DistillConfig) -> None:
+    starts: Tensor
+    ends: Tensor
+
+
+class Paths:
+    """The last paths of the student from noise, and where the teacher leads from each window's start."""
+
+    def __init__(self, teacher: Pipeline, student: DiT, examples: Examples, config: DistillConfig) -> None:
         self._teacher = teacher
+        self._student = student
         self._examples = examples
         self._config = config
-        self._edges = torch.zeros(0, config.num_windows + 1, *teacher.spec.latents)  # (P, windows + 1, …)
+        shape = config.num_windows, *teacher.spec.latents
+        self._windows = Windows(torch.zeros(0, *shape), torch.zeros(0, *shape))
         self._conditions: Conditions | None = None  # (P rows)
 
     def extend(self, num_new: int, generator: torch.Generator) -> None:
-        """Let the teacher walk new paths; the oldest are forgotten. At the start, a batch at once."""
-        num_new = max(num_new, self._config.batch_size - len(self._edges))
+        """Walk new paths; the oldest are forgotten. At the start, a batch at once."""
+        num_new = max(num_new, self._config.batch_size - len(self._windows.starts))
         rows = torch.randint(len(self._examples), (num_new,), generator=generator)
         conditions = self._examples.conditions(rows, generator)
-        noise = torch.randn((num_new, *self._edges.shape[2:]), generator=generator)
-        edges = walk(self._teacher, noise, conditions.to(self._teacher.device), self._config)
+        noise = torch.randn((num_new, *self._teacher.spec.latents), generator=generator)
+        device = self._teacher.device
+        new = walk(self._teacher, self._student, noise.to(device), conditions.to(device), self._config)
+        kept = slice(-self._config.num_paths, None)
+        self._windows = Windows(
+            torch.cat([self._windows.starts, new.starts.cpu()])[kept],
+            torch.cat([self._windows.ends, new.ends.cpu()])[kept],
+        )
         known = [] if self._conditions is None else [self._conditions]
-        self._edges = torch.cat([self._edges, edges.cpu()])[-self._config.num_paths :]
-        self._conditions = stack_conditions([*known, conditions])[slice(-self._config.num_paths, None)]
+        self._conditions = stack_conditions([*known, conditions])[kept]
 
     def draw(self, num_paths: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Conditions, Tensor]:
         """Return x, t (0 is noise), conditions and the velocity to learn, for every window of some paths."""
         assert self._conditions is not None
-        rows = torch.randint(len(self._edges), (num_paths,), generator=generator)
-        num_windows, device = self._config.num_windows, self._teacher.device
-        edges = self._edges[rows]
-        x = edges[:, :-1].flatten(0, 1)  # (num_paths·windows, d, h, w)
-        target = (edges[:, 1:] - edges[:, :-1]).flatten(0, 1) * num_windows
-        t = torch.arange(num_windows).repeat(num_paths) / num_windows
-        conditions = self._conditions[rows.repeat_interleave(num_windows)]
-        return x.to(device), t.to(device), conditions.to(device), target.to(device)
+        rows = torch.randint(len(self._windows.starts), (num_paths,), generator=generator)
+        device = self._teacher.device
+        times = torch.tensor(time_grid(self._config.num_windows))
+        lengths = times.diff().view(-1, *[1] * len(self._teacher.spec.latents))
+        x, ends = self._windows.starts[rows], self._windows.ends[rows]  # (num_paths, windows, d, h, w)
+        target = ((ends - x) / lengths).flatten(0, 1)  # (num_paths·windows, d, h, w)
+        conditions = self._conditions[rows.repeat_interleave(len(lengths))]
+        t = times[:-1].repeat(num_paths)
+        return x.flatten(0, 1).to(device), t.to(device), conditions.to(device), target.to(device)
 
     def state_dict(self) -> State:
         """Return what a checkpoint keeps."""
         assert self._conditions is not None
-        return {"edges": self._edges, "labels": self._conditions.labels, "text": self._conditions.text}
+        return {
+            "starts": self._windows.starts,
+            "ends": self._windows.ends,
+            "labels": self._conditions.labels,
+            "text": self._conditions.text,
+        }
 
     def load_state_dict(self, state: State) -> None:
         """Go on from a checkpoint."""
-        self._edges = state["edges"]
+        self._windows = Windows(state["starts"], state["ends"])
         self._conditions = Conditions(state["labels"], state["text"])
 
 
-@torch.inference_mode()
-def walk(teacher: Pipeline, noise: Tensor, conditions: Conditions, config: DistillConfig) -> Tensor:
-    """Return the teacher's states (B, windows + 1, d, h, w) at the windows' edges, from ``noise`` on.
+@torch.no_grad()
+def walk(
+    teacher: Pipeline, student: DiT, noise: Tensor, conditions: Conditions, config: DistillConfig
+) -> Windows:
+    """Let the student step from ``noise`` (B, d, h, w), and the teacher cross each window from there."""
+    starts, ends = [], []
+    x = noise
+    for t, t_end in itertools.pairwise(time_grid(config.num_windows)):
+        starts.append(x)
+        ends.append(cross(teacher, x, conditions, t, t_end, config.teacher_steps_per_window))
+        with autocast(x.device):
+            x = x + (t_end - t) * student(x, torch.full((len(x),), t, device=x.device), conditions).float()
+    return Windows(torch.stack(starts, dim=1), torch.stack(ends, dim=1))
 
-    It samples as its own defaults say, but for the steps, which are equal, as the windows are, and without
-    step caching. Its solver's memory crosses edges.
+
+@torch.no_grad()
+def cross(
+    teacher: Pipeline, x: Tensor, conditions: Conditions, t: float, t_end: float, num_steps: int
+) -> Tensor:
+    """Return where the teacher leads latents x (B, d, h, w) from t to t_end, in equal steps.
+
+    Sampler and guidance are those of its own defaults.
     """
     assert isinstance(teacher.prior, FlowPrior)
-    assert isinstance(teacher.spec.defaults, FlowOptions)
-    num_steps = config.num_windows * config.teacher_steps_per_window
-    options = replace(teacher.spec.defaults, num_steps=num_steps, time_easing=0.0, cache_interval=1)
-    null = teacher.prior.null_conditions()
-    samples = [
-        Sample(SampleSpec(options=options, conditions=conditions[i : i + 1], null=null), i, value=noise[i])
-        for i in range(len(noise))
-    ]
-    stage = FlowStage(teacher.prior.network, len(samples))
-    for sample in samples:
-        stage.start(sample)
-    num_calls = stage.num_calls(samples[0])
-    calls_per_step = -(-num_calls // num_steps)  # Heun's last step has one call fewer
-    calls_per_window = config.teacher_steps_per_window * calls_per_step
-    edges = [stage.latents(samples)]
-    for window in range(1, config.num_windows + 1):
-        while samples[0].calls_done < min(window * calls_per_window, num_calls):
-            stage.step(samples, run_directly)
-        edges.append(stage.latents(samples))
-    for sample in samples:
-        if sample.error is not None:
-            raise sample.error
-    return torch.stack(edges, dim=1)
+    options = teacher.spec.defaults
+    assert isinstance(options, FlowOptions)
+    network = teacher.prior.network
+    both = stack_conditions([conditions, teacher.prior.null_conditions(len(x))])
+    scale = torch.full((len(x),), options.guidance_scale, device=x.device)
+    memory = torch.zeros_like(x)
+    times = [t + (t_end - t) * step / num_steps for step in range(num_steps)] + [t_end]
+    for call in SAMPLERS[options.sampler](times):
+        t_call = torch.full((2 * len(x),), call.t, device=x.device)
+        if is_guided(call.t, options.guidance_scale, options.guidance_interval):
+            v = guide(*network(torch.cat([x, x]), t_call, both).float().chunk(2), scale)
+        else:
+            v = network(x, t_call[: len(x)], conditions).float()
+        coefficients = torch.tensor(call.coefficients, device=x.device).expand(len(x), -1)
+        x, memory = take_step(x, v, memory, coefficients)
+    return x

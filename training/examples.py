@@ -145,7 +145,7 @@ def load_text_encoder(folder: Path | None, cache: Path) -> PromptEncoder:
 
 
 def encode_examples(
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     data: TrainingData,
     encoder: PromptEncoder | None,
     *,
@@ -154,11 +154,13 @@ def encode_examples(
 ) -> Examples:
     """Encode images and captions; the captions' states are kept in the folder ``cache``.
 
-    Flipped images are not added where there are captions, which may not hold of a mirror image.
+    Without a tokenizer, latents are left out. Flipped images are not added where there are captions, which
+    may not hold of a mirror image.
     """
-    latents, labels = encode_images(tokenizer, data.images), data.labels
+    labels = data.labels
+    latents = torch.zeros(len(labels), 0) if tokenizer is None else encode_images(tokenizer, data.images)
     if encoder is None:
-        if with_flips:
+        if with_flips and tokenizer is not None:
             latents = torch.cat([latents, encode_images(tokenizer, data.images.flip(-1))])
             labels = labels.repeat(2, 1)
         return Examples(latents, labels, None, Conditions(data.preview_labels))

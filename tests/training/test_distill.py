@@ -14,8 +14,9 @@ from models.pipeline import Pipeline
 from models.priors.flow import FlowStage, draw_noise
 from models.spec import PipelineSpec
 from models.stage import Sample, SampleSpec, run_path
-from training.distill import DistillConfig, TeacherPaths, train_distilled, walk
+from training.distill import DistillConfig, Paths, cross, train_distilled, walk
 from training.examples import Captions, Examples
+from training.precision import autocast
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_the_student_is_a_pipeline_of_few_steps_nearer_to_its_teacher(config: Di
     teacher = Pipeline.load(config.teacher)
     conditions = teacher.conditions({"style": 1}, "red apple").expand(8)
     noise = torch.randn(8, 4, 4, 4, generator=torch.Generator().manual_seed(5))
-    wanted = walk(teacher, noise, conditions, config)[:, -1]
+    wanted = cross(teacher, noise, conditions, 0, 1, 16)
     errors = []
     for network in (teacher.prior.network, student.prior.network):
         x = noise
@@ -76,14 +77,14 @@ def test_distillation_resumes_to_the_same_losses(
 ) -> None:
     train_distilled(config)
     stopped = replace(config, folder=config.folder.parent / "stopped")
-    draw, calls = TeacherPaths.draw, iter(range(100))
+    draw, calls = Paths.draw, iter(range(100))
 
-    def draw_for_a_while(self: TeacherPaths, *rest: object) -> object:
+    def draw_for_a_while(self: Paths, *rest: object) -> object:
         if next(calls) == 20:
             raise KeyboardInterrupt
         return draw(self, *rest)
 
-    monkeypatch.setattr(TeacherPaths, "draw", draw_for_a_while)
+    monkeypatch.setattr(Paths, "draw", draw_for_a_while)
     with pytest.raises(KeyboardInterrupt):
         train_distilled(stopped)
     monkeypatch.undo()
@@ -92,20 +93,34 @@ def test_distillation_resumes_to_the_same_losses(
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
-def test_paths_pass_where_the_teacher_does(config: DistillConfig, sampler: str) -> None:
-    """The edges lie on the teacher's own path: its last one is what the teacher samples."""
+def test_the_teacher_leads_to_where_it_samples(config: DistillConfig, sampler: str) -> None:
     teacher = Pipeline.load(config.teacher)
     options = replace(teacher.spec.defaults, sampler=sampler, num_steps=16, time_easing=0.0)
     teacher.spec = replace(teacher.spec, defaults=options)
     conditions = teacher.conditions({"style": 0}, "blue dog").expand(2)
     noise = torch.stack([draw_noise((4, 4, 4), 3, i) for i in range(2)])
-    edges = walk(teacher, noise, conditions, config)
-    assert edges.shape == (2, 5, 4, 4, 4)
-    assert torch.equal(edges[:, 0], noise)
     null = teacher.prior.null_conditions()
     samples = [Sample(SampleSpec(3, options, conditions[i : i + 1], null), i) for i in range(2)]
     run_path([FlowStage(teacher.prior.network, 2)], samples)
-    assert torch.equal(edges[:, -1], torch.stack([sample.value for sample in samples]))
+    led = cross(teacher, noise, conditions, 0, 1, 16)
+    torch.testing.assert_close(led, torch.stack([sample.value for sample in samples]))
+
+
+def test_windows_start_where_the_student_comes_to(config: DistillConfig) -> None:
+    teacher, student = Pipeline.load(config.teacher), Pipeline.load(config.teacher).prior.network.float()
+    with torch.no_grad():
+        student.to_velocity.weight.mul_(1.5)
+    conditions = teacher.conditions({"style": 0}, "blue dog").expand(2)
+    noise = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(5))
+    windows = walk(teacher, student, noise, conditions, config)
+    x = noise
+    for window in range(4):
+        t = window / 4
+        torch.testing.assert_close(windows.starts[:, window], x)
+        led = cross(teacher, x, conditions, t, t + 0.25, config.teacher_steps_per_window)
+        torch.testing.assert_close(windows.ends[:, window], led)
+        with torch.no_grad(), autocast(torch.device("cpu")):
+            x = x + student(x, torch.full((2,), t), conditions).float() / 4
 
 
 def test_a_teacher_is_not_distilled_on_other_labels(config: DistillConfig, tmp_path: Path) -> None:
@@ -130,13 +145,14 @@ def test_old_paths_are_forgotten_and_every_window_is_learnt(config: DistillConfi
         ),
         preview_conditions=Conditions(torch.zeros(0, 2, dtype=torch.long)),
     )
-    paths = TeacherPaths(teacher, examples, config)
+    paths = Paths(teacher, teacher.prior.network, examples, config)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         paths.extend(4, generator)
-    assert len(paths.state_dict()["edges"]) == len(paths.state_dict()["labels"]) == 64
+    assert len(paths.state_dict()["starts"]) == len(paths.state_dict()["labels"]) == 64
     x, t, conditions, target = paths.draw(3, generator)
     assert x.shape == target.shape == (12, 4, 4, 4)
     assert len(conditions) == 12
     assert t.tolist() == [0, 0.25, 0.5, 0.75] * 3
-    torch.testing.assert_close(x[1], x[0] + target[0] / 4)
+    led = cross(teacher, x[:1], conditions[:1], 0, 0.25, config.teacher_steps_per_window)
+    torch.testing.assert_close(x[:1] + target[:1] / 4, led)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.networks.layers import VectorLinear
+from models.networks.layers import Linear, VectorLinear
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ class TextEmbedding(nn.Module):
         super().__init__()
         self.norm = nn.RMSNorm(text_channels, elementwise_affine=False, eps=1e-6)
         self.net = nn.Sequential(
-            nn.Linear(text_channels, hidden_size, bias=False),
+            Linear(text_channels, hidden_size, bias=False),
             nn.SiLU(),
-            nn.Linear(hidden_size, hidden_size, bias=False),
+            Linear(hidden_size, hidden_size, bias=False),
         )
         self.to_pooled = VectorLinear(hidden_size, hidden_size, bias=False)
 

@@ -27,7 +27,8 @@ class Linear(nn.Linear):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._multiply(x) if _is_served_on_cpu(x) else super().forward(x)
+        is_served = x.dtype == self.weight.dtype and _is_served_on_cpu(x)
+        return self._multiply(x) if is_served else super().forward(x)
 
     def _multiply(self, x: Tensor) -> Tensor:
         """Do as a linear layer does with x (…, inputs), which is bfloat16 on a CPU."""

@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from pydantic_core import ErrorDetails
 
 SamplerName = Literal["euler", "heun", "dpmpp_2m"]
+Precision = Literal["float32", "tf32"]  # of an autoencoder; tf32 (10 bits of a product's 23) is of GPUs
 MAX_STEPS = 200
 MAX_GUIDANCE_SCALE = 20.0
 MAX_CACHE_INTERVAL = 4

@@ -15,7 +15,7 @@ from models.checkpoint import save_checkpoint
 from models.conditioning import Conditions
 from models.networks.dit import DiT
 from models.networks.text_encoder import PromptEncoder
-from models.options import ConfigError, Options
+from models.options import ConfigError, Options, Precision
 from models.priors.base import Prior
 from models.registry import AUTOENCODERS, PRIORS, load_kind
 from models.spec import SPEC_FILE, PipelineSpec
@@ -58,7 +58,8 @@ class Stages:
 class Pipeline:
     """Everything that turns conditions into signals, and signals into codes and back; frozen, on one device.
 
-    The prior computes in ``dtype``; the autoencoder in float32, so that codes are the same everywhere.
+    The prior computes in ``dtype``; the autoencoder in float32, so that codes are the same everywhere, or,
+    where the process has let its GPU do so, in the ``precision`` TF32.
     """
 
     def __init__(
@@ -69,8 +70,10 @@ class Pipeline:
         device: torch.device,
         dtype: torch.dtype,
         prompt_encoder: PromptEncoder | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self.spec = spec
+        self.precision = precision
         self.device = device
         self.dtype = dtype
         if isinstance(autoencoder, torch.nn.Module):
@@ -82,7 +85,13 @@ class Pipeline:
         self.prompt_encoder = prompt_encoder
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> "Pipeline":
+    def load(
+        cls,
+        folder: Path | str,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        precision: Precision = "float32",
+    ) -> "Pipeline":
         """Load ``pipeline.json`` and the tensors from ``folder``, and what it shares from the one beside it.
 
         Raises: ConfigError or CheckpointError when something is missing, damaged, or does not fit.
@@ -104,7 +113,7 @@ class Pipeline:
             prior = load_kind(PRIORS, spec.prior).load(folder / PRIOR_FILE)
         prompt_encoder = PromptEncoder.load(shared, device) if spec.takes_prompt else None
         _check_fit(spec, autoencoder, prior, prompt_encoder, folder)
-        return cls(spec, autoencoder, prior, torch.device(device), dtype, prompt_encoder)
+        return cls(spec, autoencoder, prior, torch.device(device), dtype, prompt_encoder, precision)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -115,9 +124,9 @@ class Pipeline:
     def make_stages(self, num_slots: int) -> Stages:
         """Return stages with room for ``num_slots`` samples that are sampled at the same time."""
         return Stages(
-            encode=EncodeStage(self.autoencoder, num_slots),
-            decode=DecodeStage(self.autoencoder, num_slots),
-            psnr=PsnrStage(self.autoencoder, num_slots),
+            encode=EncodeStage(self.autoencoder, num_slots, self.device),
+            decode=DecodeStage(self.autoencoder, num_slots, self.device),
+            psnr=PsnrStage(self.autoencoder, num_slots, self.device),
             sample=None if self.prior is None else self.prior.make_stage(num_slots),
             search=SearchStage(self.autoencoder) if isinstance(self.autoencoder, Tokenizer) else None,
         )
@@ -134,7 +143,7 @@ class Pipeline:
         return Conditions(torch.tensor([numbers], dtype=torch.long, device=self.device), text)
 
     def generate(self, conditions: Conditions, seed: int, options: Options | None = None) -> Tensor:
-        """Return signals (B, C, *size) float32 of ``conditions`` (B rows), all in one batch.
+        """Return signals (B, C, *size) float32 of ``conditions`` (B rows), all in one batch, on the CPU.
 
         Sample i starts from the noise of (seed, i). Without ``options``, the pipeline's defaults are taken.
         """

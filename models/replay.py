@@ -11,14 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.transfers import send
+
 logger = logging.getLogger(__name__)
-
-
-def sent_to(device: torch.device, tensor: Tensor) -> Tensor:
-    """Return ``tensor`` on ``device``; the host doesn't wait for a GPU to have it."""
-    if device.type == "cuda" and not tensor.is_cuda:
-        tensor = tensor.pin_memory()  # only from such memory a copy runs beside the host
-    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -48,12 +43,12 @@ class Replayed:
         Raises: torch.OutOfMemoryError when a graph is to be captured and doesn't fit; it may be tried again.
         """
         if self._device.type != "cuda":
-            return self._compute(sent_to(self._device, given))
+            return self._compute(send(given, self._device))
         key = given.shape, given.dtype
         if key not in self._graphs:
             self._graphs[key] = self._capture(given)
         captured = self._graphs[key]
-        captured.given.copy_(sent_to(self._device, given))
+        captured.given.copy_(send(given, self._device))
         captured.graph.replay()
         return captured.result.clone()  # the next replay writes there again
 

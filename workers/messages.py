@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from models.options import OptionFields
+from models.options import OptionFields, Precision
 
 Operation = Literal["generate", "encode", "decode"]
 OPERATIONS: tuple[Operation, ...] = ("generate", "encode", "decode")
@@ -154,6 +154,9 @@ class CodesInfo(Message):
     num_codebooks: StrictInt = 1
     codebook_size: StrictInt
     tokenizer: str = Field(max_length=64, description="The tokenizer's fingerprint.")
+    precision: Precision = Field(
+        default="float32", description="What the tokenizer computed them in; decoding doesn't need it."
+    )
     lengths: list[StrictInt | None] | None = Field(
         default=None, fail_fast=True, description="What to cut each decoded signal to; null for pictures."
     )

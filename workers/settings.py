@@ -14,6 +14,7 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from models.options import Precision
 from workers.redis_url import require_address
 
 ENV_PREFIX = "SMALTI_"
@@ -94,6 +95,12 @@ class WorkerSettings(ServiceSettings):
     """What a worker reads."""
 
     device: Device = Field(default="auto", description="auto, cpu, mps, cuda or cuda:N.")
+    worker_number: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="With auto, which of the machine's GPUs, in turn; `smalti up` sets it.",
+    )
     max_batch_size: int = Field(
         default=32,
         ge=1,
@@ -104,6 +111,11 @@ class WorkerSettings(ServiceSettings):
         default="on",
         description="off computes whatever number of rows is at hand: faster where the check finds that"
         " they don't agree, but the same request may then give other bytes in another batch.",
+    )
+    tokenizer_precision: Precision = Field(
+        default="float32",
+        description="tf32 lets a GPU encode and decode several times faster, to slightly other codes; a"
+        " result's codes tell it.",
     )
     num_threads: int | None = Field(
         default=None, ge=1, le=1024, description="Compute threads; torch's own choice if left out."

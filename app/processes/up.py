@@ -81,7 +81,12 @@ def _api_and_workers(address: str, fd: int, num_workers: int, environment: dict[
         pass_fds=(fd,),
     )
     workers = [
-        Child(f"worker {number}", (*_COMMAND, "worker"), are_workers_ready, environment)
+        Child(
+            f"worker {number}",
+            (*_COMMAND, "worker"),
+            are_workers_ready,
+            environment | {"SMALTI_WORKER_NUMBER": str(number - 1)},
+        )
         for number in range(1, num_workers + 1)
     ]
     return [api, *workers]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,25 +11,42 @@ from torch import Tensor
 from models.autoencoders.base import Autoencoder, Quantizing
 from models.autoencoders.code_search import CALLS_PER_SWEEP, CodeSearch
 from models.autoencoders.vq import Tokenizer
+from models.replay import Replayed
 from models.stage import NotFinite, Run, Sample, SampleSpec
+from models.transfers import fetch
 
-ROWS_PER_CALL = (
-    4  # always: an autoencoder computes in float32, where a row's bits depend on how many there are
-)
+ROWS_PER_CALL = 4  # on a CPU
+_ROWS_ON_GPU = range(4, 33)  # by the size of a signal
+_PLACES_ON_GPU = 2**20  # pixels, say, of all signals of a call
 MAX_PSNR_DB = 100.0  # of what is equal, too
 _PEAK_SQUARE = 4.0  # of signals in [-1, 1]
 _NO_CODE = -1  # of latents that aren't finite
 
 
+_CPU = torch.device("cpu")
+
+
+def rows_per_call(autoencoder: Autoencoder, device: torch.device) -> int:
+    """Return how many rows every call of an autoencoder has.
+
+    Always the same, as it computes in float32, where a row's bits depend on how many there are.
+    """
+    if device.type != "cuda":
+        return ROWS_PER_CALL
+    num_places = math.prod(autoencoder.signal_shape[1:])
+    return min(max(_PLACES_ON_GPU // num_places, _ROWS_ON_GPU[0]), _ROWS_ON_GPU[-1])
+
+
 class _OneCall:
     """A stage that is done after one call."""
 
-    fixed_rows: Sequence[int] | None = (ROWS_PER_CALL,)
     reports_progress = False
 
-    def __init__(self, autoencoder: Autoencoder, max_samples: int) -> None:
-        self._autoencoder = autoencoder
+    def __init__(self, autoencoder: Autoencoder, max_samples: int, device: torch.device = _CPU) -> None:
+        self.fixed_rows: Sequence[int] | None = (rows_per_call(autoencoder, device),)
         self.max_samples = max_samples
+        self._autoencoder = autoencoder
+        self._device = device
 
     def start(self, sample: Sample) -> None:
         """Keep nothing."""
@@ -46,19 +64,13 @@ class _OneCall:
 class EncodeStage(_OneCall):
     """Signals (C, *size) → codes (*grid); latents (d, *grid), where there is no codebook."""
 
+    def __init__(self, autoencoder: Autoencoder, max_samples: int, device: torch.device = _CPU) -> None:
+        super().__init__(autoencoder, max_samples, device)
+        self._encode = Replayed(partial(_encode, autoencoder), device)
+
     def step(self, samples: Sequence[Sample], run: Run) -> None:
-        autoencoder = self._autoencoder
         signals = torch.stack([_value(sample) for sample in samples])
-
-        def call(rows: list[int]) -> Tensor:
-            latents = autoencoder.encode(signals[rows])
-            if not isinstance(autoencoder, Quantizing):
-                return latents
-            codes = autoencoder.quantize(latents).codes
-            is_finite = latents.isfinite().flatten(1).all(1).view(-1, *[1] * (codes.ndim - 1))
-            return codes.where(is_finite, _NO_CODE)
-
-        _finish(samples, run, call, self.fixed_rows)
+        _finish(samples, run, lambda rows: self._encode(signals[rows]), self.fixed_rows)
 
 
 class DecodeStage(_OneCall):
@@ -67,17 +79,24 @@ class DecodeStage(_OneCall):
     ``codes`` of a sample are then those that it was decoded from.
     """
 
-    def step(self, samples: Sequence[Sample], run: Run) -> None:
-        autoencoder = self._autoencoder
-        for sample in samples:
-            sample.codes = self._codes(_value(sample))
+    def __init__(self, autoencoder: Autoencoder, max_samples: int, device: torch.device = _CPU) -> None:
+        super().__init__(autoencoder, max_samples, device)
+        self._decode = Replayed(partial(_decode, autoencoder), device)
+        self._quantize: Replayed | None = None
         if isinstance(autoencoder, Quantizing):
-            codes = torch.stack([sample.codes for sample in samples if sample.codes is not None])
-            lookup = autoencoder.lookup
-            _finish(samples, run, lambda rows: autoencoder.decode(lookup(codes[rows])), self.fixed_rows)
-        else:
-            latents = torch.stack([_value(sample) for sample in samples])
-            _finish(samples, run, lambda rows: autoencoder.decode(latents[rows]), self.fixed_rows)
+            self._quantize = Replayed(partial(_quantize, autoencoder), device)
+
+    def step(self, samples: Sequence[Sample], run: Run) -> None:
+        if self._quantize is not None:
+            self._snap(self._quantize, [each for each in samples if _value(each).is_floating_point()], run)
+            samples = [sample for sample in samples if sample.error is None]
+        if not samples:
+            return
+        values = torch.stack([_value(sample) for sample in samples])
+        _finish(samples, run, lambda rows: self._decode(values[rows]), self.fixed_rows)
+        if self._quantize is not None:
+            for sample, codes in zip(samples, fetch(values)[0], strict=True):
+                sample.codes = codes
 
     def decode_latents(self, latents: Tensor, run: Run) -> Tensor | None:
         """Return signals (B, C, *size) of latents (B, d, *grid), for previews; None when a row fails."""
@@ -87,12 +106,16 @@ class DecodeStage(_OneCall):
             return None
         return torch.stack([_value(sample) for sample in samples])
 
-    def _codes(self, value: Tensor) -> Tensor | None:
-        if not value.is_floating_point():
-            return value
-        if not isinstance(self._autoencoder, Quantizing):
-            return None
-        return self._autoencoder.quantize(value[None]).codes[0]  # alone, so that its bits are its own
+    def _snap(self, quantize: Replayed, samples: Sequence[Sample], run: Run) -> None:
+        """Replace samples' latents by their codes."""
+        if not samples:
+            return
+        latents = torch.stack([_value(sample) for sample in samples])
+        results = run(lambda rows: quantize(latents[rows]), len(samples), self.fixed_rows)
+        for row, sample in enumerate(samples):
+            sample.error = results.failures.get(row)
+            if results.values is not None:
+                sample.value = results.values[row]
 
 
 class PsnrStage(_OneCall):
@@ -100,7 +123,7 @@ class PsnrStage(_OneCall):
 
     def step(self, samples: Sequence[Sample], run: Run) -> None:
         autoencoder = self._autoencoder
-        values = torch.stack([_value(sample) for sample in samples])
+        values = torch.stack([_value(sample) for sample in samples]).to(self._device)
         sources = torch.stack([sample.source for sample in samples if sample.source is not None])
 
         def call(rows: list[int]) -> Tensor:
@@ -181,6 +204,25 @@ def _value(sample: Sample) -> Tensor:
     return sample.value
 
 
+def _encode(autoencoder: Autoencoder, signals: Tensor) -> Tensor:
+    """Return codes (B, *grid), ``_NO_CODE`` where latents aren't finite; latents where there are no codes."""
+    latents = autoencoder.encode(signals)
+    if not isinstance(autoencoder, Quantizing):
+        return latents
+    codes = autoencoder.quantize(latents).codes
+    is_finite = latents.isfinite().flatten(1).all(1).view(-1, *[1] * (codes.ndim - 1))
+    return codes.where(is_finite, _NO_CODE)
+
+
+def _quantize(autoencoder: Quantizing, latents: Tensor) -> Tensor:
+    return autoencoder.quantize(latents).codes
+
+
+def _decode(autoencoder: Autoencoder, values: Tensor) -> Tensor:
+    """Return the signals (B, C, *size) of codes or latents."""
+    return autoencoder.decode(autoencoder.lookup(values) if isinstance(autoencoder, Quantizing) else values)
+
+
 def _not_finite(sample: Sample) -> NotFinite:
     return NotFinite(f"output {sample.index} became infinite or not a number")
 
@@ -191,7 +233,7 @@ def _finish(
     call: Callable[[list[int]], Tensor],
     fixed_rows: Sequence[int] | None,
 ) -> None:
-    """Make one call for all samples, and leave each its result or its error.
+    """Make one call for all samples, and leave each its result, on the CPU, or its error.
 
     What is not finite, or ``_NO_CODE``, fails its sample.
     """
@@ -202,9 +244,10 @@ def _finish(
             sample.error = results.failures[row]
     if results.values is None:
         return
-    values = results.values
-    is_good = (values.isfinite() if values.is_floating_point() else values != _NO_CODE).flatten(1)
-    for sample, value, good in zip(samples, values, is_good.all(1).tolist(), strict=True):
+    whole = results.values
+    is_good = (whole.isfinite() if whole.is_floating_point() else whole != _NO_CODE).flatten(1).all(1)
+    values, are_good = fetch(whole, is_good)
+    for sample, value, good in zip(samples, values, are_good.tolist(), strict=True):
         if sample.error is None:
             sample.value = value
             sample.error = None if good else _not_finite(sample)

@@ -17,8 +17,9 @@ from models.networks.dit import DiT
 from models.options import FlowOptions
 from models.priors.samplers import guide, is_guided, make_calls, take_step
 from models.priors.step_cache import StepCache
-from models.replay import Replayed, sent_to
+from models.replay import Replayed
 from models.stage import NotFinite, Rows, Run, Sample, padded
+from models.transfers import send
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class FlowStage:
         slot = self._free.pop()
         noise = draw_noise(self._shape, spec.seed, sample.index) if sample.value is None else sample.value
         self._state[slot] = 0
-        self._state[slot, 0] = sent_to(self._state.device, noise)
+        self._state[slot, 0] = send(noise, self._state.device)
         self._conditions.write(slot, spec.conditions)
         self._conditions.write(self._num_slots + slot, spec.null)
         self._cache.forget((slot, self._num_slots + slot))
@@ -199,7 +200,7 @@ class FlowStage:
         """
         plan = self._plan(samples)
         if self.fixed_rows is None:
-            return self._advance(sent_to(self._state.device, plan))[: len(samples)]
+            return self._advance(send(plan, self._state.device))[: len(samples)]
         return self._replay(plan)[: len(samples)]
 
     def _plan(self, samples: Sequence[Sample]) -> Tensor:
@@ -240,7 +241,7 @@ class FlowStage:
         if results.values is None:
             return
         slots = torch.tensor([sample.state.slot for sample in samples])
-        self._state[sent_to(self._state.device, slots)] = results.values
+        self._state[send(slots, self._state.device)] = results.values
         ended = []
         for row, sample in enumerate(samples):
             sample.calls_done += 1
@@ -262,9 +263,8 @@ class FlowStage:
         guided = [i for i, sample in enumerate(samples) if courses[i].guided[sample.calls_done]]
         order = [*range(len(samples)), *guided]
         slots = [course.slot for course in courses]
-        numbers = torch.tensor([courses[i].numbers[samples[i].calls_done] for i in order]).to(
-            self._state.device
-        )
+        numbers = torch.tensor([courses[i].numbers[samples[i].calls_done] for i in order])
+        numbers = numbers.to(self._state.device)
         places = slots + [self._num_slots + slots[i] for i in guided]
         x, memory = self._state[[slots[i] for i in order], :2].unbind(1)
         results = self._cache.velocities(

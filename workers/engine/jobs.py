@@ -163,6 +163,7 @@ def _codes_info(job: Job, outputs: Sequence[SampleOutput]) -> CodesInfo | None:
         num_codebooks=codes.num_codebooks,
         codebook_size=codes.size,
         tokenizer=codes.fingerprint,
+        precision=job.served.pipeline.precision,
     )
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from models.autoencoders.stages import rows_per_call
+from models.autoencoders.vq import Tokenizer, TokenizerConfig
 from models.pipeline import Pipeline
 from tests.workers.engine.engine_runs import Jobs, noise_image, run
 from workers.compute import Finished, Work
@@ -98,3 +100,26 @@ def test_infinite_pixels_are_not_clamped_to_black_or_white(pipeline, jobs) -> No
     signal = pipeline.autoencoder.decode(torch.zeros(1, 4, 6, 6))
     assert signal.isnan().any()
     assert made(pipeline, jobs.decode([[[1] * 6] * 6])).error.code == "not_finite"
+
+
+def test_codes_tell_the_precision_that_they_were_computed_in(tiny_weights, jobs) -> None:
+    for precision in ("float32", "tf32"):
+        pipeline = Pipeline.load(tiny_weights / "tiny", precision=precision)
+        for work in (jobs.encode(noise_image(0, 12, 12, 1)), jobs.generate(return_codes=True, num_steps=1)):
+            assert run(Engine({"tiny": pipeline}), [work])["x"].codes.precision == precision
+
+
+def test_the_codes_of_a_generated_sample_decode_to_its_signal(pipeline, jobs) -> None:
+    made_here = made(pipeline, jobs.generate(seed=5, num_outputs=3, num_steps=2, return_codes=True))
+    decoded = made(pipeline, jobs.decode(made_here.codes.codes))
+    for sample, again in zip(made_here.samples, decoded.samples, strict=True):
+        assert np.array_equal(sample.signal, again.signal)
+
+
+@pytest.mark.parametrize(
+    ("device", "size_px", "num_rows"),
+    [("cpu", 512, 4), ("cuda", 28, 32), ("cuda", 256, 16), ("cuda", 2048, 4)],
+)
+def test_an_autoencoder_has_one_number_of_rows_by_device_and_size(device, size_px, num_rows) -> None:
+    config = TokenizerConfig(image_size_px=size_px, hidden_channels=8, num_blocks=0)
+    assert rows_per_call(Tokenizer(config), torch.device(device)) == num_rows

@@ -58,10 +58,9 @@ class Replayed:
             buffer = given.to(self._device, copy=True)
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
+            # Once without capture: this loads kernels, which can't be captured, and runs out of memory if so.
             with torch.cuda.stream(stream):
-                self._compute(
-                    buffer
-                )  # loads kernels, which can't be captured; memory runs out here, if at all
+                self._compute(buffer)
             torch.cuda.current_stream().wait_stream(stream)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()

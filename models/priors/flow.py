@@ -183,6 +183,7 @@ class FlowStage:
         if cached:
             self._write(cached, self._advance_cached(cached, run))
 
+    @torch.inference_mode()
     def capture(self) -> None:
         """Let a GPU capture calls of all numbers of rows in ``fixed_rows`` that fit in its memory, now."""
         if self._state.is_cuda:

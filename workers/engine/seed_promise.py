@@ -176,7 +176,11 @@ class _PipelineCheck:
         *others, last = self._checks
         pending = next((check for check in others if check.verdict is None), last)
         pending.advance(budget_s)
-        return None if last.verdict is None else _joined([check.verdict for check in self._checks])
+        if last.verdict is None:
+            return None
+        verdict = _joined([check.verdict for check in self._checks])
+        self._checks = None  # with the probes' memory
+        return verdict
 
     @property
     def share_done(self) -> float:

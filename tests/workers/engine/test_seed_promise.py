@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.pipeline import Pipeline
-from tests.workers.engine.engine_runs import Jobs, digest, run
+from tests.workers.engine.engine_runs import Jobs, digest, noise_image, run
 from workers.engine.engine import Engine
 from workers.engine.lanes import Lanes
 from workers.engine.seed_promise import SeedPromise, numbers_to_check
@@ -145,3 +145,23 @@ def test_graphs_have_few_numbers_of_rows_and_none_pads_by_more_than_half() -> No
     numbers = numbers_to_check(512, is_captured=True)
     assert len(numbers) == 18
     assert all(rows <= 1.5 * fewer for fewer, rows in itertools.pairwise(numbers[1:]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_replayed_graphs_keep_the_promise_for_every_kind_of_job(tiny_weights: Path) -> None:
+    engine = engine_of(Pipeline.load(tiny_weights / "tiny", "cuda"), SeedPromise("on", num_probes=64))
+    engine.warm_up()
+    checked(engine)
+    jobs = Jobs(tiny_weights)
+    images = [noise_image(seed, 12, 12, 1) for seed in range(3)]
+    works = [
+        jobs.generate("guided", num_steps=5, guidance_scale=3.0, num_outputs=3, return_codes=True),
+        jobs.generate("unguided", num_steps=7, guidance_scale=1.0, sampler="heun"),
+        jobs.generate("cached", num_steps=8, cache_interval=2),
+        jobs.encode(*images, job_id="encoded", return_psnr=True),
+        jobs.encode(images[0], job_id="searched", effort=1),
+        jobs.decode([[[1] * 6] * 6], job_id="decoded"),
+    ]
+    together = run(engine, works)
+    for work in works:
+        assert digest(run(engine, [work])[work.job_id]) == digest(together[work.job_id]), work.job_id

@@ -23,12 +23,13 @@ from models.pipeline import Pipeline
 from models.priors.flow import FlowPrior
 from models.priors.samplers import is_guided, make_calls
 from workers.catalog import Catalog, CatalogEntry
-from workers.compute import Work
+from workers.compute import Finished, Work
 from workers.engine.engine import Engine
 from workers.engine.seed_promise import SeedPromise
 from workers.messages import GenerateRequest, Resolved
 
 MATRIX_SHAPES = ((4096, 1024, 4096), (4096, 2048, 2048), (8192, 1024, 1024))  # rows, inputs, outputs
+GPU_MATRIX_SHAPES = ((8192, 8192, 8192), (16384, 4096, 4096))  # large enough to hide how long a launch takes
 NUM_PASSES = 3
 
 
@@ -93,15 +94,28 @@ def measure_engine(pipeline: Pipeline, batch_sizes: list[int], seconds: float) -
 def engine_rate(engine: Engine, pipeline: Pipeline, batch_size: int, seconds: float) -> float:
     """Return images a second of requests with the pipeline's defaults, ``batch_size`` at a time."""
     num_images = 0
+    works = default_work(pipeline, batch_size)
 
     def round_() -> None:
         nonlocal num_images
-        requests = [default_request(pipeline, num_images + i) for i in range(batch_size)]
-        engine.admit([Work(str(request.seed), request) for request in requests])
-        while not engine.is_idle:
-            num_images += len(engine.step())
+        run_all(engine, works)
+        num_images += batch_size
 
     return repeat(round_, lambda: num_images, seconds)
+
+
+def default_work(pipeline: Pipeline, number: int) -> list[Work]:
+    """Return so many requests for one image each, with the pipeline's defaults."""
+    return [Work(str(seed), default_request(pipeline, seed)) for seed in range(number)]
+
+
+def run_all(engine: Engine, works: list[Work]) -> dict[str, Finished]:
+    """Let an idle engine compute requests that come at once, and return its results."""
+    engine.admit(works)
+    ended: dict[str, Finished] = {}
+    while not engine.is_idle:
+        ended |= {finished.job_id: finished for finished in engine.step()}
+    return ended
 
 
 def measure_loop(pipeline: Pipeline, seconds: float) -> dict[str, object]:
@@ -130,9 +144,15 @@ def repeat(do: Callable[[], None], count: Callable[[], int], seconds: float) -> 
             return (count() - before) / elapsed
 
 
-def checked_engine(pipeline: Pipeline, max_batch_size: int, verdicts: Path | None = None) -> Engine:
-    """Return a warm engine as a worker has it, with the seed promise checked."""
-    engine = Engine({pipeline.spec.name: pipeline}, max_batch_size, promise=SeedPromise("on", verdicts))
+def checked_engine(
+    pipeline: Pipeline, max_batch_size: int, verdicts: Path | None = None, rows: tuple[int, ...] = ()
+) -> Engine:
+    """Return a warm engine as a worker has it, with the seed promise checked.
+
+    rows: the numbers of rows to check, instead of those that a worker checks.
+    """
+    promise = SeedPromise("on", verdicts, candidates=rows)
+    engine = Engine({pipeline.spec.name: pipeline}, max_batch_size, promise=promise)
     engine.warm_up()
     while engine.needs_check:
         engine.check_seeds(60)
@@ -159,26 +179,32 @@ def prior_flops_per_image(pipeline: Pipeline) -> int:
     defaults, prior = pipeline.spec.defaults, pipeline.prior
     assert isinstance(prior, FlowPrior)
     assert isinstance(defaults, FlowOptions)
-    latents = torch.zeros(1, *prior.latent_shape, device=pipeline.device)
-    # The counter does not know the fused kernel of a CPU; the plain one makes the same products.
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        prior.network(latents, latents.new_zeros(1), prior.null_conditions())
     calls = make_calls(defaults)
     num_rows = sum(
         1 + is_guided(call.t, defaults.guidance_scale, defaults.guidance_interval) for call in calls
     )
-    return num_rows * counter.get_total_flops()
+    return num_rows * flops_per_row(prior)
+
+
+def flops_per_row(prior: FlowPrior) -> int:
+    """Count the floating-point operations of the matrix products of one row's call."""
+    latents = torch.zeros(1, *prior.latent_shape, device=prior.network.cosines.device)
+    # The counter does not know the fused kernel of a CPU; the plain one makes the same products.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        prior.network(latents, latents.new_zeros(1), prior.null_conditions())
+    return int(counter.get_total_flops())
 
 
 @torch.inference_mode()
 def matrix_flops_per_s(device: torch.device, seconds: float) -> float:
     """Return the best rate of large linear layers in bfloat16."""
     best = 0.0
-    for num_rows, num_inputs, num_outputs in MATRIX_SHAPES:
+    shapes = GPU_MATRIX_SHAPES if device.type == "cuda" else MATRIX_SHAPES
+    for num_rows, num_inputs, num_outputs in shapes:
         x = torch.randn(num_rows, num_inputs, device=device, dtype=torch.bfloat16)
         weight = torch.randn(num_outputs, num_inputs, device=device, dtype=torch.bfloat16)
         F.linear(x, weight)
-        ends_at = time.perf_counter() + seconds / len(MATRIX_SHAPES)
+        ends_at = time.perf_counter() + seconds / len(shapes)
         while time.perf_counter() < ends_at:
             began_at = time.perf_counter()
             F.linear(x, weight)

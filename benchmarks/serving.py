@@ -68,7 +68,7 @@ class Bench:
         kept.pop("REDIS_URL", None)
         return {
             **kept,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
             "OMP_NUM_THREADS": str(self.num_threads),
             "OMP_WAIT_POLICY": "PASSIVE",
             "SMALTI_NUM_THREADS": str(self.num_threads),

@@ -1,6 +1,6 @@
 """Train a prior: ``smalti train prior --config training/configs/fashion-mnist-prior.toml``."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +29,14 @@ from training.config_file import TrainingError
 from training.data.bad_files import MAX_BAD_SHARE
 from training.data.captioned import LabelNames, is_captioned
 from training.evaluation.plots import save_grid
-from training.examples import TrainingData, encode_examples, load_text_encoder, read_training_data, take
+from training.examples import (
+    Examples,
+    TrainingData,
+    encode_examples,
+    load_text_encoder,
+    read_training_data,
+    take,
+)
 from training.fit import FitConfig, fit
 from training.network import NetworkSettings, network_config
 from training.precision import autocast
@@ -136,8 +143,37 @@ def _train(config: PriorTrainingConfig, run: Run) -> None:
     examples = encode_examples(
         tokenizer, data, encoder, with_flips=config.horizontal_flips, cache=config.folder
     ).kept_by(processes.keep)
-    null = network.null_conditions()
     compiler = Compiler(is_on=config.is_compiled)
+    fit(
+        run,
+        compiler,
+        network,
+        config,
+        make_loss(config, processes, compiler, network, examples),
+        made_from={
+            "data": data_digest(data),
+            "tokenizer": tokenizer.fingerprint(),
+            "text_encoder": "" if encoder is None else file_digest(_text_folder(config) / TENSORS_FILE),
+        },
+        save_preview=lambda average, step: save_samples(
+            config.folder / "samples" / f"{step:07d}.png",
+            tokenizer,
+            average,
+            examples.preview_conditions.to(processes.device),
+            config.defaults,
+            config.seed,
+        ),
+    )
+    if processes.is_main:
+        check_exported(network.state_dict(), config.output / PRIOR_FILE)
+        save_pipeline(config.output, spec, tokenizer, network, encoder)
+
+
+def make_loss(
+    config: PriorTrainingConfig, processes: Processes, compiler: Compiler, network: DiT, examples: Examples
+) -> Callable[[int], Tensor]:
+    """Return the loss of a step, by its number: the same however often it is asked."""
+    null = network.null_conditions()
     wrapped = compiler.compile(processes.wrap(network))
 
     def predict(latents: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
@@ -158,29 +194,7 @@ def _train(config: PriorTrainingConfig, run: Run) -> None:
             condition_dropout=config.condition_dropout,
         )
 
-    fit(
-        run,
-        compiler,
-        network,
-        config,
-        loss_of,
-        made_from={
-            "data": data_digest(data),
-            "tokenizer": tokenizer.fingerprint(),
-            "text_encoder": "" if encoder is None else file_digest(_text_folder(config) / TENSORS_FILE),
-        },
-        save_preview=lambda average, step: save_samples(
-            config.folder / "samples" / f"{step:07d}.png",
-            tokenizer,
-            average,
-            examples.preview_conditions.to(processes.device),
-            config.defaults,
-            config.seed,
-        ),
-    )
-    if processes.is_main:
-        check_exported(network.state_dict(), config.output / PRIOR_FILE)
-        save_pipeline(config.output, spec, tokenizer, network, encoder)
+    return loss_of
 
 
 def _text_folder(config: PriorTrainingConfig) -> Path:

@@ -41,7 +41,7 @@ def test_running_out_of_memory_while_measuring_is_no_failure(monkeypatch) -> Non
     assert 3 <= memory.num_that_fit(compute, CPU, at_most=32) <= 5
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_what_fits_on_a_gpu_fits() -> None:
     cuda = torch.device("cuda")
 

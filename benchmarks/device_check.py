@@ -111,7 +111,7 @@ def parts(out: Path, device: str, *, is_small: bool) -> list[Part]:
 def take(part: Part, environment: dict[str, str], log: Any, left_s: float) -> str:
     """Run a part to its end, or to its limit; return in words what came of it."""
     limit_s = min(part.limit_s, left_s)
-    if limit_s < 5:
+    if limit_s < 1:
         return "not begun: no time was left"
     say(f"{part.name}, at most {limit_s:.0f} s")
     began_at = time.monotonic()

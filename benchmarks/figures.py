@@ -46,7 +46,7 @@ class Bench:
     @property
     def seconds(self) -> float:
         """For each figure, after it has been warmed up."""
-        return 0.05 if self.is_small else 1.5
+        return 0.05 if self.is_small else 1.0
 
     def median_s(self, do: Callable[[], object], num_calls: int = 1) -> float:
         """Return how long a call takes: the median of repeats, each of ``num_calls`` and their end."""

@@ -35,11 +35,11 @@ def test_a_part_that_takes_too_long_or_fails_loses_nothing(tmp_path: Path) -> No
     slow = "import sys, time; print('begun', flush=True); time.sleep(60)"
     with (tmp_path / "log.txt").open("wb") as log:
         outcomes = [
-            device_check.take(device_check.Part("slow", [sys.executable, "-c", slow], 60), {}, log, left_s=5),
+            device_check.take(device_check.Part("slow", [sys.executable, "-c", slow], 60), {}, log, left_s=2),
             device_check.take(
                 device_check.Part("bad", [sys.executable, "-c", "import nothing"], 60), {}, log, left_s=60
             ),
-            device_check.take(device_check.Part("late", [sys.executable, "-c", slow], 60), {}, log, left_s=1),
+            device_check.take(device_check.Part("late", [sys.executable, "-c", slow], 60), {}, log, left_s=0.5),
         ]
     assert [outcome.split(" after ")[0] for outcome in outcomes] == [
         "cut off",

@@ -144,15 +144,9 @@ def repeat(do: Callable[[], None], count: Callable[[], int], seconds: float) -> 
             return (count() - before) / elapsed
 
 
-def checked_engine(
-    pipeline: Pipeline, max_batch_size: int, verdicts: Path | None = None, rows: tuple[int, ...] = ()
-) -> Engine:
-    """Return a warm engine as a worker has it, with the seed promise checked.
-
-    rows: the numbers of rows to check, instead of those that a worker checks.
-    """
-    promise = SeedPromise("on", verdicts, candidates=rows)
-    engine = Engine({pipeline.spec.name: pipeline}, max_batch_size, promise=promise)
+def checked_engine(pipeline: Pipeline, max_batch_size: int, verdicts: Path | None = None) -> Engine:
+    """Return a warm engine as a worker has it, with the seed promise checked."""
+    engine = Engine({pipeline.spec.name: pipeline}, max_batch_size, promise=SeedPromise("on", verdicts))
     engine.warm_up()
     while engine.needs_check:
         engine.check_seeds(60)

@@ -12,6 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+from figures import set_up
+
 from models.pipeline import Pipeline
 from models.spec import SPEC_FILE
 from tests.workers.engine.engine_runs import Jobs, digest, run
@@ -35,15 +38,17 @@ def main() -> None:
     parser.add_argument("--max-batch-size", type=int, default=64)
     parser.add_argument("--max-steps", type=int, default=25)
     parser.add_argument("--num-probes", type=int, default=NUM_PROBES, help="rows of the worker's own check")
+    parser.add_argument("--rows", type=int, nargs="+", default=(), help="numbers of rows that it tries")
     arguments = parser.parse_args()
     names = arguments.pipelines or sorted(
         path.parent.name for path in arguments.weights.glob(f"*/{SPEC_FILE}")
     )
+    set_up(torch.device(arguments.device))
     figures = compare(
         {name: Pipeline.load(arguments.weights / name, device=arguments.device) for name in names},
         mixed_work(Jobs(arguments.weights), names, arguments.requests, arguments.max_steps),
         arguments.max_batch_size,
-        arguments.num_probes,
+        SeedPromise("on", num_probes=arguments.num_probes, candidates=arguments.rows),
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "contract.json").write_text(json.dumps(figures, indent=1) + "\n")
@@ -52,14 +57,11 @@ def main() -> None:
 
 
 def compare(
-    pipelines: dict[str, Pipeline], works: list[Work], max_batch_size: int, num_probes: int
+    pipelines: dict[str, Pipeline], works: list[Work], max_batch_size: int, promise: SeedPromise
 ) -> dict[str, object]:
     """Return how many of the works give other bits together than alone, and what the worker's check says."""
-    rows = [2**power for power in range(1, max_batch_size.bit_length())]
     began_at = time.perf_counter()
-    engine = Engine(
-        pipelines, max_batch_size, promise=SeedPromise("on", num_probes=num_probes, candidates=rows)
-    )
+    engine = Engine(pipelines, max_batch_size, promise=promise)
     engine.warm_up()
     while engine.needs_check:
         engine.check_seeds(60)

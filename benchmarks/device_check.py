@@ -94,7 +94,7 @@ def parts(out: Path, device: str, *, is_small: bool) -> list[Part]:
     suite = [python, "-m", "pytest", "-q", "-m", "not ci and not hours", "-p", "no:cacheprovider"]
     if is_small:
         contract += ["--pipelines", "fashion-mnist", "--requests", "6", "--max-batch-size", "2"]
-        contract += ["--max-steps", "4", "--num-probes", "8"]
+        contract += ["--max-steps", "4", "--num-probes", "8", "--rows", "2"]
         tests = [ROOT / "tests" / "workers" / "engine" / "test_rows.py", tests[1]]
     else:
         suite += ["--numprocesses", "4"]

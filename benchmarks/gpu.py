@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from compute import checked_engine, default_work, matrix_flops_per_s, prior_flops_per_image, run_all
-from figures import SHIPPED, Bench, Figure
+from figures import SHIPPED, Bench, Figure, set_up
 from gpu_calls import calls, encode
 from gpu_training import training
 from over_http import measure_http
@@ -53,6 +53,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "gpu.json"
     results = json.loads(path.read_text()) if path.exists() else {"parts": {}}
+    set_up(device)
     matrix_rate = matrix_flops_per_s(device, 0.1 if is_small else 1.0)
     results |= {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else arguments.device,
@@ -100,9 +101,7 @@ def engine_figures(
         engine = Engine({pipeline.spec.name: pipeline}, max(sizes))
         engine.warm_up()
     else:
-        # Guided images have two rows. Few numbers are checked, as each takes its time.
-        rows = {2 * size for size in sizes} | {size for size in sizes if size > 1}
-        engine = checked_engine(pipeline, max(sizes), rows=tuple(sorted(rows)))
+        engine = checked_engine(pipeline, max(sizes))
     yield Figure(f"{what}: engine warm and checked", time.perf_counter() - began_at, "s")
     flops = prior_flops_per_image(pipeline)
     for size, aim in sizes.items():

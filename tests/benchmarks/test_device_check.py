@@ -39,7 +39,9 @@ def test_a_part_that_takes_too_long_or_fails_loses_nothing(tmp_path: Path) -> No
             device_check.take(
                 device_check.Part("bad", [sys.executable, "-c", "import nothing"], 60), {}, log, left_s=60
             ),
-            device_check.take(device_check.Part("late", [sys.executable, "-c", slow], 60), {}, log, left_s=0.5),
+            device_check.take(
+                device_check.Part("late", [sys.executable, "-c", slow], 60), {}, log, left_s=0.5
+            ),
         ]
     assert [outcome.split(" after ")[0] for outcome in outcomes] == [
         "cut off",

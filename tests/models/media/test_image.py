@@ -2,6 +2,7 @@ import io
 import random
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from models.media.image import (
     load_image,
 )
 from models.media.pixels import MAX_IMAGE_BYTES
+
+SAMPLES = Path(__file__).parents[3] / "weights" / "emoji-64" / "samples.png"
 
 GRADIENT = np.arange(24 * 24 * 3, dtype=np.uint32).reshape(24, 24, 3).astype(np.uint8)
 
@@ -45,6 +48,15 @@ def test_lossless_formats_keep_every_pixel(format, channels):
     assert IMAGE.info(data).media_type == f"image/{format}"
     np.testing.assert_array_equal(load_image(data, 24, 24, channels), pixels)
     assert encode_image(pixels, format) == data
+
+
+def test_a_png_is_about_as_small_as_one_that_takes_twice_the_time():
+    with Image.open(SAMPLES) as opened:
+        picture = opened.convert("RGB").crop((200, 200, 400, 400))
+    slow = io.BytesIO()
+    picture.save(slow, "PNG", compress_level=6)
+
+    assert len(encode_image(np.asarray(picture), "png")) < 1.05 * len(slow.getvalue())
 
 
 def test_jpeg_is_near():

@@ -5,14 +5,14 @@ import logging
 import math
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
 from typing import Any
 from uuid import uuid4
 
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
-from app.job_events import JobEvent, JobEventReader, News
+from app.job_events import JobEvent, JobEventReader, News, Watcher
 from app.queue_checks import QueueChecks
 from app.redis_connections import available, connect, disconnect
 from workers.errors import JobNotFound, PipelineNotServed, QueueFull, QueueUnavailable
@@ -40,6 +40,10 @@ _RETRY = Retry(ExponentialBackoff(cap=0.5, base=0.02), 6)
 _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")  # within the 64 bits of each half
 
 
+def new_job_id() -> str:
+    return uuid4().hex
+
+
 class JobQueue:
     """The queue as the front end sees it. Every method may raise QueueUnavailable."""
 
@@ -54,12 +58,14 @@ class JobQueue:
         self._position = self._redis.register_script(load_script("position"))
         self._job_events = JobEventReader(self._redis, self._read_news)
 
-    async def submit(self, request: Resolved) -> JobView:
+    async def submit(self, request: Resolved, job_id: str | None = None) -> JobView:
         """Put a job in the queue; its sources must be in the blob store already.
+
+        job_id: a new one, for a caller that watches the job before it is there.
 
         Raises: QueueFull; PipelineNotServed when there are workers, but none that has the pipeline.
         """
-        job_id = uuid4().hex
+        job_id = job_id or new_job_id()
         fields = job_fields(request, result_ttl_s=self._result_ttl_s)
         deadline_s = "" if request.deadline_s is None else request.deadline_s
         flat = [part for item in fields.items() for part in item]
@@ -87,16 +93,27 @@ class JobQueue:
         view, _ = await self._look_up(job_id)
         return view
 
-    async def wait(self, job_id: str, timeout_s: float) -> JobView:
+    def watch(self, job_id: str) -> AbstractContextManager[Watcher]:
+        """Watch for the end of a job, which need not be there yet."""
+        return self._job_events.watch(job_id, only_end=True)
+
+    async def wait(self, job_id: str, timeout_s: float, watcher: Watcher | None = None) -> JobView:
         """Return the job when it has ended, or as it is when the time is up.
+
+        watcher: of a job without a deadline, from before it was submitted; so the job is looked up only when
+        there is news of it.
 
         Raises: JobNotFound.
         """
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + timeout_s
-        with self._job_events.watch(job_id, only_end=True) as watcher:
+        with self.watch(job_id) if watcher is None else nullcontext(watcher) as watching:
+            look_again_at = clock() if watcher is None else give_up_at
             while True:
-                watcher.has_news.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(look_again_at):
+                        await watching.has_news.wait()
+                watching.has_news.clear()
                 look_again_at = give_up_at
                 try:
                     view, due_in_s = await self._look_up(job_id)
@@ -108,9 +125,6 @@ class JobQueue:
                         return view
                     if due_in_s > 0 or view.status == JobStatus.QUEUED:  # a running job's worker ends it
                         look_again_at = min(give_up_at, clock() + due_in_s)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout_at(look_again_at):
-                        await watcher.has_news.wait()
 
     async def events(self, job_id: str, last_event_id: str | None = None) -> AsyncGenerator[JobEvent]:
         """Yield what happened to a job after an event, or from its start, until it has ended.

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,7 +11,9 @@ from starlette.responses import Response
 
 from app.codes import with_codes
 from app.errors import NotAcceptable, job_problem_response
+from app.job_events import Watcher
 from app.negotiation import JSON_MEDIA_TYPE, Preferences, best_media_type, parse_prefer
+from app.queue import new_job_id
 from app.services import Services
 from app.sources import SourceFile, store_sources
 from models.media.base import medium_of
@@ -35,7 +38,7 @@ _CANCELLED = JobError(code="job_cancelled", message="the job was cancelled")
 
 @dataclass(frozen=True)
 class _Negotiated:
-    """The request with the format that `Accept` chose. media_type: of the answer."""
+    """The request with its pipeline, and the format that `Accept` chose. media_type: of the answer."""
 
     request: Request
     media_type: str
@@ -56,15 +59,18 @@ async def answer(
     negotiated = _negotiate(http, request, spec)
     preferences = parse_prefer(http.headers.getlist("prefer"))
     wait_s = _wait_s(preferences, negotiated, services)
-    sources = await _unless_gone(http, store_sources(files, spec, services))
+    sources = await _unless_gone(http, store_sources(files, spec, services)) if files else []
     if sources is None:
         return Response(status_code=_CLIENT_IS_GONE)
     resolved = services.catalog.resolve(negotiated.request, sources)
     _check_num_outputs(negotiated, resolved)
-    job = await services.queue.submit(resolved)
-    if wait_s:
-        cancels = preferences.cancels_on_disconnect
-        job = await wait_for(http, job, wait_s, services, cancels_on_disconnect=cancels)
+    job_id = new_job_id()
+    with services.queue.watch(job_id) if wait_s else nullcontext() as watcher:
+        job = await services.queue.submit(resolved, job_id)
+        if wait_s:
+            cancels = preferences.cancels_on_disconnect
+            known = watcher if resolved.deadline_s is None else None
+            job = await wait_for(http, job, wait_s, services, known, cancels_on_disconnect=cancels)
     headers = {"Vary": _VARY}
     if preferences.wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s:g}"
@@ -93,14 +99,16 @@ async def wait_for(
     job: JobView,
     wait_s: float,
     services: Services,
+    watcher: Watcher | None = None,
     *,
     cancels_on_disconnect: bool = False,
 ) -> JobView:
     """Wait for a job as long as its client and this process are there.
 
-    cancels_on_disconnect: for the request that made the job; one that looks on must not end it.
+    watcher: of a job without a deadline, from before it was submitted. cancels_on_disconnect: for the request
+    that made the job; one that looks on must not end it.
     """
-    finished = asyncio.ensure_future(services.queue.wait(job.id, wait_s))
+    finished = asyncio.ensure_future(services.queue.wait(job.id, wait_s, watcher))
     gone = asyncio.ensure_future(_disconnected(http))
     ending = asyncio.ensure_future(services.is_ending.wait())
     try:
@@ -132,7 +140,7 @@ def _negotiate(http: HttpRequest, request: Request, spec: PipelineSpec) -> _Nego
         raise NotAcceptable(f"Accept: this answer can be {', '.join(offered)}; got {(accept or '')[:200]}")
     if chosen != JSON_MEDIA_TYPE and not isinstance(request, EncodeRequest) and request.format is None:
         request = request.model_copy(update={"format": formats[chosen]})
-    return _Negotiated(request, chosen)
+    return _Negotiated(request.model_copy(update={"pipeline": spec.name}), chosen)
 
 
 def _check_num_outputs(negotiated: _Negotiated, resolved: Resolved) -> None:

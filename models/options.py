@@ -1,6 +1,6 @@
 """How a prior samples: the options of each family, their defaults and bounds. Without torch."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
@@ -141,5 +141,6 @@ def read_options(family: Any, raw: Any) -> Options:
 
 def requested(options: Options) -> dict[str, Any]:
     """Return the options that a request may set, by name, with their values."""
-    values = asdict(options)
-    return {each.name: values[each.name] for each in fields(options) if each.name in options.requestable}
+    return {
+        each.name: getattr(options, each.name) for each in fields(options) if each.name in options.requestable
+    }

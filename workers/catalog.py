@@ -104,7 +104,7 @@ class Catalog:
         if request.pipeline is not None or not isinstance(request, GenerateRequest):
             return self.spec(request.pipeline)
         fitting = [spec for spec in self._specs() if not _unknown_fields(request, spec)]
-        for spec in fitting:
+        for spec in fitting if len(fitting) > 1 else ():
             try:
                 _resolve_generate(request, spec)
             except InvalidRequest:

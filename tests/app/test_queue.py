@@ -12,7 +12,7 @@ from rq.queue import Queue
 from rq.registry import FinishedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from app.queue import JobQueue
+from app.queue import JobQueue, new_job_id
 from tests.app.queue_jobs import BLOBS, DECODE, ENCODE, REQUEST, RESULT, run
 from tests.waiting import wait_until
 from workers.errors import (
@@ -305,6 +305,38 @@ def test_waiting_ends_with_the_job_and_with_the_time(redis_url, consumer):
         assert (await queue.wait(view.id, 10)).status == JobStatus.SUCCEEDED
         with redis.Redis.from_url(redis_url) as client:
             assert client.pubsub_numsub(JOB_EVENTS)[0][1] == 1, "one reader for all"
+
+    run(redis_url, use)
+
+
+def test_a_job_that_was_watched_before_it_was_there_is_looked_up_when_it_ends(redis_url, consumer):
+    async def use(queue: JobQueue) -> None:
+        job_id = new_job_id()
+        with queue.watch(job_id) as watcher, redis.Redis.from_url(redis_url) as client:
+            await asyncio.wait_for(watcher.has_news.wait(), 5)  # the subscription
+            watcher.has_news.clear()
+            await queue.submit(REQUEST, job_id)
+            client.config_resetstat()
+            waiting = asyncio.create_task(queue.wait(job_id, 10, watcher))
+            await asyncio.sleep(0.2)
+            assert "cmdstat_hmget" not in client.info("commandstats")
+            [claim] = consumer.claim(4, is_idle=True).jobs
+            consumer.finish([Outcome(claim, RESULT)])
+            assert (await asyncio.wait_for(waiting, 5)).status == JobStatus.SUCCEEDED
+
+    run(redis_url, use)
+
+
+def test_a_job_that_ends_before_its_watcher_waits_is_not_missed(redis_url, consumer):
+    async def use(queue: JobQueue) -> None:
+        job_id = new_job_id()
+        with queue.watch(job_id) as watcher:
+            await queue.submit(REQUEST, job_id)
+            [claim] = consumer.claim(4, is_idle=True).jobs
+            consumer.finish([Outcome(claim, RESULT)])
+            await asyncio.wait_for(watcher.has_news.wait(), 5)
+            done = await asyncio.wait_for(queue.wait(job_id, 10, watcher), 5)
+            assert done.status == JobStatus.SUCCEEDED
 
     run(redis_url, use)
 

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from rq.defaults import RQ_KEY_PREFIX
 from rq.job import JobStatus as RQStatus
-from rq.utils import utcformat, utcparse
+from rq.utils import utcformat
 
 from workers.messages import (
     OPERATIONS,
@@ -189,7 +189,7 @@ def job_view(job_id: str, job: Mapping[str, str], result: str | None = None) -> 
         id=job_id,
         operation=operation,
         status=status,
-        created_at=utcparse(job["created_at"]),
+        created_at=datetime.fromisoformat(job["created_at"]),
         started_at=_time(job, "started_at") if status != JobStatus.QUEUED else None,
         ended_at=_time(job, "ended_at"),
         num_tries=int(job["tries"]),
@@ -200,4 +200,4 @@ def job_view(job_id: str, job: Mapping[str, str], result: str | None = None) -> 
 
 
 def _time(job: Mapping[str, str], field: str) -> datetime | None:
-    return utcparse(job[field]) if job.get(field) else None
+    return datetime.fromisoformat(job[field]) if job.get(field) else None

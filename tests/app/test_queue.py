@@ -30,7 +30,7 @@ from workers.messages import (
     SeedVerdict,
 )
 from workers.queue.consumer import Claim, Consumer, Outcome
-from workers.queue.records import JOB_EVENTS, blob_key, result_key
+from workers.queue.records import JOB_EVENTS, WORK_RATE, blob_key, result_key
 
 
 def test_a_job_lives_from_queued_to_succeeded(redis_url, consumer):
@@ -233,6 +233,21 @@ def test_interactive_jobs_go_first_and_batch_jobs_age(redis_url, consumer):
 
     run(redis_url, submit_and_age)
     assert "".join(order()) == "iiibibbb"
+
+
+def test_the_place_in_a_long_queue_is_told_without_asking_each_job(redis_url):
+    async def use(queue: JobQueue) -> None:
+        ids = [(await queue.submit(REQUEST)).id for _ in range(300)]
+        with redis.Redis.from_url(redis_url) as client:
+            client.hset(WORK_RATE, mapping={"seconds": 10, "cost": 10, "jobs": 1})
+            client.config_resetstat()
+            last = await queue.get(ids[-1])
+            assert client.info("commandstats")["cmdstat_hget"]["calls"] < 100
+        assert last.queue_position == 299
+        assert last.seconds_left == 300 * (1 + REQUEST.options["num_steps"])
+        assert (await queue.get(ids[0])).queue_position == 0
+
+    run(redis_url, use, max_length=1000)
 
 
 def test_claims_fill_the_slots(redis_url, consumer):

@@ -164,17 +164,13 @@ class Consumer:
 
     def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """End jobs, and say of each whether it was still this worker's to end."""
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for outcome in outcomes:
-                claim, end = outcome.claim, outcome.end
-                if isinstance(end, ServiceError):
-                    status, values = "failed", [end.code, str(end)]
-                else:
-                    status, values = "finished", [result_text(end, claim.version)]
-                self._finish(
-                    args=[claim.job_id, claim.execution, status, now_text(), *values], client=pipeline
-                )
-            were_ours = [bool(answer) for answer in pipeline.execute()]
+        if len(outcomes) == 1:  # a pipeline asks first whether the server knows the script
+            were_ours = [bool(self._finish(args=_ending(outcomes[0])))]
+        else:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for outcome in outcomes:
+                    self._finish(args=_ending(outcome), client=pipeline)
+                were_ours = [bool(answer) for answer in pipeline.execute()]
         for outcome, was_ours in zip(outcomes, were_ours, strict=True):
             self._num_failed += was_ours and isinstance(outcome.end, ServiceError)
             self._num_succeeded += was_ours and isinstance(outcome.end, Result)
@@ -285,6 +281,14 @@ class Consumer:
         except redis.RedisError:
             self.meter.add(sums)  # some of it may be counted twice, which is better than not at all
             raise
+
+
+def _ending(outcome: Outcome) -> list[str]:
+    """Return what finish.lua has to know."""
+    claim, end = outcome.claim, outcome.end
+    if isinstance(end, ServiceError):
+        return [claim.job_id, claim.execution, "failed", now_text(), end.code, str(end)]
+    return [claim.job_id, claim.execution, "finished", now_text(), result_text(end, claim.version)]
 
 
 def _decoded(fields: Sequence[bytes]) -> dict[str, Any]:

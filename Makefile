@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses $(NUM_PROCESSES) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-ci test-all check format bench device-check clean
+.PHONY: help install serve test test-ci test-all check format bench bench-growth device-check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile | expand -t 12
@@ -48,6 +48,9 @@ format: $(VENV)/.dev  ## rewrite the source in the project's format
 
 bench: $(VENV)/.bench  ## measure the service on this machine, and others beside it: eight minutes
 	$(BIN)/python benchmarks/serving.py $(ARGS)
+
+bench-growth: $(VENV)/.bench  ## measure what must not grow with workers, queues and hours: half an hour
+	$(BIN)/python -m benchmarks.growth $(ARGS)
 
 device-check:  ## check and measure a GPU machine, from wheels if need be: eight minutes
 	$(PYTHON) benchmarks/device_check.py --out device-check $(ARGS)

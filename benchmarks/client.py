@@ -2,7 +2,8 @@
 
 Reads a plan from standard input, one JSON object:
 
-    address, path, headers    where to, and with what headers; every body is JSON and is answered with 200
+    address, path, headers    where to, and with what headers; every body is JSON
+    status                    of every answer; 200 if left out
     bodies                    the requests, in order
     arrivals_s                when each is sent, in seconds from the start; or, instead,
     num_connections           how many are always on their way: the next is sent when one is answered
@@ -32,12 +33,13 @@ class Connection:
         headers = {"Host": address.netloc, "Content-Type": "application/json", **plan["headers"]}
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._head = f"POST {plan['path']} HTTP/1.1\r\n{lines}Content-Length: "
+        self._status = str(plan.get("status", 200))
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, body: Mapping[str, Any]) -> None:
         """Send a request and read its answer.
 
-        Raises: RuntimeError when the status is not 200.
+        Raises: RuntimeError when the status is another than wanted.
         """
         if self._streams is None or self._streams[0].at_eof():  # servers close what is idle for long
             self._streams = await asyncio.open_connection(self._host, self._port)
@@ -47,7 +49,7 @@ class Connection:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.partition("content-length:")[2].partition("\r")[0])
         answer = await reader.readexactly(length)
-        if head.split(maxsplit=2)[1] != "200":
+        if head.split(maxsplit=2)[1] != self._status:
             raise RuntimeError(f"{head.splitlines()[0]}: {answer[:500].decode(errors='replace')}")
 
 

@@ -279,7 +279,7 @@ def send(bench: Bench, address: str, headers: dict[str, str], bodies: list[Figur
         env=bench.environment,
         text=True,
         check=True,
-        timeout=600,
+        timeout=plan.get("seconds", 0) + 600,
     ).stdout
     return [(sent, answered) for sent, answered in json.loads(output)]
 

@@ -8,13 +8,15 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from models.options import ConfigError, describe_invalid
 
@@ -81,6 +83,25 @@ def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -
                 f"{path}: the tensor {name} holds NaN or infinity, as after a training that diverged;"
                 " export an earlier checkpoint, or fetch the file again"
             )
+
+
+class Unfilled(TorchFunctionMode):
+    """Within it, modules are made without drawing weights that are loaded over at once.
+
+    Drawing them takes half the time of loading.
+    """
+
+    _DRAWS: ClassVar = frozenset(
+        {init.uniform_, init.normal_, init.kaiming_uniform_, Tensor.uniform_, Tensor.normal_}
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in self._DRAWS:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 def fingerprint(named: Mapping[str, Any], tensors: dict[str, Tensor]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.autoencoders.base import Autoencoder, Quantizing
 from models.autoencoders.stages import DecodeStage, EncodeStage, PsnrStage, SearchStage
 from models.autoencoders.vq import Tokenizer, channels_last
-from models.checkpoint import save_checkpoint
+from models.checkpoint import Unfilled, save_checkpoint
 from models.conditioning import Conditions
 from models.networks.dit import DiT
 from models.networks.text_encoder import PromptEncoder
@@ -107,11 +107,12 @@ class Pipeline:
             kind = load_kind(AUTOENCODERS, spec.autoencoders[spec.medium.medium])
         except ConfigError as error:
             raise ConfigError(f"{folder / SPEC_FILE}: autoencoders: {error}") from error
-        autoencoder: Autoencoder = kind.load(shared / AUTOENCODER_FILE)
-        prior: Prior | None = None
-        if spec.prior is not None:
-            prior = load_kind(PRIORS, spec.prior).load(folder / PRIOR_FILE)
-        prompt_encoder = PromptEncoder.load(shared, device) if spec.takes_prompt else None
+        with Unfilled():
+            autoencoder: Autoencoder = kind.load(shared / AUTOENCODER_FILE)
+            prior: Prior | None = None
+            if spec.prior is not None:
+                prior = load_kind(PRIORS, spec.prior).load(folder / PRIOR_FILE)
+            prompt_encoder = PromptEncoder.load(shared, device) if spec.takes_prompt else None
         _check_fit(spec, autoencoder, prior, prompt_encoder, folder)
         return cls(spec, autoencoder, prior, torch.device(device), dtype, prompt_encoder, precision)
 

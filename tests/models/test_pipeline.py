@@ -191,3 +191,11 @@ def test_a_description_that_is_not_of_its_weights_is_refused(folder: Path, field
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(ConfigError, match=said):
         Pipeline.load(folder)
+
+
+def test_loading_draws_no_weights_that_are_loaded_over(tiny_weights):
+    before = torch.get_rng_state()
+
+    Pipeline.load(tiny_weights / "tiny")
+
+    assert torch.equal(torch.get_rng_state(), before)

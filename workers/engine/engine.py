@@ -113,11 +113,13 @@ class Engine:
             logger.info("pipeline=%s up to %d samples at once", name, num_slots)
             if isinstance(served.stages.sample, Capturing):
                 served.stages.sample.capture()
+            few_steps = "num_steps" in pipeline.spec.defaults.requestable
             request = Resolved(
                 operation="generate",
                 pipeline=name,
                 num_samples=1,
                 seed=0,
+                options={"num_steps": 4} if few_steps else {},
                 labels=dict.fromkeys(pipeline.spec.labels, 0),
                 prompt=pipeline.spec.example_prompt,
             )

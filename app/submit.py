@@ -38,7 +38,7 @@ _CANCELLED = JobError(code="job_cancelled", message="the job was cancelled")
 
 @dataclass(frozen=True)
 class _Negotiated:
-    """The request with its pipeline, and the format that `Accept` chose. media_type: of the answer."""
+    """The request with what was left open and chosen by now. media_type: of the answer."""
 
     request: Request
     media_type: str
@@ -140,7 +140,9 @@ def _negotiate(http: HttpRequest, request: Request, spec: PipelineSpec) -> _Nego
         raise NotAcceptable(f"Accept: this answer can be {', '.join(offered)}; got {(accept or '')[:200]}")
     if chosen != JSON_MEDIA_TYPE and not isinstance(request, EncodeRequest) and request.format is None:
         request = request.model_copy(update={"format": formats[chosen]})
-    return _Negotiated(request.model_copy(update={"pipeline": spec.name}), chosen)
+    if isinstance(request, GenerateRequest):  # choosing takes a trial; an encode says that nobody chose
+        request = request.model_copy(update={"pipeline": spec.name})
+    return _Negotiated(request, chosen)
 
 
 def _check_num_outputs(negotiated: _Negotiated, resolved: Resolved) -> None:

@@ -155,11 +155,12 @@ def _cost(request: Resolved) -> int:
 def result_text(result: Result, version: int) -> str:
     """Return a result as a job keeps it, which refers to files and codes and holds none.
 
-    version: of the job's messages; without one, it is as RQ keeps return values.
+    version: of the job's messages; without one, it is as RQ keeps return values, and for an older front end.
     """
     if version:
         return result.model_dump_json(exclude={"images"}, exclude_defaults=True)
-    return base64.b64encode(result.model_dump_json(exclude={"images"}).encode()).decode()
+    text = result.model_dump_json(exclude={"images": True, "codes": {"precision"}})  # it knows no such field
+    return base64.b64encode(text.encode()).decode()
 
 
 def result_of_rq(value: str) -> str:

@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 import torch
-from figures import set_up
 
 from models.pipeline import Pipeline
 from models.spec import SPEC_FILE
 from tests.workers.engine.engine_runs import Jobs, digest, run
 from workers.compute import Work
 from workers.engine.engine import Engine
+from workers.engine.loading import choose_kernels
 from workers.engine.seed_promise import NUM_PROBES, SeedPromise
 
 PROMPTS = (None, "a smiling cat", "red apple", "a very long story about two dogs who went to the moon", "")
@@ -43,7 +43,7 @@ def main() -> None:
     names = arguments.pipelines or sorted(
         path.parent.name for path in arguments.weights.glob(f"*/{SPEC_FILE}")
     )
-    set_up(torch.device(arguments.device))
+    choose_kernels(torch.device(arguments.device), "float32")
     figures = compare(
         {name: Pipeline.load(arguments.weights / name, device=arguments.device) for name in names},
         mixed_work(Jobs(arguments.weights), names, arguments.requests, arguments.max_steps),

@@ -70,11 +70,3 @@ class Bench:
         """Let the device end what it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def set_up(device: torch.device) -> None:
-    """Choose the kernels that a worker chooses: attention without cuDNN, float32 that is float32."""
-    if device.type == "cuda":
-        torch.backends.cuda.enable_cudnn_sdp(False)
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False

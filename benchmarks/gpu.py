@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from compute import checked_engine, default_work, matrix_flops_per_s, prior_flops_per_image, run_all
-from figures import SHIPPED, Bench, Figure, set_up
+from figures import SHIPPED, Bench, Figure
 from gpu_calls import calls, encode
 from gpu_training import training
 from over_http import measure_http
@@ -32,6 +32,7 @@ from untrained import EMOJI_TOKENIZER, SMALL_PRIOR, SMALL_TOKENIZER, WIDE_PRIOR,
 
 from models.pipeline import Pipeline
 from workers.engine.engine import Engine
+from workers.engine.loading import choose_kernels
 from workers.queue import embedded_server
 
 
@@ -53,7 +54,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "gpu.json"
     results = json.loads(path.read_text()) if path.exists() else {"parts": {}}
-    set_up(device)
+    choose_kernels(device, "float32")
     matrix_rate = matrix_flops_per_s(device, 0.1 if is_small else 1.0)
     results |= {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else arguments.device,

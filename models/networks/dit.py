@@ -26,6 +26,7 @@ from models.networks.layers import (
     turns,
     unit,
     unpatchify,
+    version_of,
 )
 from models.options import CHECKED, ConfigError, Count, NotNegative
 
@@ -238,19 +239,21 @@ class DiT(nn.Module):
 
     def _turns(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the ``turns`` (N, depth, 2, heads, d) of all blocks; outside of training they are kept."""
-        config = self.config
         weights: list[Tensor] = []
         for block in self._blocks:
             weights += [block.attention.query_norm.weight, block.attention.key_norm.weight]
-        made_from = (dtype, self.cosines.device, [weight._version for weight in weights])
-        is_training = torch.is_grad_enabled()
-        if self._kept_turns is not None and self._kept_turns[0] == made_from and not is_training:
-            return self._kept_turns[1]
+        if torch.is_grad_enabled():
+            return self._make_turns(weights, dtype)
+        made_from = (dtype, self.cosines.device, [version_of(weight) for weight in weights])
+        if self._kept_turns is None or self._kept_turns[0] != made_from:
+            self._kept_turns = made_from, self._make_turns(weights, dtype)
+        return self._kept_turns[1]
+
+    def _make_turns(self, weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        config = self.config
         scales = torch.stack(weights).to(dtype) * config.head_size**0.5  # (2·depth, d)
         scales = scales.view(config.depth, 2, 1, -1).expand(-1, -1, config.num_heads, -1)
-        made = turns(self.cosines.to(dtype), self.sines.to(dtype), scales)
-        self._kept_turns = None if is_training else (made_from, made)
-        return made
+        return turns(self.cosines.to(dtype), self.sines.to(dtype), scales)
 
     def _pass(self, numbers: Sequence[int], x: Tensor, embedded: _Embedded) -> Tensor:
         """Take the tokens through the blocks of these numbers."""

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ class Linear(nn.Linear):
             None  # the version of the weights, and what was made of it
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_laid_out": None}  # which can't be copied
+
     def forward(self, x: Tensor) -> Tensor:
         is_served = x.dtype == self.weight.dtype and _is_served_on_cpu(x)
         return self._multiply(x) if is_served else super().forward(x)
@@ -34,13 +37,18 @@ class Linear(nn.Linear):
         """Do as a linear layer does with x (…, inputs), which is bfloat16 on a CPU."""
         if not _can_lay_out():
             return F.linear(x, self.weight, self.bias)
-        version = self.weight._version
+        version = version_of(self.weight)
         if self._laid_out is None or self._laid_out[0] != version:
             self._laid_out = version, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
         return cast(
             Tensor,
             torch.ops.mkldnn._linear_pointwise(x, self._laid_out[1], self.bias, "none", [], ""),
         )
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return a number that every change in place raises; of those made for inference, which count none, 0."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """The prior and its layers."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,9 +81,18 @@ def test_weights_laid_out_for_the_processor_give_the_bits_of_a_linear_layer(num_
     x = torch.randn(3, 49, num_inputs, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     with torch.inference_mode():
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    with torch.inference_mode():
+        assert torch.equal(copy.deepcopy(layer)(x), layer(x))
     with torch.no_grad():
         layer.weight.mul_(2)  # as when a training's average is copied into a network
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_a_network_made_for_inference_alone_can_be_used_and_copied() -> None:
+    with torch.inference_mode():
+        prior = DiT(DiTConfig(grid=(4, 4), hidden_size=16, depth=1, num_heads=2)).to(torch.bfloat16)
+        inputs = torch.ones(1, 4, 4, 4), torch.tensor([0.5]), prior.null_conditions()
+        assert torch.equal(copy.deepcopy(prior)(*inputs), prior(*inputs))
 
 
 def test_what_is_kept_between_calls_follows_the_weights() -> None:

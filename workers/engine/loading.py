@@ -22,10 +22,8 @@ def load_engine(settings: WorkerSettings, catalog: Catalog, names: Iterable[str]
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     device = _best_device(settings.worker_number) if settings.device == "auto" else _present(settings.device)
-    precision: Precision = "float32"
-    if device.startswith("cuda"):
-        precision = settings.tokenizer_precision
-        _set_up_gpu(torch.device(device), precision)
+    precision = settings.tokenizer_precision if device.startswith("cuda") else "float32"
+    choose_kernels(torch.device(device), precision)
     pipelines = {
         name: Pipeline.load(catalog[name].folder, device, precision=precision)
         for name in names or catalog.names
@@ -34,8 +32,10 @@ def load_engine(settings: WorkerSettings, catalog: Catalog, names: Iterable[str]
     return Engine(pipelines, settings.max_batch_size, promise=promise)
 
 
-def _set_up_gpu(device: torch.device, precision: Precision) -> None:
-    """Choose, for the whole process, which kernels a GPU computes with."""
+def choose_kernels(device: torch.device, precision: Precision) -> None:
+    """Choose, for the whole process, which kernels a GPU computes with; nothing on another device."""
+    if device.type != "cuda":
+        return
     if device.index is not None:
         torch.cuda.set_device(device)
     # Left to itself, attention takes cuDNN's kernel, which costs the host 1.5 ms a call.

@@ -15,6 +15,8 @@ from benchmarks.door import (
 )
 
 MAX_GROWTH = 1.5
+# 128 MiB of bodies are admitted; a JSON body is held as chunks, as one, as text, and decoded, and decoders run.
+MAX_PEAK_BYTES = 704 * MIB
 
 
 @pytest.mark.ci
@@ -33,10 +35,10 @@ def test_memory_in_bursts_is_bounded_and_goes_back():
             burst = measure(client, pid, content, is_form=is_form, num_clients=64)
             assert burst.statuses[422] >= 5
             assert set(burst.statuses) <= {422, 503, 0}
-            assert burst.peak_bytes < 512 * MIB
+            assert burst.peak_bytes < MAX_PEAK_BYTES
             assert burst.after_bytes < MAX_GROWTH * at_start
 
         burst = measure(client, pid, large_picture(), is_form=True, num_clients=8)
         assert burst.statuses == {202: 8}
-        assert burst.peak_bytes < 512 * MIB
+        assert burst.peak_bytes < MAX_PEAK_BYTES
         assert burst.after_bytes < MAX_GROWTH * at_start

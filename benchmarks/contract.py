@@ -1,6 +1,6 @@
 """Check the seed promise on the shipped weights: `python benchmarks/contract.py --out FOLDER`.
 
-Many mixed requests (4 to 25 steps, every sampler, guidance, step caching, prompts) are computed together,
+Many mixed requests (4 to 25 steps, every sampler, guidance, prompts) are computed together,
 joining at random, and then each alone; every bit of what they give must be the same. All pipelines that are
 in the weights folder take part. Writes FOLDER/contract.json.
 """
@@ -104,7 +104,6 @@ def mixed_work(jobs: Jobs, names: list[str], num_requests: int, max_steps: int) 
                 num_steps=chance.randint(min(4, max_steps), max_steps),
                 guidance_scale=chance.choice([1.0, 1.5, 3.0]),
                 sampler=chance.choice(["euler", "heun", "dpmpp_2m"]),
-                cache_interval=chance.choice([None, None, None, 2]),
                 return_codes=True,
             )
         )

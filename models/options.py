@@ -11,7 +11,6 @@ SamplerName = Literal["euler", "heun", "dpmpp_2m"]
 Precision = Literal["float32", "tf32"]  # of an autoencoder; tf32 (10 bits of a product's 23) is of GPUs
 MAX_STEPS = 200
 MAX_GUIDANCE_SCALE = 20.0
-MAX_CACHE_INTERVAL = 4
 
 _MAX_ERRORS_TOLD = 3
 _MAX_CHARS_TOLD = 60
@@ -23,7 +22,6 @@ UnitTime = Annotated[float, Field(ge=0, le=1)]
 # Strict: a number is a number, and neither true nor "7". Where any number is wanted, a whole one is, too.
 NumSteps = Annotated[int, Strict(), Field(ge=1, le=MAX_STEPS)]
 GuidanceScale = Annotated[float, Strict(), Field(ge=0, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)]
-CacheInterval = Annotated[int, Strict(), Field(ge=1, le=MAX_CACHE_INTERVAL)]
 
 
 class ConfigError(ValueError):
@@ -66,11 +64,6 @@ class OptionFields(BaseModel):
         description="How strongly what is asked for is enforced; 1 is not at all beyond the model's own.",
     )
     sampler: SamplerName | None = None
-    cache_interval: CacheInterval | None = Field(
-        default=None,
-        description="Compute the model's middle blocks only at every n-th call, and reuse what they add:"
-        " faster over many steps, and another picture. Not at all when left out.",
-    )
 
 
 @dataclass(frozen=True)
@@ -88,6 +81,7 @@ class Options:
 
         Raises: ConfigError naming the options of this family, if one is of another.
         """
+        given = _without_former(given)
         for name in given:
             if name not in self.requestable:
                 raise ConfigError(f"{name}: this pipeline has {', '.join(self.requestable) or 'no options'}")
@@ -100,27 +94,24 @@ class FlowOptions(Options):
 
     Guidance is applied where the time ``t`` (0 is noise, 1 is data) lies in ``guidance_interval``
     (Kynkäänniemi et al. 2024, arXiv:2404.07724). With a ``time_easing`` of 0 all steps of time are equal;
-    up to 1, those near the noise and near the data get shorter (``samplers.time_grid``). With a
-    ``cache_interval`` above 1, ``priors/step_cache.py`` says what happens.
+    up to 1, those near the noise and near the data get shorter (``samplers.time_grid``).
     """
 
-    requestable: ClassVar[tuple[str, ...]] = ("num_steps", "guidance_scale", "sampler", "cache_interval")
+    requestable: ClassVar[tuple[str, ...]] = ("num_steps", "guidance_scale", "sampler")
 
     num_steps: NumSteps = 16
     sampler: SamplerName = "dpmpp_2m"
     guidance_scale: GuidanceScale = 1.0
     guidance_interval: tuple[UnitTime, UnitTime] = (0.0, 1.0)
     time_easing: UnitTime = 0.0
-    cache_interval: CacheInterval = 1
 
     def __post_init__(self) -> None:
         if self.guidance_interval[0] > self.guidance_interval[1]:
             raise ConfigError(f"guidance_interval must be (low, high), got {self.guidance_interval}")
 
     def variants(self) -> tuple[Self, ...]:
-        """Return guided calls, and guided calls that reuse what the middle blocks added."""
-        guided = replace(self, guidance_scale=2.0, guidance_interval=(0.0, 1.0), num_steps=16)
-        return guided, replace(guided, cache_interval=2)
+        """Return guided calls."""
+        return (replace(self, guidance_scale=2.0, guidance_interval=(0.0, 1.0), num_steps=16),)
 
 
 FAMILIES: dict[str, type[Options]] = {"flow": FlowOptions}
@@ -134,9 +125,16 @@ def read_options(family: Any, raw: Any) -> Options:
     if not isinstance(family, str) or family not in FAMILIES:
         raise ConfigError(f"prior: known are {', '.join(FAMILIES)}, got {family!r}")
     try:
-        return TypeAdapter(FAMILIES[family]).validate_python(raw)
+        return TypeAdapter(FAMILIES[family]).validate_python(_without_former(raw))
     except ValidationError as error:
         raise ConfigError(f"defaults of a {family} prior: {describe_invalid(error)}") from error
+
+
+def _without_former(raw: Any) -> Any:
+    """Return defaults, or a job's options, without the one that is no more and was off when it was 1."""
+    if not isinstance(raw, dict) or raw.get("cache_interval") != 1:
+        return raw
+    return {name: value for name, value in raw.items() if name != "cache_interval"}
 
 
 def requested(options: Options) -> dict[str, Any]:

@@ -117,7 +117,6 @@ def _pool(size: int, chance: random.Random, max_steps: int) -> list[Work]:
                     num_steps=chance.randint(1, max_steps),
                     guidance_scale=chance.choice([1.0, 1.5, 3.0]),
                     sampler=chance.choice(["euler", "heun", "dpmpp_2m"]),
-                    cache_interval=chance.choice([None, None, 2, 3]),
                     return_codes=chance.random() < 0.5,
                     preview=chance.random() < 0.3,
                 )

@@ -10,7 +10,6 @@ import typer
 
 from app.cli.outputs import Outputs, require_success
 from app.cli.terminal import (
-    CacheInterval,
     CommandError,
     GuidanceScale,
     NumSteps,
@@ -49,7 +48,6 @@ def generate(
     num_steps: NumSteps = None,
     guidance_scale: GuidanceScale = None,
     sampler: SamplerChoice = None,
-    cache_interval: CacheInterval = None,
     pipeline: PipelineName = None,
     return_codes: Annotated[
         bool, typer.Option("--return-codes", help="Write the codes, too: x.json, for `smalti decode`.")
@@ -75,7 +73,6 @@ def generate(
         "num_steps": num_steps,
         "guidance_scale": guidance_scale,
         "sampler": sampler,
-        "cache_interval": cache_interval,
         "pipeline": pipeline,
         "format": outputs.format,
         "return_codes": return_codes,

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 NumSteps = Annotated[int | None, typer.Option(help="Denoising steps.", min=1)]
 GuidanceScale = Annotated[float | None, typer.Option(help="How strongly class or prompt are enforced.")]
 SamplerChoice = Annotated[str | None, typer.Option("--sampler", help="euler, heun or dpmpp_2m.")]
-CacheInterval = Annotated[
-    int | None, typer.Option(help="Compute the middle blocks only at every n-th step.", min=1, max=4)
-]
 
 
 class CommandError(Exception):

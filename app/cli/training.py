@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.terminal import (
-    CacheInterval,
     CommandError,
     GuidanceScale,
     NumSteps,
@@ -85,7 +84,6 @@ def evaluate(
     num_steps: NumSteps = None,
     guidance_scale: GuidanceScale = None,
     sampler: SamplerChoice = None,
-    cache_interval: CacheInterval = None,
     effort: Annotated[
         int | None, typer.Option(help="Also measure codes that are searched for, in so many sweeps.")
     ] = None,
@@ -100,7 +98,6 @@ def evaluate(
         "num_steps": num_steps,
         "guidance_scale": guidance_scale,
         "sampler": sampler,
-        "cache_interval": cache_interval,
         "effort": effort,
         "device": device,
     }

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -193,27 +192,11 @@ class DiT(nn.Module):
     def forward(self, latents: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """Return the velocity (B, C, *grid) at latents (B, C, *grid) and t (B,): 0 is noise, 1 is data."""
         x, embedded = self._embed(latents, t, conditions)
-        x = self._pass(range(self.config.depth), x, embedded)  # (B, N, hidden)
+        cosines, sines = embedded.turns
+        for number, block in enumerate(self.blocks):
+            block_turns = cosines[:, number], sines[:, number]
+            x = block(x, embedded.modulation[:, number], block_turns, embedded.context)  # (B, N, hidden)
         return self._to_velocity(x, embedded)  # (B, C, *grid)
-
-    def forward_cached(
-        self, latents: Tensor, t: Tensor, conditions: Conditions, residual: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the velocity, and the residual (B, N, hidden): what the middle blocks add to their input.
-
-        They are all but the first and the last. With the ``residual`` of a call at a near t, it is added
-        instead of them. Without, the velocity is ``forward``'s.
-        """
-        x, embedded = self._embed(latents, t, conditions)
-        numbers = range(self.config.depth)
-        x = self._pass(numbers[:1], x, embedded)  # (B, N, hidden)
-        if residual is None:
-            before, x = x, self._pass(numbers[1:-1], x, embedded)
-            residual = x - before
-        else:
-            x = x + residual
-        x = self._pass(numbers[1:][-1:], x, embedded)  # (B, N, hidden)
-        return self._to_velocity(x, embedded), residual
 
     def _embed(self, latents: Tensor, t: Tensor, conditions: Conditions) -> tuple[Tensor, _Embedded]:
         """Return tokens (B, N, hidden) and what goes with them."""
@@ -254,14 +237,6 @@ class DiT(nn.Module):
         scales = torch.stack(weights).to(dtype) * config.head_size**0.5  # (2·depth, d)
         scales = scales.view(config.depth, 2, 1, -1).expand(-1, -1, config.num_heads, -1)
         return turns(self.cosines.to(dtype), self.sines.to(dtype), scales)
-
-    def _pass(self, numbers: Sequence[int], x: Tensor, embedded: _Embedded) -> Tensor:
-        """Take the tokens through the blocks of these numbers."""
-        cosines, sines = embedded.turns
-        for number in numbers:
-            block_turns = cosines[:, number], sines[:, number]
-            x = self.blocks[number](x, embedded.modulation[:, number], block_turns, embedded.context)
-        return x  # (B, N, hidden)
 
     def _to_velocity(self, x: Tensor, embedded: _Embedded) -> Tensor:
         config = self.config

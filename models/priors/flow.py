@@ -16,7 +16,6 @@ from models.conditioning import Conditions, drop_conditions
 from models.networks.dit import DiT
 from models.options import FlowOptions
 from models.priors.samplers import guide, is_guided, make_calls, take_step
-from models.priors.step_cache import StepCache
 from models.replay import Replayed
 from models.stage import NotFinite, Rows, Run, Sample, padded
 from models.transfers import send
@@ -98,7 +97,6 @@ class _Course:
     slot: int
     numbers: tuple[tuple[float, ...], ...]  # t, guidance scale, coefficients
     guided: tuple[bool, ...]  # which calls need the unconditional row, too
-    cache_interval: int
 
 
 class FlowStage:
@@ -122,7 +120,6 @@ class FlowStage:
         self._num_slots = num_slots
         self._state = torch.zeros(num_slots, 3, *self._shape, device=device)  # x, memory, data
         self._conditions = network.null_conditions(2 * num_slots).clone()  # a sample's own, then its nulls
-        self._cache = StepCache(network, 2 * num_slots)
         self._replay = Replayed(self._advance, device)
 
     def start(self, sample: Sample) -> None:
@@ -141,7 +138,6 @@ class FlowStage:
         self._state[slot, 0] = send(noise, self._state.device)
         self._conditions.write(slot, spec.conditions)
         self._conditions.write(self._num_slots + slot, spec.null)
-        self._cache.forget((slot, self._num_slots + slot))
         calls = make_calls(options)
         scale, interval = options.guidance_scale, options.guidance_interval
         can_be_guided = not spec.conditions.equals(spec.null)
@@ -149,7 +145,6 @@ class FlowStage:
             slot,
             tuple((call.t, scale, *call.coefficients) for call in calls),
             tuple(can_be_guided and is_guided(call.t, scale, interval) for call in calls),
-            options.cache_interval,
         )
 
     def num_calls(self, sample: Sample) -> int:
@@ -172,16 +167,11 @@ class FlowStage:
 
     def step(self, samples: Sequence[Sample], run: Run) -> None:
         """Make one call of the network for each sample, and the update that follows it."""
-        plain = [sample for sample in samples if sample.state.cache_interval == 1]
-        cached = [sample for sample in samples if sample.state.cache_interval > 1]
-        if plain:
-            sizes = [1 + sample.state.guided[sample.calls_done] for sample in plain]
-            results = run(
-                lambda items: self._call([plain[i] for i in items]), len(plain), self.fixed_rows, sizes
-            )
-            self._write(plain, results)
-        if cached:
-            self._write(cached, self._advance_cached(cached, run))
+        sizes = [1 + sample.state.guided[sample.calls_done] for sample in samples]
+        results = run(
+            lambda items: self._call([samples[i] for i in items]), len(samples), self.fixed_rows, sizes
+        )
+        self._write(samples, results)
 
     @torch.inference_mode()
     def capture(self) -> None:
@@ -233,7 +223,9 @@ class FlowStage:
         numbers = plan[:, 3:].view(torch.float32)
         x, memory = self._state[slots, :2].unbind(1)  # 2 × (rows, d, *grid)
         v = self._network(x, numbers[:, 0], self._conditions[places]).float()
-        return _update(x, memory, guide(v, v[away_from], numbers[:, 1]), numbers)
+        v = guide(v, v[away_from], numbers[:, 1])
+        data = denoised(x, v, numbers[:, 0])
+        return torch.stack([*take_step(x, v, memory, numbers[:, 2:]), data], dim=1)
 
     def _write(self, samples: Sequence[Sample], results: Rows) -> None:
         """Put what a call gave into the slots, and end the samples that had their last."""
@@ -257,42 +249,6 @@ class FlowStage:
             sample.value = value
             if not is_finite:
                 sample.error = NotFinite(f"output {sample.index} became infinite or not a number")
-
-    def _advance_cached(self, samples: Sequence[Sample], run: Run) -> Rows:
-        """Do as ``_advance`` for samples that compute their middle blocks only now and then."""
-        courses: list[_Course] = [sample.state for sample in samples]
-        guided = [i for i, sample in enumerate(samples) if courses[i].guided[sample.calls_done]]
-        order = [*range(len(samples)), *guided]
-        slots = [course.slot for course in courses]
-        numbers = torch.tensor([courses[i].numbers[samples[i].calls_done] for i in order])
-        numbers = numbers.to(self._state.device)
-        places = slots + [self._num_slots + slots[i] for i in guided]
-        x, memory = self._state[[slots[i] for i in order], :2].unbind(1)
-        results = self._cache.velocities(
-            x,
-            numbers[:, 0],
-            self._conditions[places],
-            places,
-            [courses[i].cache_interval for i in order],
-            [samples[i].calls_done for i in order],
-            run,
-            self.fixed_rows,
-        )
-        failures = {order[row]: error for row, error in results.failures.items()}
-        if results.values is None:
-            return Rows(None, failures)
-        num_samples = len(samples)
-        v = results.values[:num_samples].float()
-        if guided:
-            unconditional = results.values[num_samples:].float()
-            v[guided] = guide(v[guided], unconditional, numbers[guided, 1])
-        return Rows(_update(x[:num_samples], memory[:num_samples], v, numbers[:num_samples]), failures)
-
-
-def _update(x: Tensor, memory: Tensor, v: Tensor, numbers: Tensor) -> Tensor:
-    """Return the next x, memory and data (B, 3, d, *grid) after velocities ``v`` (B, d, *grid)."""
-    data = denoised(x, v, numbers[:, 0])
-    return torch.stack([*take_step(x, v, memory, numbers[:, 2:]), data], dim=1)
 
 
 class FlowPrior:

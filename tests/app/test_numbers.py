@@ -8,7 +8,7 @@ from tests.app.conftest import problem_of
 from tests.fake_engine import FINGERPRINT
 
 SQUARE = encode_image(np.full((9, 9, 1), 77, np.uint8), "png")
-WHOLE = ("num_steps", "cache_interval", "num_outputs", "num_images", "seed")
+WHOLE = ("num_steps", "num_outputs", "num_images", "seed")
 NUMBERS = ("guidance_scale", "deadline_s")
 CLAIMS = ("preview", "return_codes")
 

@@ -46,7 +46,7 @@ def network() -> Network:
 def make_samples(network: Network) -> list[Sample]:
     """Return guided and unguided samples of every sampler, one of them guided only now and then."""
     options = [
-        FlowOptions(sampler=sampler, num_steps=num_steps, guidance_scale=scale, cache_interval=1)
+        FlowOptions(sampler=sampler, num_steps=num_steps, guidance_scale=scale)
         for sampler, num_steps, scale in (("euler", 6, 3.0), ("heun", 4, 1.0), ("dpmpp_2m", 7, 2.0))
     ]
     options.append(replace(options[2], guidance_interval=(0.4, 0.6)))

@@ -59,7 +59,7 @@ def test_info_says_what_a_request_gets_that_names_nothing(catalog):
     info = catalog.info()[0]
 
     defaults = {name: option.default for name, option in info.options.items()}
-    assert defaults == {"num_steps": 5, "sampler": "heun", "guidance_scale": 1.5, "cache_interval": 1}
+    assert defaults == {"num_steps": 5, "sampler": "heun", "guidance_scale": 1.5}
     assert "200" in str(info.options["num_steps"].json_schema)
     assert info.makes[0].sizes == {"width_px": 8, "height_px": 8, "channels": 1}
     assert info.makes[0].formats == ("png", "webp", "jpeg")
@@ -101,7 +101,7 @@ def test_resolving_makes_every_choice(catalog):
         pipeline="tiny",
         num_samples=1,
         seed=resolved.seed,
-        options={"num_steps": 5, "guidance_scale": 1.5, "sampler": "heun", "cache_interval": 1},
+        options={"num_steps": 5, "guidance_scale": 1.5, "sampler": "heun"},
         labels={"class": 1},
         format="png",
     )
@@ -110,7 +110,7 @@ def test_resolving_makes_every_choice(catalog):
 
 
 def test_resolving_keeps_what_was_asked_for(catalog):
-    asked = {"num_steps": 9, "guidance_scale": 0, "sampler": "euler", "cache_interval": 2}
+    asked = {"num_steps": 9, "guidance_scale": 0, "sampler": "euler"}
     resolved = catalog.resolve(GenerateRequest(pipeline="other", seed=0, num_outputs=3, **asked))
     assert (resolved.pipeline, resolved.seed, resolved.num_samples, resolved.options) == (
         "other",

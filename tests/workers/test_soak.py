@@ -36,7 +36,6 @@ def any_request(dice: random.Random, catalog: Catalog, blobs: BlobStore) -> Reso
             num_outputs=dice.choice([1, 1, 2, 5]),
             num_steps=dice.randint(1, 8),
             sampler=dice.choice(["euler", "heun", "dpmpp_2m"]),
-            cache_interval=dice.choice([None, 2, 4]),
             format=dice.choice(["png", "webp", "jpeg"]),
             preview=dice.random() < 0.3,
             return_codes=dice.random() < 0.3,

@@ -168,9 +168,7 @@ def render_sampling(sampling: Options) -> str:
     if sampling.guidance_scale != 1:
         low, high = sampling.guidance_interval
         guidance = f"guidance {sampling.guidance_scale:g} from t = {low:g} to {high:g}"
-    interval = sampling.cache_interval
-    caching = f", middle blocks in one call of {interval}" if interval > 1 else ""
-    return f"Sampler `{sampling.sampler}`, {sampling.num_steps} steps{easing}, {guidance}{caching}"
+    return f"Sampler `{sampling.sampler}`, {sampling.num_steps} steps{easing}, {guidance}"
 
 
 def render_tokenizer(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.options import CacheInterval, GuidanceScale, NumSteps, Options, SamplerName
+from models.options import GuidanceScale, NumSteps, Options, SamplerName
 from training.data.sources import FASHION_MNIST
 from training.evaluation.classifier import DEFAULT_TRAININGS, ClassifierTraining
 
@@ -25,7 +25,6 @@ class EvaluationOptions:
     num_steps: NumSteps | None = None
     guidance_scale: GuidanceScale | None = None
     sampler: SamplerName | None = None
-    cache_interval: CacheInterval | None = None
     effort: int = 0
     num_neighbours: int = 5
     trainings: tuple[ClassifierTraining, ...] = DEFAULT_TRAININGS
@@ -52,5 +51,5 @@ class EvaluationOptions:
 
         Raises: ConfigError when the pipeline has no such option.
         """
-        names = ("num_steps", "guidance_scale", "sampler", "cache_interval")
+        names = ("num_steps", "guidance_scale", "sampler")
         return defaults.changed({name: value for name in names if (value := getattr(self, name)) is not None})

@@ -48,7 +48,6 @@ def random_work(count: int, chance: random.Random, jobs: Jobs) -> list[Work]:
                     sampler=chance.choice(["euler", "heun", "dpmpp_2m"]),
                     return_codes=chance.random() < 0.5,
                     preview=chance.random() < 0.3,
-                    cache_interval=chance.choice([None, None, 1, 2, 3, 4]),
                 )
             )
         elif kind < 0.85:
@@ -81,8 +80,8 @@ def test_same_request_same_bytes_in_200_random_mixes(pipelines, jobs) -> None:
 def test_engine_and_pipeline_generate_the_same_codes(pipelines, jobs) -> None:
     """Samples at steps of their own, and ``Pipeline.generate``'s in step, walk the same stages."""
     pipeline = pipelines["tiny"]
-    for sampler, interval in (("euler", 1), ("heun", 1), ("dpmpp_2m", 1), ("heun", 3), ("euler", 2)):
-        chosen = {"num_steps": 6, "sampler": sampler, "cache_interval": interval}
+    for sampler in ("euler", "heun", "dpmpp_2m"):
+        chosen = {"num_steps": 6, "sampler": sampler}
         work = jobs.generate(class_label=2, seed=5, num_outputs=3, return_codes=True, **chosen)
         finished = run(Engine(pipelines), [work])["x"]
         conditions = pipeline.conditions({"class": 2}).expand(3)
@@ -124,26 +123,6 @@ def test_a_job_is_previewed_at_most_twice_a_second(pipelines, jobs) -> None:
         for name in engine.previews():
             num_shown[name] += 1
     assert num_shown == {"loud": 25, "quiet": 0}
-
-
-def test_step_caching_leaves_out_the_middle_blocks(tiny_weights, jobs) -> None:
-    """An interval of 4 over 8 calls computes them twice, and gives another picture that is near."""
-    pipeline = Pipeline.load(tiny_weights / "tiny")
-    asked = {"seed": 3, "num_steps": 8, "sampler": "euler", "guidance_scale": 1.0}
-    num_calls = [0, 0, 0]
-
-    def count(block: int) -> None:
-        num_calls[block] += 1
-
-    for i, block in enumerate(pipeline.prior.network.blocks):
-        block.register_forward_pre_hook(lambda *_, i=i: count(i))
-    exact = run(Engine({"tiny": pipeline}), [jobs.generate(**asked)])["x"]
-    assert num_calls == [8, 8, 8]
-    cached = run(Engine({"tiny": pipeline}), [jobs.generate(**asked, cache_interval=4)])["x"]
-    assert num_calls == [16, 10, 16]
-    assert digest(cached) != digest(exact)
-    whole = run(Engine({"tiny": pipeline}), [jobs.generate(**asked, cache_interval=1)])["x"]
-    assert digest(whole) == digest(exact)
 
 
 def test_encoded_codes_decode_to_what_the_tokenizer_makes(pipelines, jobs) -> None:

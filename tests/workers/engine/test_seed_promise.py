@@ -113,21 +113,6 @@ def test_a_promise_that_is_off_is_told_and_costs_nothing(
     assert set(sizes) == {1}
 
 
-def test_calls_that_reuse_blocks_are_checked_too(pipeline: Pipeline) -> None:
-    """A number of rows that disagrees only where step caching reuses the middle blocks isn't used."""
-    network = pipeline.prior.network
-    whole = network.forward_cached
-
-    def forward_cached(x, t, c, residual=None):
-        velocity, kept = whole(x, t, c, residual)
-        return velocity * (1.01 if residual is not None and len(x) == 4 else 1), kept
-
-    network.forward_cached = forward_cached
-    engine = checked(engine_of(pipeline, SeedPromise("on", num_probes=64)))
-    assert 4 not in rows_of(engine)
-    assert {3, 5, 16} <= set(rows_of(engine))
-
-
 def test_one_bad_row_in_many_is_found(pipeline: Pipeline) -> None:
     whole = pipeline.prior.network.forward
     rare = torch.tensor(0.0)
@@ -157,7 +142,6 @@ def test_replayed_graphs_keep_the_promise_for_every_kind_of_job(tiny_weights: Pa
     works = [
         jobs.generate("guided", num_steps=5, guidance_scale=3.0, num_outputs=3, return_codes=True),
         jobs.generate("unguided", num_steps=7, guidance_scale=1.0, sampler="heun"),
-        jobs.generate("cached", num_steps=8, cache_interval=2),
         jobs.encode(*images, job_id="encoded", return_psnr=True),
         jobs.encode(images[0], job_id="searched", effort=1),
         jobs.decode([[[1] * 6] * 6], job_id="decoded"),

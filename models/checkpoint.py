@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
+from models.eight_bits import from_eight_bits
 from models.options import ConfigError, describe_invalid
 
 _LENGTH_BYTES = 8  # of the header, little-endian, before a safetensors file's header
@@ -52,7 +53,7 @@ def load_checkpoint(path: Path, config_class: type) -> tuple[dict[str, Tensor], 
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
         config = TypeAdapter(config_class).validate_json(metadata.get("config", ""))
-        return load_file(path), config
+        return from_eight_bits(load_file(path)), config
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
     except ValidationError as error:

@@ -13,6 +13,7 @@ from models.autoencoders.stages import DecodeStage, EncodeStage, PsnrStage, Sear
 from models.autoencoders.vq import Tokenizer, channels_last
 from models.checkpoint import Unfilled, save_checkpoint
 from models.conditioning import Conditions
+from models.eight_bits import to_eight_bits
 from models.networks.dit import DiT
 from models.networks.text_encoder import PromptEncoder
 from models.options import ConfigError, Options, Precision
@@ -165,10 +166,12 @@ def save_pipeline(
     tokenizer: Tokenizer,
     network: DiT,
     prompt_encoder: PromptEncoder | None = None,
+    *,
+    in_eight_bits: bool = False,
 ) -> None:
-    """Write a pipeline's folder; the prior's tensors in bfloat16, as it is served.
+    """Write a pipeline's folder; the prior's tensors in bfloat16, as it is served, or half as large.
 
-    What it shares with another is not written again.
+    What it shares with another is not written again. in_eight_bits: see ``eight_bits.py``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not spec.shares_with:
@@ -176,7 +179,8 @@ def save_pipeline(
         if prompt_encoder is not None:
             prompt_encoder.save(folder)
     halves = {name: tensor.to(torch.bfloat16) for name, tensor in network.state_dict().items()}
-    save_checkpoint(folder / PRIOR_FILE, halves, network.config)
+    tensors = to_eight_bits(halves) if in_eight_bits else halves
+    save_checkpoint(folder / PRIOR_FILE, tensors, network.config)
     spec.save(folder / SPEC_FILE)
 
 

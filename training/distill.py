@@ -157,7 +157,7 @@ def _train(config: DistillConfig, run: Run) -> None:
     )
     if processes.is_main:
         check_exported(student.state_dict(), config.output / PRIOR_FILE)
-        save_pipeline(config.output, spec, teacher.tokenizer, student)
+        save_pipeline(config.output, spec, teacher.tokenizer, student, in_eight_bits=config.in_eight_bits)
 
 
 def _read_data(teacher: Pipeline, config: DistillConfig) -> TrainingData:

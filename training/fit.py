@@ -33,7 +33,7 @@ class FitConfig:
     """How a prior is fitted, whatever to.
 
     Matrices inside the blocks are trained with Muon at ``muon_learning_rate``, everything else with AdamW at
-    ``learning_rate``. ``folder`` keeps checkpoints and logs.
+    ``learning_rate``. ``folder`` keeps checkpoints and logs. ``in_eight_bits`` halves the file of weights.
     """
 
     folder: Path
@@ -51,6 +51,7 @@ class FitConfig:
     seed: int = 0
     num_threads: Count | None = None
     is_compiled: bool = True
+    in_eight_bits: bool = False
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 120.0
 
 

@@ -166,7 +166,7 @@ def _train(config: PriorTrainingConfig, run: Run) -> None:
     )
     if processes.is_main:
         check_exported(network.state_dict(), config.output / PRIOR_FILE)
-        save_pipeline(config.output, spec, tokenizer, network, encoder)
+        save_pipeline(config.output, spec, tokenizer, network, encoder, in_eight_bits=config.in_eight_bits)
 
 
 def make_loss(

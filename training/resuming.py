@@ -40,6 +40,7 @@ _FREE = {
     "samples_every",
     "checkpoint_every_s",
     "max_bad_share",
+    "in_eight_bits",
     "is_compiled",
     "num_threads",
 }

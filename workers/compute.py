@@ -34,7 +34,10 @@ class SampleOutput:
 
 @dataclass(frozen=True)
 class Finished:
-    """What the engine made of a job. codes: where its client wants them; null for a sample that failed."""
+    """What the engine made of a job.
+
+    codes: where its client wants them; null for a sample that failed. tokenizer: the fingerprint.
+    """
 
     job_id: str
     pipeline: str
@@ -42,6 +45,7 @@ class Finished:
     codes: CodesInfo | None = None
     error: ServiceError | None = None
     warnings: tuple[str, ...] = ()
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import numpy as np
 import redis
 
 from models.media.base import medium_of
-from workers.compute import Finished, Preview, SampleOutput
+from workers.compute import Finished, Preview
 from workers.errors import InternalError, ServiceError
+from workers.files import encode_output
 from workers.messages import (
     CodesInfo,
     JobError,
@@ -85,10 +86,18 @@ class Outbox:
     While the queue server is away, what was computed is kept and sent when it is back.
     """
 
-    def __init__(self, consumer: Consumer, results: ResultStore, on_ended: Callable[[Claim], None]) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        results: ResultStore,
+        on_ended: Callable[[Claim], None],
+        *,
+        tells_provenance: bool,
+    ) -> None:
         self._consumer = consumer
         self._results = results
         self._on_ended = on_ended
+        self._tells_provenance = tells_provenance
         self._items: SimpleQueue[Item | None] = SimpleQueue()
         self._pool = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix="encoder")
         self._gives_up_at: float | None = None
@@ -200,7 +209,7 @@ class Outbox:
         errors = [sample.error for sample in finished.samples if sample.error is not None]
         if errors and len(errors) == len(finished.samples):
             raise errors[0]
-        outputs = [self._output(claim, index, sample) for index, sample in enumerate(finished.samples)]
+        outputs = [self._output(claim, finished, index) for index in range(len(finished.samples))]
         codes = None
         if finished.codes is not None:
             codes = self._store_codes(claim.job_id, finished.codes)
@@ -213,17 +222,17 @@ class Outbox:
             warnings=list(finished.warnings),
         )
 
-    def _output(self, claim: Claim, index: int, sample: SampleOutput) -> Output:
+    def _output(self, claim: Claim, finished: Finished, index: int) -> Output:
+        sample = finished.samples[index]
         if sample.error is not None:
             error = JobError(code=sample.error.code, message=str(sample.error))
             return Output(sample=index, medium=sample.medium, error=error)
         if sample.signal is None:
             return Output(sample=index, medium=sample.medium, psnr_db=sample.psnr_db)
-        medium, request = medium_of(sample.medium), claim.request
-        array = medium.from_signal(sample.signal)
-        data = medium.save(array, request.format, background=request.background)
+        request = claim.request
+        data = encode_output(request, finished, index, tells_provenance=self._tells_provenance)
         stored = self._results.put(claim.job_id, index, data, request.format)
-        info = medium.info(stored.data)
+        info = medium_of(sample.medium).info(stored.data)
         return Output(
             sample=index,
             medium=sample.medium,

@@ -117,6 +117,11 @@ class WorkerSettings(ServiceSettings):
         description="tf32 lets a GPU encode and decode several times faster, to slightly other codes; a"
         " result's codes tell it.",
     )
+    provenance: Literal["on", "off"] = Field(
+        default="on",
+        description="on writes into every output that it was generated, by which pipeline and from which"
+        " seed (XMP, with IPTC's DigitalSourceType).",
+    )
     num_threads: int | None = Field(
         default=None, ge=1, le=1024, description="Compute threads; torch's own choice if left out."
     )

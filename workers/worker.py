@@ -46,12 +46,13 @@ NUM_SHARES = 5  # of the time while jobs run; the check gets one
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """How long things may take, and how often they are tried."""
+    """How long things may take, how often they are tried, and what outputs say of themselves."""
 
     lease_s: float = 5.0
     max_tries: int = 3
     grace_s: float = 20.0
     ageing_s: float = 30.0
+    tells_provenance: bool = True
 
 
 class Worker:
@@ -82,7 +83,9 @@ class Worker:
         self._config = config
         self._in_flight = InFlight()
         self._inbox: Inbox = SimpleQueue()
-        self._outbox = Outbox(self._consumer, results, self._in_flight.remove)
+        self._outbox = Outbox(
+            self._consumer, results, self._in_flight.remove, tells_provenance=config.tells_provenance
+        )
         self._intake = Intake(
             self._consumer,
             self._in_flight,
@@ -309,7 +312,13 @@ def run_worker(settings: WorkerSettings) -> None:
         settings.redis_url,
         engine,
         results,
-        WorkerConfig(settings.lease_s, settings.max_tries, settings.drain_grace_s, settings.ageing_s),
+        WorkerConfig(
+            lease_s=settings.lease_s,
+            max_tries=settings.max_tries,
+            grace_s=settings.drain_grace_s,
+            ageing_s=settings.ageing_s,
+            tells_provenance=settings.provenance == "on",
+        ),
         read_sources=source_reader(catalog, BlobStore(settings.blobs_dir)),
         pipelines=catalog.names,
     )

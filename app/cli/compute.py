@@ -88,7 +88,7 @@ def generate(
     options = "".join(f", {name} {value}" for name, value in resolved.options.items())
     say(f"seed {resolved.seed}{options}, {resolved.pipeline}")
     _say_once([finished])
-    outputs.write([work], [finished])
+    outputs.write([work], [finished], tells_provenance=local.tells_provenance)
     if return_codes:
         outputs.write_file(out.with_suffix(".json"), _result("generate", finished).model_dump_json().encode())
     require_success([finished])
@@ -170,7 +170,7 @@ def decode(
         works.append(local.prepare(_request(DecodeRequest, fields)))
     outputs.require_room(works)
     finished = local.run(works)
-    outputs.write(works, finished)
+    outputs.write(works, finished, tells_provenance=local.tells_provenance)
     require_success(finished)
 
 

@@ -27,6 +27,11 @@ class Local:
         self._catalog = Catalog.load(settings.weights_dir, settings.pipelines)
         self._engines: dict[str, Engine] = {}
 
+    @property
+    def tells_provenance(self) -> bool:
+        """Whether outputs say of themselves what made them."""
+        return self._settings.provenance == "on"
+
     def prepare(self, request: Request, files: Sequence[SourceFile] = ()) -> Work:
         """Return the request with every choice made, and its files read and fitted.
 

@@ -58,22 +58,25 @@ class Outputs:
         if self.is_standard_output and number > 1:
             raise CommandError(f"--out - takes one output, and there are {number}")
 
-    def write(self, works: "Sequence[Work]", finished: "Sequence[Finished]") -> None:
+    def write(
+        self, works: "Sequence[Work]", finished: "Sequence[Finished]", *, tells_provenance: bool
+    ) -> None:
         """Write the outputs that there are and print where each is.
 
         Raises: CommandError.
         """
-        from models.media.base import medium_of
+        from workers.files import encode_output
 
         number_of_outputs = sum(len(each.samples) for each in finished)
-        for number, (work, sample) in enumerate(
-            (work, sample) for work, each in zip(works, finished, strict=True) for sample in each.samples
-        ):
-            if sample.signal is None:
+        places = (
+            (work, each, index)
+            for work, each in zip(works, finished, strict=True)
+            for index in range(len(each.samples))
+        )
+        for number, (work, job, index) in enumerate(places):
+            if job.samples[index].signal is None:
                 continue
-            medium = medium_of(sample.medium)
-            array = medium.from_signal(sample.signal)
-            data = medium.save(array, work.request.format, background=work.request.background)
+            data = encode_output(work.request, job, index, tells_provenance=tells_provenance)
             if self.is_standard_output:
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()

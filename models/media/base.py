@@ -12,6 +12,8 @@ import numpy.typing as npt
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from models.media.provenance import Provenance
+
 Array = npt.NDArray[Any]
 
 
@@ -56,10 +58,18 @@ class Medium(Protocol):
     def decoding_bytes(self, data: bytes) -> int:
         """Return about how much memory ``load`` takes, from the file's first bytes alone."""
 
-    def save(self, array: Array, format: str, *, background: str = "white") -> bytes:
-        """Return a file; the same array gives the same bytes.
+    def save(
+        self,
+        array: Array,
+        format: str,
+        *,
+        background: str = "white",
+        provenance: Provenance | None = None,
+    ) -> bytes:
+        """Return a file; the same arguments give the same bytes.
 
-        background: what a picture stands on, "white" or "transparent"; other media have none.
+        background: what a picture stands on, "white" or "transparent"; other media have none. provenance:
+        what the file says of itself.
         """
 
     def info(self, data: bytes) -> MediaInfo:

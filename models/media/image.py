@@ -8,12 +8,14 @@ from typing import Annotated, Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from models.media.announced import announced_bytes
 from models.media.base import MediaInfo, MediumSpec
 from models.media.pixels import FORMATS, Pixels, open_image, read_pixels
+from models.media.provenance import Provenance
 
 PREVIEW_SIDE_PX = 128
 MEDIA_TYPES: dict[str, str] = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
@@ -48,9 +50,17 @@ class ImageMedium:
         """Return about how much memory ``load`` takes."""
         return announced_bytes(data)
 
-    def save(self, array: Pixels, format: str, *, background: str = "white") -> bytes:
+    def save(
+        self,
+        array: Pixels,
+        format: str,
+        *,
+        background: str = "white",
+        provenance: Provenance | None = None,
+    ) -> bytes:
         """Encode pixels; a transparent background clears the white around what is shown."""
-        return encode_image(clear_background(array) if background == "transparent" else array, format)
+        shown = clear_background(array) if background == "transparent" else array
+        return encode_image(shown, format, xmp=provenance.xmp() if provenance else None)
 
     def info(self, data: bytes) -> MediaInfo:
         """Return type and size."""
@@ -84,8 +94,8 @@ def load_image(data: bytes, width_px: int, height_px: int, channels: Literal[1, 
         return read_pixels(opened, width_px, height_px, channels)
 
 
-def encode_image(pixels: Pixels, format: str) -> bytes:
-    """Encode (H, W, C) pixels, C of 1, 3 or 4; the same pixels give the same bytes.
+def encode_image(pixels: Pixels, format: str, *, xmp: str | None = None) -> bytes:
+    """Encode (H, W, C) pixels, C of 1, 3 or 4, with an XMP packet; the same arguments give the same bytes.
 
     PNG and WebP keep the pixels exactly; JPEG has quality 95 and full colour resolution.
     """
@@ -94,11 +104,14 @@ def encode_image(pixels: Pixels, format: str) -> bytes:
     match format:
         case "png":
             # Filtered pixels repeat little but runs: looking for more takes twice the time for nothing.
-            image.save(buffer, "PNG", compress_type=zlib.Z_RLE)
+            texts = PngInfo()
+            if xmp:
+                texts.add_itxt("XML:com.adobe.xmp", xmp)
+            image.save(buffer, "PNG", compress_type=zlib.Z_RLE, pnginfo=texts)
         case "webp":
-            image.save(buffer, "WEBP", lossless=True, quality=50, method=3)
+            image.save(buffer, "WEBP", lossless=True, quality=50, method=3, xmp=(xmp or "").encode())
         case "jpeg":
-            image.save(buffer, "JPEG", quality=95, subsampling=0)
+            image.save(buffer, "JPEG", quality=95, subsampling=0, xmp=(xmp or "").encode())
         case _:
             raise ValueError(f"format: one of {', '.join(MEDIA_TYPES)}, got {format!r}")
     return buffer.getvalue()

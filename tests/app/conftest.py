@@ -17,7 +17,7 @@ from app.errors import PROBLEM_MEDIA_TYPE, Problem
 from app.main import create_app
 from app.processes.server import Server
 from app.settings import AppSettings
-from models.media.image import IMAGE, ImageSpec
+from models.media.image import ImageSpec
 from models.options import FlowOptions
 from models.spec import CodesSpec, PipelineSpec
 from tests.fake_engine import CODEBOOK_SIZE, FINGERPRINT, GRID, SIDE_PX, FakeEngine
@@ -25,7 +25,8 @@ from tests.waiting import wait_until
 from workers.blobs import BlobStore, source_reader
 from workers.catalog import Catalog
 from workers.compute import Engine, Finished
-from workers.messages import JobView
+from workers.files import encode_output
+from workers.messages import JobView, Resolved
 from workers.queue import embedded_server
 from workers.queue.consumer import Consumer
 from workers.results import ResultStore
@@ -59,9 +60,9 @@ def read_job(raw: dict) -> JobView:
     return JobView.model_validate_json(json.dumps(raw))
 
 
-def png_of(finished: Finished) -> bytes:
+def png_of(request: Resolved, finished: Finished) -> bytes:
     """Return the PNG of what an engine made of a job's first sample."""
-    return IMAGE.save(IMAGE.from_signal(finished.samples[0].signal), "png")
+    return encode_output(request, finished, 0, tells_provenance=True)
 
 
 def problem_of(response: httpx.Response, status: int, code: str) -> Problem:

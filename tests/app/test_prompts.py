@@ -24,8 +24,8 @@ def test_a_prompt_gives_the_bytes_it_gives_without_a_service(client, tiny_prompt
     answer = client.post("/generate", json=REQUEST, headers={"Accept": "image/png"})
     assert answer.status_code == 200, answer.text
     settings = WorkerSettings(weights_dir=tiny_prompt_weights, data_dir=tmp_path, device="cpu")
-    _, finished = compute(GenerateRequest(**REQUEST), settings)
-    assert png_of(finished) == answer.content
+    resolved, finished = compute(GenerateRequest(**REQUEST), settings)
+    assert png_of(resolved, finished) == answer.content
     other = client.post(
         "/generate", json={**REQUEST, "negative_prompt": "blue"}, headers={"Accept": "image/png"}
     )

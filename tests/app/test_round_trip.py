@@ -1,10 +1,14 @@
 """The whole service: API, queue, worker, engine and a small pipeline."""
 
 import base64
+import io
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from app.cli.local import compute
 from tests.app.conftest import job_of, png_of, serving_weights
@@ -45,8 +49,8 @@ def test_the_same_request_gives_the_same_bytes_with_and_without_a_service(client
         assert answer.status_code == 200, answer.text
         assert answer.headers["smalti-seed"] == str(request.seed)
         settings = WorkerSettings(weights_dir=tiny_weights, data_dir=tmp_path, device="cpu")
-        _, finished = compute(request, settings)
-        assert png_of(finished) == answer.content
+        resolved, finished = compute(request, settings)
+        assert png_of(resolved, finished) == answer.content
 
 
 def test_an_encoded_image_comes_with_its_psnr_and_a_word_on_the_tokenizer(client):
@@ -67,7 +71,7 @@ def test_an_encoded_image_comes_with_its_psnr_and_a_word_on_the_tokenizer(client
     assert client.post("/decode", json=of_form.json(), headers=WAIT).status_code == 200
 
 
-def test_codes_of_a_generated_image_decode_to_its_bytes(client):
+def test_codes_of_a_generated_image_decode_to_its_pixels(client):
     body = {"class_label": "dog", "seed": 5, "num_images": 2, "return_codes": True}
     generated = result_of(client.post("/generate", json=body, headers=WAIT))
     codes = generated.codes
@@ -75,7 +79,11 @@ def test_codes_of_a_generated_image_decode_to_its_bytes(client):
         client.post("/decode", json={"codes": codes.codes, "tokenizer": codes.tokenizer}, headers=WAIT)
     )
 
-    assert [image.sha256 for image in decoded.images] == [image.sha256 for image in generated.images]
+    for result in zip(decoded.images, generated.images, strict=True):
+        files = [client.get(image.url).content for image in result]
+        assert np.array_equal(*(np.asarray(Image.open(io.BytesIO(file))) for file in files))
+        told = [re.findall(rb"digitalsourcetype/(\w+)", file) for file in files]
+        assert told == [[b"compositeWithTrainedAlgorithmicMedia"], [b"trainedAlgorithmicMedia"]]
     assert (codes.grid, len(codes.codes)) == ((6, 6), 2)
 
 

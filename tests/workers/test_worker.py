@@ -153,7 +153,7 @@ def test_encode_and_decode_give_their_own_results(in_process, data_dir):
             totals = (await queue.checks.metrics()).totals
         assert (totals["images|decode"], totals["codes|encode"], totals["codes|decode"]) == (2, 8, 8)
 
-    in_process(use, FakeEngine())
+    in_process(use, FakeEngine(), tells_provenance=False)
 
 
 def test_a_source_that_cannot_be_read_costs_only_its_job(in_process, data_dir):

@@ -31,7 +31,9 @@ def new_worker(redis_url: str, engine: FakeEngine, data_dir: Path, config: Worke
 
 
 def main(redis_url: str, data_dir: str, lease_s: str, step_s: str, grace_s: str, max_tries: str) -> None:
-    config = WorkerConfig(lease_s=float(lease_s), grace_s=float(grace_s), max_tries=int(max_tries))
+    config = WorkerConfig(
+        lease_s=float(lease_s), grace_s=float(grace_s), max_tries=int(max_tries), tells_provenance=False
+    )
     logging.basicConfig(level="INFO", format="%(asctime)s %(process)d %(threadName)s %(message)s")
     engine = FakeEngine(num_slots=8, step_s=float(step_s))
     worker = new_worker(redis_url, engine, Path(data_dir), config)

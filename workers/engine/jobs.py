@@ -150,7 +150,15 @@ def finish(job: Job) -> Finished:
     failed = [output.error for output in outputs if output.error is not None]
     if len(failed) == len(outputs):
         return Finished(job.id, name, error=failed[0])
-    return Finished(job.id, name, tuple(outputs), _codes_info(job, outputs), warnings=job.warnings)
+    codes_spec = job.served.pipeline.spec.codes
+    return Finished(
+        job.id,
+        name,
+        tuple(outputs),
+        _codes_info(job, outputs),
+        warnings=job.warnings,
+        tokenizer=codes_spec.fingerprint if codes_spec else None,
+    )
 
 
 def _codes_info(job: Job, outputs: Sequence[SampleOutput]) -> CodesInfo | None:

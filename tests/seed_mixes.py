@@ -21,7 +21,7 @@ from workers.engine.seed_promise import SeedPromise
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "weights"
-NAMES = ("fashion-mnist", "emoji-64", "emoji-64-turbo")
+NAMES = ("fashion-mnist", "emoji-64", "emoji-64-turbo", "fashion-mnist-turbo")
 PROMPTS = (None, "a smiling cat", "red apple", "a very long story about two dogs who went to the moon", "")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.conditioning import Conditions
-from models.options import ConfigError
+from models.options import ConfigError, FlowOptions
 from models.pipeline import Pipeline
 from models.priors.flow import FlowStage, draw_noise
 from models.spec import PipelineSpec
@@ -17,6 +17,8 @@ from models.stage import Sample, SampleSpec, run_path
 from training.distill import DistillConfig, Paths, cross, train_distilled, walk
 from training.examples import Captions, Examples
 from training.precision import autocast
+
+WEIGHTS = Path(__file__).parents[2] / "weights"
 
 
 @pytest.fixture
@@ -121,6 +123,16 @@ def test_windows_start_where_the_student_comes_to(config: DistillConfig) -> None
         torch.testing.assert_close(windows.ends[:, window], led)
         with torch.no_grad(), autocast(torch.device("cpu")):
             x = x + student(x, torch.full((2,), t), conditions).float() / 4
+
+
+def test_the_shipped_student_is_nearer_to_its_teacher_than_as_many_of_the_teachers_steps() -> None:
+    teacher, student = (Pipeline.load(WEIGHTS / name) for name in ("fashion-mnist", "fashion-mnist-turbo"))
+    assert student.spec.defaults == FlowOptions(num_steps=4, sampler="euler", guidance_scale=1.0)
+    conditions = Conditions(torch.tensor([[3], [8]]))
+    wanted = teacher.generate(conditions, 0)
+    short = teacher.generate(conditions, 0, replace(teacher.spec.defaults, num_steps=4))
+    few = student.generate(conditions, 0)
+    assert (few - wanted).square().mean() < 0.5 * (short - wanted).square().mean()
 
 
 def test_a_teacher_is_not_distilled_on_other_labels(config: DistillConfig, tmp_path: Path) -> None:

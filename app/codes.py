@@ -3,6 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from app.keys import current_key
 from workers.messages import DecodeRequest, JobStatus, JobView, Result
 
 if TYPE_CHECKING:
@@ -12,11 +13,11 @@ _RESULT_FIELDS = {**Result.model_fields, **Result.model_computed_fields}
 
 
 async def with_codes(job: JobView, services: "Services") -> JobView:
-    """Return the job as it is shown: with its codes, which lie in the result store, and whole addresses.
+    """Return the job as it is shown: with its codes, which lie in the result store, and addresses to get.
 
     Raises: JobNotFound when they have expired.
     """
-    job = _below(services.settings.root_path, job)
+    job = _with_addresses(job, services)
     if job.result is None or job.result.codes is None or job.result.codes.codes is not None:
         return job
     codes = await asyncio.to_thread(services.results.read_codes, job.id)
@@ -24,14 +25,21 @@ async def with_codes(job: JobView, services: "Services") -> JobView:
     return job.model_copy(update={"result": job.result.model_copy(update={"codes": filled})})
 
 
-def _below(root_path: str, job: JobView) -> JobView:
-    """Return the job with the prefix of a proxy before the addresses of its outputs."""
-    if job.result is None or not root_path:
+def _with_addresses(job: JobView, services: "Services") -> JobView:
+    """Return the job with addresses of its outputs that can be got as they are.
+
+    Where keys are needed they are signed, for as long as a result is kept; a proxy's prefix comes before.
+    """
+    key, settings = current_key.get(), services.settings
+    if job.result is None or (key is None and not settings.root_path):
         return job
-    outputs = [
-        output if output.url is None else output.model_copy(update={"url": root_path + output.url})
-        for output in job.result.outputs
-    ]
+    outputs = []
+    for output in job.result.outputs:
+        url = output.url
+        if url is not None:
+            signed = url if key is None else key.sign(url, settings.result_ttl_s)
+            output = output.model_copy(update={"url": settings.root_path + signed})
+        outputs.append(output)
     return job.model_copy(update={"result": job.result.model_copy(update={"outputs": outputs})})
 
 

@@ -76,6 +76,18 @@ class MisdirectedHost(ServiceError):
     code = "misdirected_host"
 
 
+class Unauthorized(ServiceError):
+    """The request has no key that is known."""
+
+    code = "unauthorized"
+
+
+class Forbidden(ServiceError):
+    """The request's key may not do that."""
+
+    code = "forbidden"
+
+
 class ForbiddenOrigin(ServiceError):
     """A page of another origin asks for what it may not."""
 
@@ -90,6 +102,8 @@ class _Kind:
 
 _KINDS: dict[str, _Kind] = {
     "bad_request": _Kind(HTTPStatus.BAD_REQUEST, "The request can't be read"),
+    "unauthorized": _Kind(HTTPStatus.UNAUTHORIZED, "This address takes an API key"),
+    "forbidden": _Kind(HTTPStatus.FORBIDDEN, "The API key may not do that"),
     "forbidden_origin": _Kind(HTTPStatus.FORBIDDEN, "Pages of this origin may not do that"),
     "not_found": _Kind(HTTPStatus.NOT_FOUND, "There is nothing at this address"),
     "method_not_allowed": _Kind(HTTPStatus.METHOD_NOT_ALLOWED, "This address takes another method"),

@@ -152,6 +152,11 @@ PROBLEMS: dict[str, Problem] = {
     for problem in (
         problem_of("bad_request", "Missing boundary in multipart."),
         problem_of(
+            "unauthorized",
+            "Authorization: this address takes an API key, as `Authorization: Bearer KEY`; none came",
+        ),
+        problem_of("forbidden", "Authorization: the key ada lacks the scope admin, which this needs"),
+        problem_of(
             "forbidden_origin",
             "Origin: pages of 'https://other.example' may not do that; the operator can allow it"
             " with SMALTI_CORS_ORIGINS",

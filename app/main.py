@@ -10,9 +10,11 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
+from app.access import CheckKey
 from app.admission import AdmitBodies, BodyLimits
 from app.browsers import AllowOrigins, CheckSite, SecureHeaders
 from app.errors import InternalErrors, add_error_handlers
+from app.keys import Keys, is_loopback, load_keys
 from app.methods import AnswerMethods
 from app.metrics import CountRequests, HttpMetrics
 from app.openapi import DESCRIPTION, any_problem, use_openapi
@@ -42,13 +44,14 @@ _TAGS = [
 def create_app(settings: AppSettings) -> FastAPI:
     """Return the application; it reaches for the queue when it starts, not before.
 
-    Raises: ConfigError when there is no pipeline to serve; SettingsError when there is no queue server.
+    Raises: ConfigError when there is no pipeline to serve; SettingsError when there is no queue server, or no
+    key where others can reach it.
     """
     if settings.redis_url is None:
         raise SettingsError(
             "REDIS_URL is not set: name the queue server, or use `smalti up`, which has its own"
         )
-    redis_url = settings.redis_url
+    redis_url, keys = settings.redis_url, _keys(settings)
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
 
     @contextlib.asynccontextmanager
@@ -79,7 +82,7 @@ def create_app(settings: AppSettings) -> FastAPI:
     app.state.settings = settings
     app.state.http_metrics = HttpMetrics()
     add_error_handlers(app)
-    _add_door(app, settings, app.state.http_metrics)
+    _add_door(app, settings, keys, app.state.http_metrics)
     for routes in (generate, encode, decode, jobs, outputs, events, pipelines, health, metrics):
         app.include_router(routes.router)
     app.add_api_route("/", _home, include_in_schema=False)
@@ -87,12 +90,31 @@ def create_app(settings: AppSettings) -> FastAPI:
     return app
 
 
-def _add_door(app: FastAPI, settings: AppSettings, metrics: HttpMetrics) -> None:
+def _keys(settings: AppSettings) -> Keys:
+    """Return the keys that requests need; none where they need none.
+
+    Raises: SettingsError.
+    """
+    if settings.require_keys == "off":
+        return Keys(())
+    keys = load_keys(settings.api_keys, settings.api_keys_file)
+    if keys or (settings.require_keys == "auto" and is_loopback(settings.host)):
+        return keys
+    raise SettingsError(
+        f"there are no API keys, and others can reach {settings.host}: make one with `smalti new-key NAME"
+        " --file FILE` and set SMALTI_API_KEYS_FILE=FILE; or set SMALTI_REQUIRE_KEYS=off where something"
+        " else decides who gets here"
+    )
+
+
+def _add_door(app: FastAPI, settings: AppSettings, keys: Keys, metrics: HttpMetrics) -> None:
     """Add what every request goes through; the last that is added is the first that sees it."""
     limits = BodyLimits(settings.max_in_flight_bytes, settings.body_timeout_s, settings.min_body_bytes_per_s)
     app.add_middleware(AdmitBodies, metrics=metrics, limits=limits)
     app.add_middleware(InternalErrors)
     app.add_middleware(AnswerMethods)
+    if keys:
+        app.add_middleware(CheckKey, keys=keys, metrics=metrics)
     hosts = (settings.host.lower(), *settings.allowed_hosts)
     app.add_middleware(CheckSite, metrics=metrics, allowed_hosts=hosts, origins=settings.cors_origins)
     if settings.cors_origins:

@@ -26,6 +26,7 @@ Failures are `application/problem+json`; match on `code`.
 # What any request for work may be answered with; a job's own failure only where the answer waits for it.
 WORK_FAILURES = (
     "bad_request",
+    "unauthorized",
     "forbidden_origin",
     "not_acceptable",
     "request_timeout",

@@ -58,15 +58,16 @@ class JobQueue:
         self._position = self._redis.register_script(load_script("position"))
         self._job_events = JobEventReader(self._redis, self._read_news)
 
-    async def submit(self, request: Resolved, job_id: str | None = None) -> JobView:
+    async def submit(self, request: Resolved, job_id: str | None = None, *, owner: str = "") -> JobView:
         """Put a job in the queue; its sources must be in the blob store already.
 
-        job_id: a new one, for a caller that watches the job before it is there.
+        job_id: a new one, for a caller that watches the job before it is there. owner: the name of the API
+        key that it belongs to.
 
         Raises: QueueFull; PipelineNotServed when there are workers, but none that has the pipeline.
         """
         job_id = job_id or new_job_id()
-        fields = job_fields(request, result_ttl_s=self._result_ttl_s)
+        fields = job_fields(request, result_ttl_s=self._result_ttl_s, owner=owner)
         deadline_s = "" if request.deadline_s is None else request.deadline_s
         flat = [part for item in fields.items() for part in item]
         async with available():
@@ -84,6 +85,11 @@ class JobQueue:
             raise PipelineNotServed(request.pipeline)
         view = job_view(job_id, {name: str(value) for name, value in fields.items()})
         return view.model_copy(update={"queue_position": num_waiting})
+
+    async def owner(self, job_id: str) -> str:
+        """Return the name of the API key that a job belongs to; "" for none, also where there is no job."""
+        async with available():
+            return str(await self._redis.hget(job_key(job_id), "owner") or "")
 
     async def get(self, job_id: str) -> JobView:
         """Return the job as it is now.

@@ -1,7 +1,8 @@
 """Settings of the front end, and the one way for any process to read its settings."""
 
 import re
-from typing import Annotated, TypeVar
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
@@ -78,6 +79,15 @@ class AppSettings(ServiceSettings):
     )
     cors_origins: Names = Field(
         default=(), description="Origins whose pages may use the API, such as https://app.example.com; or *."
+    )
+    api_keys: str = Field(
+        default="", description="API keys, hashed, as `smalti new-key` prints them; semicolons between them."
+    )
+    api_keys_file: Path | None = Field(default=None, description="A file with such lines.")
+    require_keys: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Whether requests need a key: auto where there are some, and there must be some unless"
+        " only this machine can reach the API.",
     )
     root_path: str = Field(
         default="",

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from app.codes import with_codes
 from app.errors import NotAcceptable, job_problem_response
 from app.job_events import Watcher
+from app.keys import current_key
 from app.negotiation import JSON_MEDIA_TYPE, Preferences, best_media_type, parse_prefer
 from app.queue import new_job_id
 from app.services import Services
@@ -66,7 +67,8 @@ async def answer(
     _check_num_outputs(negotiated, resolved)
     job_id = new_job_id()
     with services.queue.watch(job_id) if wait_s else nullcontext() as watcher:
-        job = await services.queue.submit(resolved, job_id)
+        key = current_key.get()
+        job = await services.queue.submit(resolved, job_id, owner=key.name if key else "")
         if wait_s:
             cancels = preferences.cancels_on_disconnect
             known = watcher if resolved.deadline_s is None else None

@@ -258,7 +258,7 @@ def test_the_configuration_page_is_the_settings() -> None:
         assert set(told) == {variable_of(name) for name in names}
         for name in names - {"redis_url", "pipelines", "num_threads"}:
             default = kind.model_fields[name].default
-            assert told[variable_of(name)] == ("none" if default in ((), "") else f"`{default}`")
+            assert told[variable_of(name)] == ("none" if default in ((), "", None) else f"`{default}`")
 
 
 def variable_of(name: str) -> str:

@@ -8,6 +8,8 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticKnownError
 
 from app.examples import QUEUED_JOB
+from app.keys import current_key
+from app.services import ServicesNeeded
 from workers.errors import JobNotFound
 
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
@@ -38,5 +40,16 @@ def _read_index(text: object) -> object:
     return text
 
 
-JobId = Annotated[str, Depends(_known_form)]
+async def _visible(job_id: Annotated[str, Depends(_known_form)], services: ServicesNeeded) -> str:
+    """Return the id of a job that the request's key may see: its own, or any for an administrator.
+
+    Raises: JobNotFound.
+    """
+    key = current_key.get()
+    if key is not None and not key.may("admin") and await services.queue.owner(job_id) != key.name:
+        raise JobNotFound(f"there is no job {job_id}, or its result has expired")
+    return job_id
+
+
+JobId = Annotated[str, Depends(_visible)]
 Index = Annotated[int, Field(ge=0), BeforeValidator(_read_index), Path(description="From 0.", examples=[0])]

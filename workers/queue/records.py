@@ -105,7 +105,7 @@ def now_text() -> str:
     return utcformat(datetime.now(UTC))
 
 
-def job_fields(request: Resolved, *, result_ttl_s: int) -> dict[str, str | bytes | int]:
+def job_fields(request: Resolved, *, result_ttl_s: int, owner: str = "") -> dict[str, str | bytes | int]:
     """Return the hash of a new job, as ``rq.job.Job.to_dict`` would, but not compressed."""
     now = now_text()
     return {
@@ -120,6 +120,7 @@ def job_fields(request: Resolved, *, result_ttl_s: int) -> dict[str, str | bytes
         "failure_ttl": result_ttl_s,
         "operation": request.operation,
         "pipeline": request.pipeline,
+        "owner": owner,
         "version": MESSAGES_VERSION,
         "cost": _cost(request),
         "slots": request.num_samples,

@@ -92,7 +92,7 @@ end
 
 -- what is kept of a job that has ended: no request, and short values, as one of more than 64 bytes would
 -- make the hash four times as large
-local KEPT = {'data', 'status', 'origin', 'operation', 'created_at', 'started_at', 'ended_at', 'result_ttl',
+local KEPT = {'data', 'status', 'origin', 'owner', 'operation', 'created_at', 'started_at', 'ended_at', 'result_ttl',
               'tries', 'step', 'total', 'execution', 'error_code', 'error_message'}
 
 -- the one way in which a job ends

@@ -1,0 +1,63 @@
+"""What a request needs a key for, checked before anything of it is read."""
+
+import re
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import Forbidden, Unauthorized, refuse
+from app.keys import Key, Keys, current_key
+from app.keys import Scope as KeyScope
+from app.metrics import HttpMetrics
+
+_OPEN = re.compile(r"/|/health/.*|/docs.*|/openapi\.json|/static-offline-docs/.*")
+_ADMIN = re.compile(r"/metrics")
+_SIGNED = re.compile(r"/jobs/[^/]+/(outputs/[^/]+|images/[^/]+|events)")  # of which browsers send no header
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="smalti"'}
+
+
+class CheckKey:
+    """Middleware that lets requests in by their key: ``Authorization: Bearer``, or a signed address."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, metrics: HttpMetrics) -> None:
+        self._app = app
+        self._keys = keys
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _OPEN.fullmatch(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        try:
+            key = self._admit(scope)
+        except (Unauthorized, Forbidden) as error:
+            self._metrics.count_turned_away(error.code)
+            await refuse(error, scope, receive, send, _CHALLENGE if error.code == "unauthorized" else None)
+            return
+        token = current_key.set(key)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            current_key.reset(token)
+
+    def _admit(self, scope: Scope) -> Key:
+        """Return the key of a request.
+
+        Raises: Unauthorized; Forbidden.
+        """
+        path = scope["path"]
+        kind, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
+        key = self._keys.find(secret.strip()) if kind.lower() == "bearer" else None
+        if key is None and not kind and scope["method"] in ("GET", "HEAD") and _SIGNED.fullmatch(path):
+            signer = self._keys.signer(path, scope["query_string"].decode("latin-1"))
+            if signer is not None:
+                return signer
+        if key is None:
+            raise Unauthorized(
+                "Authorization: this address takes an API key, as `Authorization: Bearer KEY`; "
+                + ("the one that came is unknown" if kind else "none came")
+            )
+        needed: KeyScope = "admin" if _ADMIN.fullmatch(path) else "generate"
+        if not key.may(needed):
+            raise Forbidden(f"Authorization: the key {key.name} lacks the scope {needed}, which this needs")
+        return key

@@ -1,0 +1,158 @@
+"""API keys: who gets in, what each may do, and whose jobs are whose."""
+
+import re
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from app.cli.main import cli
+from app.examples import PROBLEMS
+from app.keys import Key, load_keys, make_key, read_line
+from app.main import create_app
+from app.settings import AppSettings
+from tests.app.conftest import problem_of, serving, settings_for, wait_until, working
+from tests.fake_engine import FakeEngine
+from workers.queue import embedded_server
+from workers.settings import SettingsError
+
+SECRETS, LINES = {}, []
+for name, scopes in (("ada", ["generate"]), ("bob", ["generate"]), ("root", ["admin"]), ("cy", ["batch"])):
+    SECRETS[name], line = make_key(name, scopes)
+    LINES.append(line)
+ADDRESSES = [("GET", "/pipelines"), ("POST", "/generate"), ("GET", "/jobs/x"), ("GET", "/nothing")]
+
+
+def bearer(name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {SECRETS[name]}"}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory) -> Iterator[httpx.Client]:
+    folder = tmp_path_factory.mktemp("keys")
+    server = embedded_server.start(folder / "redis")
+    (folder / "keys").write_text("# who may ask\n\n" + "\n".join(LINES[1:]))
+    settings = settings_for(folder, server.url, api_keys=LINES[0], api_keys_file=folder / "keys")
+    try:
+        with serving(create_app(settings)) as client, working(settings, FakeEngine()):
+            wait_until(lambda: client.get("/health/ready").status_code == 200)
+            yield client
+    finally:
+        server.stop()
+
+
+def generate(client: httpx.Client, name: str, **headers: str) -> httpx.Response:
+    return client.post(
+        "/generate", json={"seed": 1}, headers={"Prefer": "wait=10", **bearer(name), **headers}
+    )
+
+
+@pytest.mark.parametrize(("method", "path"), ADDRESSES)
+def test_without_a_key_only_health_and_docs_are_open(client, method, path):
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {SECRETS['ada']}"}):
+        answer = client.request(method, path, headers=headers)
+        problem_of(answer, 401, "unauthorized")
+        assert answer.headers["www-authenticate"].startswith("Bearer ")
+        assert SECRETS["ada"] not in answer.text
+    for path_ in ("/health/live", "/docs", "/openapi.json"):
+        assert client.get(path_).status_code == 200
+
+
+def test_a_scope_lets_do_what_it_is_for(client):
+    assert generate(client, "ada").status_code == 200
+    assert client.get("/metrics", headers=bearer("root")).status_code == 200
+    assert generate(client, "root").status_code == 200
+    problem_of(client.get("/metrics", headers=bearer("ada")), 403, "forbidden")
+    problem_of(generate(client, "cy"), 403, "forbidden")
+
+
+def test_examples_of_the_refusals_are_what_is_sent(client):
+    assert client.get("/pipelines").json()["detail"] == PROBLEMS["unauthorized"].detail
+    assert client.get("/metrics", headers=bearer("ada")).json()["detail"] == PROBLEMS["forbidden"].detail
+
+
+def test_a_job_is_there_for_its_key_and_administrators_alone(client):
+    job = generate(client, "ada").json()
+    path = f"/jobs/{job['id']}"
+    for name, status in (("ada", 200), ("root", 200), ("bob", 404)):
+        for each in (path, f"{path}/outputs/0", f"{path}/images/0", f"{path}/events"):
+            assert client.get(each, headers=bearer(name)).status_code == status, (name, each)
+    problem_of(client.delete(path, headers=bearer("bob")), 404, "job_not_found")
+
+
+def test_the_address_of_an_output_is_signed_and_for_that_output_alone(client):
+    job = generate(client, "ada").json()
+    url = job["result"]["outputs"][0]["url"]
+    assert job["result"]["images"][0]["url"] == url
+    shown = client.get(url)
+    assert shown.headers["content-type"] == "image/png"
+    query = url.partition("?")[2]
+    other = generate(client, "bob").json()
+    for bad in (
+        f"/jobs/{other['id']}/outputs/0?{query}",
+        f"/jobs/{job['id']}?{query}",
+        url.replace("expires=1", "expires=2"),
+        url.replace("key=ada", "key=bob"),
+        re.sub("signature=.", "signature=é", url),
+        url.partition("&signature")[0],
+    ):
+        problem_of(client.get(bad), 401, "unauthorized")
+    problem_of(client.delete(url), 401, "unauthorized")
+    # Who comes with a key is judged by that.
+    assert client.get(url, headers=bearer("bob")).status_code == 404
+
+
+def test_a_signature_ends():
+    key = Key("ada", frozenset(["generate"]), "00" * 32)
+    url = key.sign("/jobs/x/outputs/0", -1)
+    query = dict(part.split("=") for part in url.partition("?")[2].split("&"))
+    assert int(query["expires"]) < time.time()
+    assert not key.has_signed("/jobs/x/outputs/0", query["expires"], query["signature"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f"ada {'0' * 64}", "line 1 is not NAME SCOPE"),
+        (f"\nada generate,root sha256:{'0' * 64}", "line 2 has a scope that there isn't"),
+        (f"{LINES[0]};{LINES[0]}", "the name ada is there twice"),
+        (SECRETS["ada"], "line 1 is not NAME SCOPE"),
+    ],
+)
+def test_a_bad_line_is_refused_without_showing_it(text, told):
+    with pytest.raises(SettingsError, match=told) as raised:
+        load_keys(text, None)
+    assert SECRETS["ada"] not in str(raised.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.com"])
+def test_a_service_that_others_can_reach_needs_keys_or_a_word(tmp_path, host):
+    settings = settings_for(tmp_path, "redis://127.0.0.1:1", host=host)
+    with pytest.raises(SettingsError, match="smalti new-key") as raised:
+        create_app(settings)
+    assert "SMALTI_REQUIRE_KEYS=off" in str(raised.value)
+    create_app(settings.model_copy(update={"require_keys": "off"}))
+    create_app(settings.model_copy(update={"api_keys": LINES[0]}))
+
+
+def test_a_new_key_is_shown_once_and_only_its_hash_is_kept(tmp_path: Path):
+    file = tmp_path / "keys"
+    made = CliRunner().invoke(cli, ["new-key", "ada", "--scope", "admin", "--file", str(file)])
+    assert made.exit_code == 0
+    secret = made.stdout.strip()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert secret not in file.read_text()
+    assert load_keys("", file).find(secret) == read_line(file.read_text())
+    again = CliRunner().invoke(cli, ["new-key", "ada", "--file", str(file)])
+    assert again.exit_code != 0
+    assert len(file.read_text().splitlines()) == 1
+
+
+def test_a_file_of_keys_that_is_missing_is_told(tmp_path: Path):
+    settings = AppSettings(api_keys_file=tmp_path / "none")
+    with pytest.raises(SettingsError, match="SMALTI_API_KEYS_FILE"):
+        load_keys(settings.api_keys, settings.api_keys_file)

@@ -23,6 +23,7 @@ EXPOSED_HEADERS = (
     "Content-Location",
     "Content-Range",
     "ETag",
+    "Idempotency-Replayed",
     "Location",
     "Preference-Applied",
     "Retry-After",

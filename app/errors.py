@@ -122,6 +122,9 @@ _KINDS: dict[str, _Kind] = {
     },
     "invalid_codes": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The codes can't be used"),
     "unknown_pipeline": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The pipeline is unknown"),
+    "idempotency_key_reused": _Kind(
+        HTTPStatus.UNPROCESSABLE_ENTITY, "The Idempotency-Key belongs to another request"
+    ),
     "queue_full": _Kind(HTTPStatus.TOO_MANY_REQUESTS, "Too many jobs wait"),
     "queue_unavailable": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The queue does not answer"),
     "not_ready": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
@@ -259,10 +262,11 @@ async def refuse(
     await problem_response(problem_of(error.code, str(error)), headers)(scope, receive, send)
 
 
-def job_problem_response(job_id: str, error: JobError) -> Response:
+def job_problem_response(job_id: str, error: JobError, headers: dict[str, str] | None = None) -> Response:
     """Answer with the failure of a job."""
     return problem_response(
-        problem_of(error.code, error.message, job_id=job_id), {"Content-Location": f"/jobs/{job_id}"}
+        problem_of(error.code, error.message, job_id=job_id),
+        {**(headers or {}), "Content-Location": f"/jobs/{job_id}"},
     )
 
 

@@ -63,6 +63,12 @@ class Key:
 current_key: ContextVar[Key | None] = ContextVar("current_key", default=None)
 
 
+def current_owner() -> str:
+    """Return the name of the key whose request is answered now; "" where there are no keys."""
+    key = current_key.get()
+    return key.name if key else ""
+
+
 class Keys:
     """All keys that are known."""
 

@@ -34,6 +34,7 @@ WORK_FAILURES = (
     "unsupported_media_type",
     "invalid_request",
     "unknown_pipeline",
+    "idempotency_key_reused",
     "queue_full",
     "queue_unavailable",
     "too_busy",
@@ -62,6 +63,17 @@ PREFER = {
         " away before."
     ),
 }
+IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+    "example": "order-1234",
+    "description": (
+        "The same request with the same key makes one job, however often it is sent; another request with"
+        " this key is refused. A key is kept as long as its job."
+    ),
+}
 _HEADERS = {
     "Location": "The job's address.",
     "Content-Location": "The address of the job, or of its output.",
@@ -72,6 +84,7 @@ _HEADERS = {
     "Accept-Ranges": "`Range` with one range of bytes gets that part alone.",
     "Content-Range": "Which bytes these are, of how many.",
     "Content-Disposition": "A name for the file.",
+    "Idempotency-Replayed": "`true` where an earlier request with this `Idempotency-Key` made the job.",
     "Smalti-Job-Id": "The job's id.",
     "Smalti-Seed": "The seed, also where it was drawn.",
 }
@@ -105,7 +118,7 @@ def any_problem() -> Responses:
 
 def job_responses(finished: JobView, *, has_output: bool) -> Responses:
     """Describe the answers to a request for work that did not fail."""
-    headers = ["Content-Location", "Preference-Applied"]
+    headers = ["Content-Location", "Preference-Applied", "Idempotency-Replayed"]
     description = "The finished job: with `Prefer: wait`."
     if has_output:
         headers += ["ETag", "Smalti-Job-Id", "Smalti-Seed"]
@@ -114,7 +127,12 @@ def job_responses(finished: JobView, *, has_output: bool) -> Responses:
     if has_output:
         done[200]["content"] |= outputs_content()
     return done | one_job_response(
-        202, "The job waits or runs.", "Location", "Preference-Applied", queued=QUEUED_JOB
+        202,
+        "The job waits or runs.",
+        "Location",
+        "Preference-Applied",
+        "Idempotency-Replayed",
+        queued=QUEUED_JOB,
     )
 
 

@@ -12,16 +12,24 @@ from uuid import uuid4
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
+from app.idempotency import Idempotency
 from app.job_events import JobEvent, JobEventReader, News, Watcher
 from app.queue_checks import QueueChecks
 from app.redis_connections import available, connect, disconnect
-from workers.errors import JobNotFound, PipelineNotServed, QueueFull, QueueUnavailable
+from workers.errors import (
+    IdempotencyKeyReused,
+    JobNotFound,
+    PipelineNotServed,
+    QueueFull,
+    QueueUnavailable,
+)
 from workers.messages import JobStatus, JobView, PreviewImage, Progress, Resolved
 from workers.queue.records import (
     VIEW_FIELDS,
     WORK_RATE,
     blob_key,
     events_key,
+    idempotency_key,
     job_fields,
     job_key,
     job_view,
@@ -58,22 +66,37 @@ class JobQueue:
         self._position = self._redis.register_script(load_script("position"))
         self._job_events = JobEventReader(self._redis, self._read_news)
 
-    async def submit(self, request: Resolved, job_id: str | None = None, *, owner: str = "") -> JobView:
+    async def submit(
+        self,
+        request: Resolved,
+        job_id: str | None = None,
+        idempotency: Idempotency | None = None,
+        *,
+        owner: str = "",
+    ) -> JobView:
         """Put a job in the queue; its sources must be in the blob store already.
 
-        job_id: a new one, for a caller that watches the job before it is there. owner: the name of the API
-        key that it belongs to.
+        job_id: a new one, for a caller that watches the job before it is there. The job that is returned has
+        another where the idempotency key has made one before. owner: the name of the API key that the job
+        belongs to.
 
-        Raises: QueueFull; PipelineNotServed when there are workers, but none that has the pipeline.
+        Raises: QueueFull; PipelineNotServed when there are workers, but none that has the pipeline;
+            IdempotencyKeyReused.
         """
         job_id = job_id or new_job_id()
         fields = job_fields(request, result_ttl_s=self._result_ttl_s, owner=owner)
         deadline_s = "" if request.deadline_s is None else request.deadline_s
         flat = [part for item in fields.items() for part in item]
+        kept_at, digest = "", ""
+        if idempotency is not None:
+            kept_at, digest = idempotency_key(idempotency.owner, idempotency.key), idempotency.digest
         async with available():
-            verdict, num_waiting = await self._submit(
-                args=[job_id, request.priority, self._max_length, deadline_s, request.pipeline, *flat]
-            )
+            verdict, num_waiting, *made = await self._submit(
+                args=[
+                    job_id, request.priority, self._max_length, deadline_s, request.pipeline, kept_at, digest,
+                    *flat,
+                ]
+            )  # fmt: skip
             if verdict == "queue_full":
                 rate = await self._redis.hgetall(WORK_RATE)
                 job_s = float(rate["seconds"]) / float(rate["jobs"]) if rate else 0.0
@@ -83,6 +106,10 @@ class JobQueue:
                 )
         if verdict == "pipeline_not_served":
             raise PipelineNotServed(request.pipeline)
+        if verdict == "idempotency_key_reused":
+            raise IdempotencyKeyReused(made[0])
+        if verdict == "replayed":
+            return await self.get(made[0])
         view = job_view(job_id, {name: str(value) for name, value in fields.items()})
         return view.model_copy(update={"queue_position": num_waiting})
 

@@ -11,8 +11,9 @@ from starlette.responses import Response
 
 from app.codes import with_codes
 from app.errors import NotAcceptable, job_problem_response
+from app.idempotency import Idempotency, idempotency_of
 from app.job_events import Watcher
-from app.keys import current_key
+from app.keys import current_owner
 from app.negotiation import JSON_MEDIA_TYPE, Preferences, best_media_type, parse_prefer
 from app.queue import new_job_id
 from app.services import Services
@@ -34,7 +35,7 @@ Done = TypeVar("Done")
 
 _VARY = "Accept, Prefer"
 _CLIENT_IS_GONE = 499  # which nobody reads
-_CANCELLED = JobError(code="job_cancelled", message="the job was cancelled")
+CANCELLED = JobError(code="job_cancelled", message="the job was cancelled")
 
 
 @dataclass(frozen=True)
@@ -49,43 +50,77 @@ class _Negotiated:
         return self.media_type == JSON_MEDIA_TYPE
 
 
+@dataclass(frozen=True)
+class Submission:
+    """A job as it was when the wait for it was over. is_replay: an earlier request with this key made it."""
+
+    job: JobView
+    is_replay: bool
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Idempotency-Replayed": "true"} if self.is_replay else {}
+
+
 async def answer(
     http: HttpRequest, request: Request, services: Services, files: Sequence[SourceFile] = ()
 ) -> Response:
     """Queue a request and answer: the job, its finished state, or its output, as the headers ask for.
 
-    Raises: NotAcceptable, InvalidRequest, StorageFull, QueueFull, QueueUnavailable.
+    Raises: NotAcceptable, InvalidRequest, StorageFull, QueueFull, QueueUnavailable, IdempotencyKeyReused.
     """
     spec = services.catalog.pipeline_for(request)
     negotiated = _negotiate(http, request, spec)
     preferences = parse_prefer(http.headers.getlist("prefer"))
     wait_s = _wait_s(preferences, negotiated, services)
+    idempotency = await idempotency_of(http, request, files)
     sources = await _unless_gone(http, store_sources(files, spec, services)) if files else []
     if sources is None:
         return Response(status_code=_CLIENT_IS_GONE)
     resolved = services.catalog.resolve(negotiated.request, sources)
     _check_num_outputs(negotiated, resolved)
-    job_id = new_job_id()
-    with services.queue.watch(job_id) if wait_s else nullcontext() as watcher:
-        key = current_key.get()
-        job = await services.queue.submit(resolved, job_id, owner=key.name if key else "")
-        if wait_s:
-            cancels = preferences.cancels_on_disconnect
-            known = watcher if resolved.deadline_s is None else None
-            job = await wait_for(http, job, wait_s, services, known, cancels_on_disconnect=cancels)
-    headers = {"Vary": _VARY}
+    cancels = preferences.cancels_on_disconnect
+    submission = await submit(
+        http, resolved, services, idempotency, wait_s=wait_s, cancels_on_disconnect=cancels
+    )
+    job = submission.job
+    headers = {"Vary": _VARY, **submission.headers}
     if preferences.wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s:g}"
     match job.status:
         case JobStatus.FAILED | JobStatus.CANCELLED:
-            return job_problem_response(job.id, job.error or _CANCELLED)
+            return job_problem_response(job.id, job.error or CANCELLED, submission.headers)
         case JobStatus.SUCCEEDED if not negotiated.is_json:
-            return await _output_response(job, headers, services)
+            return await _output_response(http, job, headers, services)
         case JobStatus.SUCCEEDED:
             headers["Content-Location"] = f"/jobs/{job.id}"
             return await job_response(job, services, 200, headers)
         case _:
             return await job_response(job, services, 202, headers | {"Location": f"/jobs/{job.id}"})
+
+
+async def submit(
+    http: HttpRequest,
+    resolved: Resolved,
+    services: Services,
+    idempotency: Idempotency | None,
+    *,
+    wait_s: float = 0,
+    cancels_on_disconnect: bool = False,
+) -> Submission:
+    """Queue a job, or find the one that the key has made, and wait for it.
+
+    Raises: QueueFull; QueueUnavailable; PipelineNotServed; IdempotencyKeyReused.
+    """
+    job_id = new_job_id()
+    with services.queue.watch(job_id) if wait_s else nullcontext() as watcher:
+        job = await services.queue.submit(resolved, job_id, idempotency, owner=current_owner())
+        is_replay = job.id != job_id
+        if wait_s:
+            known = watcher if resolved.deadline_s is None and not is_replay else None
+            cancels = cancels_on_disconnect and not is_replay
+            job = await wait_for(http, job, wait_s, services, known, cancels_on_disconnect=cancels)
+    return Submission(job, is_replay)
 
 
 async def job_response(
@@ -191,12 +226,23 @@ async def _disconnected(http: HttpRequest) -> None:
         pass
 
 
-async def _output_response(job: JobView, headers: dict[str, str], services: Services) -> Response:
-    """Answer with the one output of a job; with why it is missing where it failed."""
+async def _output_response(
+    http: HttpRequest, job: JobView, headers: dict[str, str], services: Services
+) -> Response:
+    """Answer with the one output of a job; with why it is missing where it failed.
+
+    Raises: NotAcceptable for a job whose first request accepted another format.
+    """
     assert job.result is not None
     if job.result.outputs and (error := job.result.outputs[0].error):
-        return job_problem_response(job.id, error)
+        return job_problem_response(job.id, error, headers)
     output = await asyncio.to_thread(services.results.read, job.id, 0)
+    accept = ",".join(http.headers.getlist("accept"))
+    if best_media_type(accept, [output.media_type]) is None:
+        raise NotAcceptable(
+            f"Accept: the Idempotency-Key has made job {job.id}, whose output is {output.media_type};"
+            f" got {accept[:200]}"
+        )
     headers = headers | {
         "ETag": f'"{output.sha256}"',
         "Content-Location": f"/jobs/{job.id}/outputs/0",

@@ -5,6 +5,7 @@ ServiceError
 │   ├── InvalidSource     a file that can't be used
 │   ├── InvalidCodes      codes out of range, of a wrong grid, or of another tokenizer
 │   └── UnknownPipeline   no such pipeline, or no such class in it
+├── IdempotencyKeyReused  the key has made a job of another request
 ├── QueueFull             too many jobs wait
 ├── QueueUnavailable      the queue server does not answer
 ├── JobNotFound           no such job, or its result has expired
@@ -45,6 +46,16 @@ class InvalidCodes(InvalidRequest):
 
 class UnknownPipeline(InvalidRequest):
     code = "unknown_pipeline"
+
+
+class IdempotencyKeyReused(ServiceError):
+    code = "idempotency_key_reused"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"Idempotency-Key: it has made job {job_id} of another request;"
+            " send a new key with each new request"
+        )
 
 
 class QueueFull(ServiceError):

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from app.codes import codes_of_answer
 from app.examples import DECODE_EXAMPLES, DECODED_JOB
-from app.openapi import PREFER, WORK_FAILURES, job_responses, problems
+from app.openapi import IDEMPOTENCY_KEY, PREFER, WORK_FAILURES, job_responses, problems
 from app.routes.bodies import JsonRoute, takes_json
 from app.services import ServicesNeeded
 from app.submit import answer
@@ -25,7 +25,7 @@ router = APIRouter(tags=["work"], route_class=JsonRoute)
     dependencies=[Depends(takes_json)],
     response_class=Response,
     responses=job_responses(DECODED_JOB, has_output=True) | problems(*WORK_FAILURES, "invalid_codes"),
-    openapi_extra={"parameters": [PREFER]},
+    openapi_extra={"parameters": [PREFER, IDEMPOTENCY_KEY]},
 )
 async def decode(
     http: HttpRequest,

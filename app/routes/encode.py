@@ -17,7 +17,7 @@ from app.errors import InvalidFields
 from app.examples import ENCODE_EXAMPLES, ENCODED_JOB
 from app.field_errors import FieldError, short
 from app.negotiation import JSON_MEDIA_TYPE
-from app.openapi import PREFER, WORK_FAILURES, job_responses, problems
+from app.openapi import IDEMPOTENCY_KEY, PREFER, WORK_FAILURES, job_responses, problems
 from app.routes.bodies import FORM_MEDIA_TYPE, JsonRoute, media_type_of, takes
 from app.services import ServicesNeeded
 from app.sources import SourceFile, files_of
@@ -74,7 +74,7 @@ def empty_for_a_form(body: Any) -> Any:
     response_class=Response,
     responses=job_responses(ENCODED_JOB, has_output=False) | problems(*WORK_FAILURES, "invalid_image"),
     openapi_extra={
-        "parameters": [PREFER],
+        "parameters": [PREFER, IDEMPOTENCY_KEY],
         "requestBody": {"content": {FORM_MEDIA_TYPE: {"schema": _FORM}}},
     },
 )

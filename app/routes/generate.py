@@ -7,7 +7,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from app.examples import GENERATE_EXAMPLES, GENERATED_JOB
-from app.openapi import PREFER, WORK_FAILURES, job_responses, problems
+from app.openapi import IDEMPOTENCY_KEY, PREFER, WORK_FAILURES, job_responses, problems
 from app.routes.bodies import JsonRoute, takes_json
 from app.services import ServicesNeeded
 from app.submit import answer
@@ -23,7 +23,7 @@ router = APIRouter(tags=["work"], route_class=JsonRoute)
     dependencies=[Depends(takes_json)],
     response_class=Response,
     responses=job_responses(GENERATED_JOB, has_output=True) | problems(*WORK_FAILURES),
-    openapi_extra={"parameters": [PREFER]},
+    openapi_extra={"parameters": [PREFER, IDEMPOTENCY_KEY]},
 )
 async def generate(
     http: HttpRequest,

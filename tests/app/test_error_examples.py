@@ -106,6 +106,14 @@ def send_half_a_body(service: Service) -> httpx.Response:
     return httpx.Response(status, json=problem, headers={"content-type": PROBLEM_MEDIA_TYPE})
 
 
+def reuse_a_key(service: Service) -> httpx.Response:
+    headers = {"Idempotency-Key": "order-1234"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.submit.new_job_id", lambda: QUEUED_JOB.id)
+        service.post("/generate", json={}, headers=headers)
+    return service.post("/generate", json={"seed": 7}, headers=headers)
+
+
 def fail_unexpectedly(service: Service) -> httpx.Response:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("app.submit.parse_prefer", None)
@@ -135,6 +143,7 @@ PROVOKE: dict[str, Callable[[Service], httpx.Response]] = {
     "unknown_pipeline": lambda service: service.post("/generate", json={"pipeline": "mnist"}),
     "invalid_image": lambda service: service.post("/encode", json={"source": "AAAA"}),
     "invalid_codes": send_foreign_code,
+    "idempotency_key_reused": reuse_a_key,
     "queue_full": fill_queue,
     "queue_unavailable": stop_queue,
     "not_ready": lambda service: service.client.get("/health/ready"),

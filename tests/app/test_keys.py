@@ -84,6 +84,13 @@ def test_a_job_is_there_for_its_key_and_administrators_alone(client):
     problem_of(client.delete(path, headers=bearer("bob")), 404, "job_not_found")
 
 
+def test_idempotency_keys_belong_to_one_key(client):
+    first, again, other = (
+        generate(client, name, **{"Idempotency-Key": "mine"}).json()["id"] for name in ("ada", "ada", "bob")
+    )
+    assert first == again != other
+
+
 def test_the_address_of_an_output_is_signed_and_for_that_output_alone(client):
     job = generate(client, "ada").json()
     url = job["result"]["outputs"][0]["url"]

@@ -9,6 +9,7 @@ submitted, and end them where it looks for their results.
 """
 
 import base64
+import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -98,6 +99,14 @@ def revoked_key(worker: str) -> str:
 def blob_key(sha256: str) -> str:
     """The set of jobs that refer to a blob and have not ended."""
     return f"{PREFIX}:blob:{sha256}"
+
+
+def idempotency_key(owner: str, key: str) -> str:
+    """What a client's key has made: "<digest of the request> <job id>", kept as long as the job.
+
+    owner: whose key it is, as the keys of one client mean nothing to another.
+    """
+    return f"{PREFIX}:idempotency:{owner}:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def now_text() -> str:

@@ -99,7 +99,8 @@ local KEPT = {'data', 'status', 'origin', 'owner', 'operation', 'created_at', 's
 local function finish(id, status, event, ended_at, registry, ...)
   end_lease(id)
   local key = 'RQ:job:' .. id
-  local job = redis.call('HMGET', key, 'origin', 'operation', 'result_ttl', 'blobs', 'version')
+  local job = redis.call('HMGET', key, 'origin', 'operation', 'result_ttl', 'blobs', 'version',
+                         'idempotency_key')
   local ttl_s = job[3] or 3600 -- a job that RQ's own client enqueued may lack it
   local data = '["' .. (job[2] or '') .. '",null,[],{}]'
   redis.call('HSET', key, 'status', status, 'ended_at', ended_at, 'data', data, ...)
@@ -124,6 +125,7 @@ local function finish(id, status, event, ended_at, registry, ...)
     redis.call('EXPIRE', 'OUR:events:' .. id, ttl_s)
   end
   redis.call('EXPIRE', key, ttl_s)
+  if job[6] then redis.call('EXPIRE', job[6], ttl_s) end
 end
 
 local function fail(id, ended_at, code, message)

@@ -17,7 +17,7 @@ async def with_codes(job: JobView, services: "Services") -> JobView:
 
     Raises: JobNotFound when they have expired.
     """
-    job = _with_addresses(job, services)
+    job = with_addresses(job, services)
     if job.result is None or job.result.codes is None or job.result.codes.codes is not None:
         return job
     codes = await asyncio.to_thread(services.results.read_codes, job.id)
@@ -25,7 +25,7 @@ async def with_codes(job: JobView, services: "Services") -> JobView:
     return job.model_copy(update={"result": job.result.model_copy(update={"codes": filled})})
 
 
-def _with_addresses(job: JobView, services: "Services") -> JobView:
+def with_addresses(job: JobView, services: "Services") -> JobView:
     """Return the job with addresses of its outputs that can be got as they are.
 
     Where keys are needed they are signed, for as long as a result is kept; a proxy's prefix comes before.

@@ -14,6 +14,7 @@ from redis.backoff import ExponentialBackoff
 
 from app.idempotency import Idempotency
 from app.job_events import JobEvent, JobEventReader, News, Watcher
+from app.job_list import JobPage, read_page
 from app.queue_checks import QueueChecks
 from app.redis_connections import available, connect, disconnect
 from workers.errors import (
@@ -23,7 +24,7 @@ from workers.errors import (
     QueueFull,
     QueueUnavailable,
 )
-from workers.messages import JobStatus, JobView, PreviewImage, Progress, Resolved
+from workers.messages import JobStatus, JobView, Operation, PreviewImage, Progress, Resolved
 from workers.queue.records import (
     VIEW_FIELDS,
     WORK_RATE,
@@ -112,6 +113,24 @@ class JobQueue:
             return await self.get(made[0])
         view = job_view(job_id, {name: str(value) for name, value in fields.items()})
         return view.model_copy(update={"queue_position": num_waiting})
+
+    async def page(
+        self,
+        owner: str,
+        *,
+        status: JobStatus | None = None,
+        operation: Operation | None = None,
+        limit: int,
+        cursor: str | None = None,
+    ) -> JobPage:
+        """Return jobs of an API key, the newest first; see ``read_page``.
+
+        Raises: InvalidRequest.
+        """
+        async with available():
+            return await read_page(
+                self._redis, owner, status=status, operation=operation, limit=limit, cursor=cursor
+            )
 
     async def owner(self, job_id: str) -> str:
         """Return the name of the API key that a job belongs to; "" for none, also where there is no job."""

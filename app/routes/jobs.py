@@ -1,17 +1,54 @@
-"""Jobs: look up, wait for, cancel."""
+"""Jobs: list, look up, wait for, cancel."""
 
-from fastapi import APIRouter
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from app.codes import with_addresses
 from app.examples import CANCELLED_JOB, GENERATED_JOB, QUEUED_JOB, RUNNING_JOB
+from app.job_list import MAX_JOBS
+from app.keys import current_owner
 from app.negotiation import parse_prefer
 from app.openapi import PREFER_WAIT, one_job_response, problems
 from app.routes.places import JobId
 from app.services import ServicesNeeded
 from app.submit import job_response, wait_for
+from workers.messages import JobStatus, JobView, Operation
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+
+_PAGE: Any = {"jobs": [QUEUED_JOB.model_dump(mode="json")], "next": f"1767323045.123456-{QUEUED_JOB.id}"}
+
+
+class JobList(BaseModel):
+    """A page of jobs, the newest first. Codes are not in it: look the job up for them."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_PAGE]})
+
+    jobs: list[JobView]
+    next: str | None = Field(description="The `cursor` of the next page; null on the last one.")
+
+
+@router.get("", operation_id="list_jobs", summary="List one's jobs", responses=problems("queue_unavailable"))
+async def list_jobs(
+    services: ServicesNeeded,
+    status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
+    operation: Annotated[Operation | None, Query(description="Only jobs of this kind.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_JOBS, description="The most on a page.")] = 20,
+    cursor: Annotated[str | None, Query(max_length=64, description="The `next` of the page before.")] = None,
+) -> JobList:
+    """Show the jobs of the request's API key, or all where there are no keys.
+
+    With filters a page may have few jobs, or none, and a `next` all the same.
+    """
+    page = await services.queue.page(
+        current_owner(), status=status, operation=operation, limit=limit, cursor=cursor
+    )
+    return JobList(jobs=[with_addresses(job, services) for job in page.jobs], next=page.next)
 
 
 @router.get(

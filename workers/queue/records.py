@@ -101,6 +101,11 @@ def blob_key(sha256: str) -> str:
     return f"{PREFIX}:blob:{sha256}"
 
 
+def jobs_key(owner: str) -> str:
+    """The ids of the jobs of an API key, by when they were submitted; some have expired."""
+    return f"{PREFIX}:jobs:{owner}"
+
+
 def idempotency_key(owner: str, key: str) -> str:
     """What a client's key has made: "<digest of the request> <job id>", kept as long as the job.
 

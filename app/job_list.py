@@ -1,0 +1,90 @@
+"""One's jobs, the newest first, in pages."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import redis.asyncio
+
+from workers.errors import InvalidRequest
+from workers.messages import OPERATIONS, JobStatus, JobView, Operation
+from workers.queue.records import VIEW_FIELDS, job_key, job_view, jobs_key, result_key
+
+MAX_JOBS = 100  # on a page
+_CHUNK = 200  # jobs that are looked at together
+_MAX_SEEN = 2_000  # for one page, however few of them match
+_CURSOR = re.compile(r"([0-9]{1,17}(?:\.[0-9]{1,9})?)-([0-9a-f]{32})")
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """Some jobs. next: where the page after it begins; None on the last one."""
+
+    jobs: Sequence[JobView]
+    next: str | None
+
+
+async def read_page(
+    client: redis.asyncio.Redis,
+    owner: str,
+    *,
+    status: JobStatus | None,
+    operation: Operation | None,
+    limit: int,
+    cursor: str | None,
+) -> JobPage:
+    """Return the jobs of an API key that match, from a cursor on.
+
+    A page may have fewer jobs than asked for, and even none, and another after it.
+
+    Raises: InvalidRequest for what is no cursor.
+    """
+    score, last_id = _read_cursor(cursor)
+    statuses = tuple(JobStatus) if status is None else (status,)
+    operations = OPERATIONS if operation is None else (operation,)
+    found: list[JobView] = []
+    num_seen = 0
+    while num_seen < _MAX_SEEN:
+        entries: list[tuple[str, float]] = await client.zrevrangebyscore(  # type: ignore[assignment]
+            jobs_key(owner), score, "-inf", start=0, num=_CHUNK, withscores=True
+        )
+        fresh = [each for each in entries if last_id is None or each[::-1] < (float(score), last_id)]
+        views = await _views(client, [job_id for job_id, _ in fresh])
+        for (job_id, at), view in zip(fresh, views, strict=True):
+            score, last_id = repr(at), job_id
+            num_seen += 1
+            if view is not None and view.status in statuses and view.operation in operations:
+                found.append(view)
+            if len(found) == limit:
+                return JobPage(found, f"{score}-{last_id}")
+        if len(entries) < _CHUNK:
+            return JobPage(found, None)
+    return JobPage(found, f"{score}-{last_id}")
+
+
+def _read_cursor(cursor: str | None) -> tuple[str, str | None]:
+    if cursor is None:
+        return "+inf", None
+    parts = _CURSOR.fullmatch(cursor)
+    if parts is None:
+        raise InvalidRequest(f"cursor: is not the `next` of a page, got {cursor[:64]!r}")
+    return parts[1], parts[2]
+
+
+async def _views(client: redis.asyncio.Redis, job_ids: Sequence[str]) -> list[JobView | None]:
+    """Return jobs as they are, None for those that have expired."""
+    if not job_ids:
+        return []
+    async with client.pipeline(transaction=False) as pipeline:
+        for job_id in job_ids:
+            pipeline.hmget(job_key(job_id), VIEW_FIELDS)
+            pipeline.get(result_key(job_id))
+        answers = await pipeline.execute()
+    views: list[JobView | None] = []
+    for job_id, values, result in zip(job_ids, answers[::2], answers[1::2], strict=True):
+        job = {name: value for name, value in zip(VIEW_FIELDS, values, strict=True) if value is not None}
+        try:
+            views.append(job_view(job_id, job, result))
+        except KeyError:
+            views.append(None)
+    return views

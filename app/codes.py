@@ -3,7 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from app.keys import current_key
+from app.keys import shown_address
 from workers.messages import DecodeRequest, JobStatus, JobView, Result
 
 if TYPE_CHECKING:
@@ -30,16 +30,14 @@ def with_addresses(job: JobView, services: "Services") -> JobView:
 
     Where keys are needed they are signed, for as long as a result is kept; a proxy's prefix comes before.
     """
-    key, settings = current_key.get(), services.settings
-    if job.result is None or (key is None and not settings.root_path):
+    if job.result is None:
         return job
-    outputs = []
+    settings, outputs = services.settings, []
     for output in job.result.outputs:
         url = output.url
         if url is not None:
-            signed = url if key is None else key.sign(url, settings.result_ttl_s)
-            output = output.model_copy(update={"url": settings.root_path + signed})
-        outputs.append(output)
+            url = settings.root_path + shown_address(url, settings.result_ttl_s)
+        outputs.append(output.model_copy(update={"url": url}))
     return job.model_copy(update={"result": job.result.model_copy(update={"outputs": outputs})})
 
 

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.field_errors import FieldError, field_errors
 from app.methods import allowed_methods
+from app.openai_errors import is_openai, problem_as_failure
 from models.media.base import MEDIA
 from workers.errors import InvalidRequest, QueueFull, ServiceError
 from workers.messages import JobError
@@ -225,15 +226,19 @@ def problem_of(
 
 
 class ProblemResponse(Response):
-    """A problem; ``instance`` gets the prefix under which the request came."""
+    """A problem, with the request's prefix in ``instance``; below /v1 as OpenAI's clients read it."""
 
     media_type = PROBLEM_MEDIA_TYPE
 
     def __init__(self, problem: Problem, headers: dict[str, str]) -> None:
         super().__init__(problem.model_dump_json(exclude_none=True), problem.status, headers)
         self._problem = problem
+        self._own_headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if is_openai(scope):
+            await problem_as_failure(self._problem, self._own_headers)(scope, receive, send)
+            return
         root_path = scope.get("root_path", "")
         if root_path and self._problem.instance:
             problem = self._problem.model_copy(update={"instance": root_path + self._problem.instance})

@@ -69,6 +69,12 @@ def current_owner() -> str:
     return key.name if key else ""
 
 
+def shown_address(path: str, lifetime_s: int) -> str:
+    """Return a path as the current request's client is told it: signed where there are keys."""
+    key = current_key.get()
+    return path if key is None else key.sign(path, lifetime_s)
+
+
 class Keys:
     """All keys that are known."""
 

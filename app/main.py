@@ -20,7 +20,7 @@ from app.metrics import CountRequests, HttpMetrics
 from app.openapi import DESCRIPTION, any_problem, use_openapi
 from app.queue import JobQueue
 from app.root_path import UseRootPath
-from app.routes import decode, encode, events, generate, health, jobs, metrics, outputs, pipelines
+from app.routes import decode, encode, events, generate, health, jobs, metrics, openai, outputs, pipelines
 from app.services import Services
 from app.settings import AppSettings
 from workers.blobs import BlobStore
@@ -37,6 +37,7 @@ _TAGS = [
     {"name": "work", "description": "Requests that become jobs."},
     {"name": "jobs", "description": "Jobs, their progress and their outputs."},
     {"name": "pipelines", "description": "What there is to ask for."},
+    {"name": "openai", "description": "OpenAI's Images API, for its unmodified clients."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
 
@@ -83,7 +84,7 @@ def create_app(settings: AppSettings) -> FastAPI:
     app.state.http_metrics = HttpMetrics()
     add_error_handlers(app)
     _add_door(app, settings, keys, app.state.http_metrics)
-    for routes in (generate, encode, decode, jobs, outputs, events, pipelines, health, metrics):
+    for routes in (generate, encode, decode, jobs, outputs, events, pipelines, health, metrics, openai):
         app.include_router(routes.router)
     app.add_api_route("/", _home, include_in_schema=False)
     use_openapi(app)

@@ -102,7 +102,7 @@ def problems(*codes: str) -> Responses:
                 "content": {
                     PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
                 },
-                "headers": _describe(*(["Retry-After"] if problem.status in (429, 503) else [])),
+                "headers": headers_of(*(["Retry-After"] if problem.status in (429, 503) else [])),
             },
         )
         value = problem.model_dump(mode="json", exclude_none=True)
@@ -143,7 +143,7 @@ def one_job_response(status: int, description: str, *headers: str, **examples: J
             "model": JobView,
             "description": description,
             "content": {JSON_MEDIA_TYPE: {"examples": _values(examples)}},
-            "headers": _describe(*headers),
+            "headers": headers_of(*headers),
         }
     }
 
@@ -155,12 +155,12 @@ def output_responses() -> Responses:
         200: {
             "description": "The output's bytes.",
             "content": outputs_content(),
-            "headers": _describe(*headers),
+            "headers": headers_of(*headers),
         },
         206: {
             "description": "The part of the bytes that `Range` asks for.",
             "content": outputs_content(),
-            "headers": _describe(*headers, "Content-Range"),
+            "headers": headers_of(*headers, "Content-Range"),
         },
         304: {"description": "The client has this output already."},
     }
@@ -192,5 +192,6 @@ def _values(examples: Mapping[str, BaseModel]) -> dict[str, Any]:
     return {name: {"value": example.model_dump(mode="json")} for name, example in examples.items()}
 
 
-def _describe(*names: str) -> dict[str, Any]:
+def headers_of(*names: str) -> dict[str, Any]:
+    """Describe headers of an answer."""
     return {name: {"description": _HEADERS[name], "schema": {"type": "string"}} for name in names}

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -104,6 +105,10 @@ def test_every_example_runs_and_gives_what_is_shown(
     for block in blocks(page):
         if block.language == "json" and output:
             assert_shows(json.loads(block.text), json.loads(output))
+        if block.language == "python":
+            text = block.text.replace("localhost:8000", address)
+            run_command(f"{sys.executable} -c {shlex.quote(text)}", environment, tmp_path)
+            check_files(tmp_path, written, text)
         if block.language != "sh" or block.is_long:
             continue
         is_problem_shown = f'```sh\n{block.text}```\n\n```json\n{{\n  "type": "urn:' in page.read_text()

@@ -1,6 +1,5 @@
 """GET /jobs/{id}/events: what happens to a job, as server-sent events."""
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated
@@ -10,20 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 
 from app.codes import with_codes
+from app.event_stream import EVENT_STREAM, HEADERS, KEEP_ALIVE, with_signs_of_life
 from app.examples import GENERATED_JOB
 from app.job_events import JobEvent
 from app.openapi import Responses, problems
 from app.routes.places import JobId
 from app.services import Services, ServicesNeeded
-from workers.errors import JobNotFound, QueueUnavailable, ServiceError
+from workers.errors import JobNotFound, QueueUnavailable
 from workers.messages import JobStatus, JobView, PreviewImage, Progress
 
 router = APIRouter(tags=["jobs"])
 
-KEEP_ALIVE_S = 15.0  # proxies close a silent connection, often after 30 or 60 seconds
 RETRY_MS = 1000
-MAX_UNSENT = 16  # events; a client that reads slower misses previews
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class JobUpdate(BaseModel):
@@ -52,7 +49,7 @@ _RESPONSES: Responses = {
             "Events of kind `status`, `progress` and, if the request has `preview`, `preview`; the one that"
             " ends the job is the last. Of previews only the latest is kept, and none when the job has ended."
         ),
-        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}},
+        "content": {EVENT_STREAM: {"schema": {"type": "string"}, "example": _EXAMPLE}},
     },
     204: {"description": "The job has ended, and the client has heard of it."},
 }
@@ -81,7 +78,7 @@ async def follow_job(
         if not missed:
             return Response(status_code=204)  # tells a browser not to connect again
         events = _replay(missed)
-    return StreamingResponse(_stream(events, services), headers=_HEADERS, media_type="text/event-stream")
+    return StreamingResponse(_stream(events, services), headers=HEADERS, media_type=EVENT_STREAM)
 
 
 async def _replay(events: list[JobEvent]) -> AsyncGenerator[JobEvent]:
@@ -96,43 +93,12 @@ async def _stream(events: AsyncGenerator[JobEvent], services: Services) -> Async
     after the last event that it has.
     """
     yield f"retry: {RETRY_MS}\n\n"
-    unsent: asyncio.Queue[JobEvent | None] = asyncio.Queue(MAX_UNSENT)
-    tasks = [
-        asyncio.create_task(_follow(events, unsent)),
-        asyncio.create_task(_wait_for_end(services, unsent)),
-    ]
     try:
-        while True:
-            try:
-                async with asyncio.timeout(KEEP_ALIVE_S):
-                    event = await unsent.get()
-            except TimeoutError:
-                yield ": \n\n"
-                continue
-            if event is None:
-                return
-            yield await _text(event, services)
+        async with aclosing(with_signs_of_life(events, services)) as following:
+            async for event in following:
+                yield KEEP_ALIVE if event is None else await _text(event, services)
     except (QueueUnavailable, JobNotFound):
         return
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-async def _follow(events: AsyncGenerator[JobEvent], unsent: asyncio.Queue[JobEvent | None]) -> None:
-    """Pass events on, in a task of its own: when it is cancelled, the generator is surely closed."""
-    try:
-        async with aclosing(events):
-            async for event in events:
-                await unsent.put(event)
-    except ServiceError:
-        pass  # the client connects again, and hears of it
-    await unsent.put(None)
-
-
-async def _wait_for_end(services: Services, unsent: asyncio.Queue[JobEvent | None]) -> None:
-    await services.is_ending.wait()
-    await unsent.put(None)
 
 
 async def _text(event: JobEvent, services: Services) -> str:

@@ -163,7 +163,7 @@ def test_an_unknown_job_can_not_be_followed(service):
 
 
 def test_silence_is_broken_by_comments(service, monkeypatch):
-    monkeypatch.setattr("app.routes.events.KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr("app.event_stream.KEEP_ALIVE_S", 0.05)
     service.engine.is_held.set()
     job_id = submit(service.client)
     threading.Timer(0.5, service.engine.is_held.clear).start()

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from app.errors import PROBLEM_MEDIA_TYPE
+from app.root_path import is_below
 from tests.app.conftest import problem_of
 from tests.fake_engine import FINGERPRINT
 
@@ -24,6 +25,11 @@ VALID = [
     ("/decode", {"codes": CODES["codes"], "tokenizer": FINGERPRINT, "pipeline": "tiny"}),
     ("/decode", {"operation": "encode", "pipeline": "tiny", "seed": None, "codes": CODES, "warnings": []}),
     ("/encode", {"source": ["iVBORw0KGgo="], "effort": 0}),
+    ("/v1/images/generations", {"prompt": "sneaker", "model": "tiny", "n": 2, "size": "8x8", "user": "u"}),
+    (
+        "/v1/images/generations",
+        {"prompt": "sneaker", "stream": True, "partial_images": 1, "style": "vivid", "labels": {}, "seed": 7},
+    ),
 ]
 ODD = [
     None,
@@ -120,7 +126,13 @@ def broken(body: bytes, rng) -> bytes:
 
 
 def check(response, num_bytes_sent: int) -> None:
-    if response.status_code >= 400:
+    if response.status_code >= 400 and is_below(response.url.path, "/v1"):
+        assert response.status_code in (400, 404, 405, 413, 415, 429), response.text
+        error = response.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["type"] in ("invalid_request_error", "rate_limit_error")
+        assert len(response.content) <= max(num_bytes_sent, SMALL_ANSWER)
+    elif response.status_code >= 400:
         code = response.json()["code"] if response.headers["content-type"] == PROBLEM_MEDIA_TYPE else "none"
         problem = problem_of(response, response.status_code, code)
         assert response.status_code in (400, 404, 405, 406, 409, 413, 415, 416, 422, 429), response.text
@@ -155,7 +167,18 @@ def test_no_address_or_header_makes_the_server_fail(service, seed):
             rng.choice(["", "outputs", "images", "events", *PATHS]),
         ]
         path = "/".join(["/jobs", *parts, rng.choice(["", "0", *PATHS])][: rng.randrange(2, 5)])
-        path = rng.choice([path, path, path, "/generate", "/encode", "/pipelines", "/openapi.json"])
+        path = rng.choice(
+            [
+                path,
+                path,
+                path,
+                f"/v1/models/{rng.choice(PATHS)}",
+                "/generate",
+                "/encode",
+                "/pipelines",
+                "/openapi.json",
+            ]
+        )
         headers = {
             name.encode(): rng.choice(values).encode("latin-1")
             for name, values in HEADERS.items()

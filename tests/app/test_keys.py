@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 from typer.testing import CliRunner
 
@@ -111,6 +112,18 @@ def test_the_address_of_an_output_is_signed_and_for_that_output_alone(client):
     problem_of(client.delete(url), 401, "unauthorized")
     # Who comes with a key is judged by that.
     assert client.get(url, headers=bearer("bob")).status_code == 404
+
+
+def test_an_openai_client_gets_in_by_its_key_and_gets_signed_addresses(client):
+    url = f"{client.base_url}/v1/"
+    with openai.OpenAI(base_url=url, api_key=SECRETS["ada"], max_retries=0) as known:
+        (image,) = known.images.generate(prompt="Sneaker", response_format="url").data
+        assert client.get(image.url).headers["content-type"] == "image/png"
+    with (
+        openai.OpenAI(base_url=url, api_key="wrong", max_retries=0) as unknown,
+        pytest.raises(openai.AuthenticationError, match="this address takes an API key"),
+    ):
+        unknown.models.list()
 
 
 def test_a_signature_ends():

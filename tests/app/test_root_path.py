@@ -51,6 +51,14 @@ def test_addresses_of_jobs_and_outputs_have_the_prefix(client, prefix):
     assert picture.headers["content-location"].startswith(f"{ROOT}/jobs/")
 
 
+def test_openais_addresses_have_the_prefix(client, prefix):
+    body = {"prompt": "sneaker", "response_format": "url"}
+    (picture,) = client.post(f"{prefix}/v1/images/generations", json=body).json()["data"]
+    assert picture["url"].startswith(f"{client.base_url}{ROOT}/jobs/")
+    assert client.get(picture["url"]).headers["content-type"] == "image/png"
+    assert "error" in client.get(f"{prefix}/v1/models/none").json()
+
+
 def test_events_and_failures_of_jobs_have_the_prefix(client, prefix):
     job = client.post(f"{prefix}/generate", json={}, headers=WAIT).json()
     events = client.get(f"{prefix}/jobs/{job['id']}/events").text

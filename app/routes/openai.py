@@ -1,0 +1,209 @@
+"""OpenAI's Images API and list of models, for its unmodified clients."""
+
+import asyncio
+from contextlib import suppress
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Depends, Path
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from app.errors import NotReady, job_problem_response
+from app.event_stream import EVENT_STREAM
+from app.idempotency import idempotency_of
+from app.keys import shown_address
+from app.negotiation import JSON_MEDIA_TYPE
+from app.openai_errors import OpenAIFailure, failure_of, failure_response
+from app.openai_examples import IMAGES_ANSWER, IMAGES_EVENTS, IMAGES_EXAMPLES, MODELS
+from app.openai_images import (
+    MAX_SECONDS,
+    ImageData,
+    ImagesAnswer,
+    ImagesRequest,
+    ModelInfo,
+    ModelList,
+    generate_request,
+    images_answer,
+    in_base64,
+    models_of,
+    pipeline_named,
+    pipeline_of,
+    wants_urls,
+)
+from app.openai_stream import STOPPING, stream_images
+from app.openapi import IDEMPOTENCY_KEY, Responses, headers_of
+from app.routes.bodies import JsonRoute, takes_json
+from app.services import Services, ServicesNeeded
+from app.submit import CANCELLED, submit
+from models.spec import SPEC_FILE, PipelineSpec
+from workers.errors import ServiceError
+from workers.messages import JobStatus, JobView
+
+_MARGIN_S = 10.0  # between the end of a job's time, and the end of the wait for it
+
+
+def _failures(*examples: tuple[int, str, str, str | None]) -> Responses:
+    """Describe failures: each of (status, code, message, param); and any other, of the same shape."""
+    found: Responses = {
+        status: {
+            "model": OpenAIFailure,
+            "description": message,
+            "content": {JSON_MEDIA_TYPE: {"example": failure_of(status, code, message, param).model_dump()}},
+        }
+        for status, code, message, param in examples
+    }
+    other = failure_of(500, "internal_error", "The server's log says more.").model_dump()
+    found["default"] = {
+        "model": OpenAIFailure,
+        "description": "Any other failure.",
+        "content": {JSON_MEDIA_TYPE: {"example": other}},
+    }
+    return found
+
+
+_NO_MODEL = (404, "model_not_found", "model: there is no 'gpt-5'; known are emoji-64", "model")
+_NO_EDITS = (400, "unsupported", "editing pictures is not supported; /v1/images/generations is", None)
+_ANSWERS: Responses = {
+    200: {
+        "model": ImagesAnswer,
+        "description": "The pictures; with `stream`, events: partial pictures, then each picture.",
+        "content": {
+            JSON_MEDIA_TYPE: {"example": IMAGES_ANSWER.model_dump(exclude_none=True)},
+            EVENT_STREAM: {"schema": {"type": "string"}, "example": IMAGES_EVENTS},
+        },
+        "headers": headers_of("Idempotency-Replayed", "Smalti-Job-Id", "Smalti-Seed"),
+    }
+}
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
+
+
+@router.post(
+    "/images/generations",
+    operation_id="openai_create_images",
+    summary="Generate images, as OpenAI's clients ask for them",
+    dependencies=[Depends(takes_json)],
+    response_class=Response,
+    responses=_ANSWERS
+    | _failures(
+        (400, "invalid_request", "n: should be less than or equal to 10, got 11", "n"),
+        _NO_MODEL,
+        (429, "queue_full", "256 jobs wait, which is the most that may", None),
+    ),
+    openapi_extra={"parameters": [IDEMPOTENCY_KEY]},
+)
+async def create_images(
+    http: HttpRequest,
+    request: Annotated[ImagesRequest, Body(openapi_examples=IMAGES_EXAMPLES)],
+    services: ServicesNeeded,
+) -> Response:
+    """Queue the request and answer with the pictures. The job is cancelled if the client goes away before.
+
+    With an `Idempotency-Key` it goes on, so that the client finds it when it asks again.
+    """
+    spec = pipeline_of(request.model, services.catalog)
+    wanted = generate_request(request, spec)
+    resolved = services.catalog.resolve(wanted)
+    idempotency = await idempotency_of(http, wanted, ())
+    if request.stream:
+        submission = await submit(http, resolved, services, idempotency)
+        return stream_images(submission, request, spec, services, keeps_job=idempotency is not None)
+    submission = await submit(
+        http,
+        resolved,
+        services,
+        idempotency,
+        wait_s=MAX_SECONDS + _MARGIN_S,
+        cancels_on_disconnect=idempotency is None,
+    )
+    job = submission.job
+    if job.status == JobStatus.SUCCEEDED:
+        base = str(http.base_url).rstrip("/") if wants_urls(request) else None
+        headers = submission.headers | {"Smalti-Job-Id": job.id}
+        return await _pictures(request, spec, job, base, headers, services)
+    if job.status.is_terminal:
+        return job_problem_response(job.id, job.error or CANCELLED, submission.headers)
+    if idempotency is None:
+        with suppress(ServiceError):
+            await services.queue.cancel(job.id)
+    raise NotReady(STOPPING)
+
+
+async def _pictures(
+    request: ImagesRequest,
+    spec: PipelineSpec,
+    job: JobView,
+    base: str | None,
+    headers: dict[str, str],
+    services: Services,
+) -> Response:
+    """Answer with the pictures of a job. base: before their addresses; None for the pictures themselves."""
+    assert job.result is not None
+
+    def read() -> str:
+        assert job.result is not None
+        data, ttl_s = [], services.settings.result_ttl_s
+        for output in job.result.outputs:
+            if output.error is not None:
+                data.append(ImageData(error=output.error))
+            elif base is not None:
+                data.append(ImageData(url=base + shown_address(output.url or "", ttl_s)))
+            else:
+                file = services.results.read(job.id, output.sample)
+                data.append(ImageData(b64_json=in_base64(file.data)))
+        return images_answer(request, spec, job, data).model_dump_json(exclude_none=True)
+
+    headers = headers | {"Smalti-Seed": str(job.result.seed)}
+    return Response(await asyncio.to_thread(read), 200, headers, media_type=JSON_MEDIA_TYPE)
+
+
+@router.post(
+    "/images/edits",
+    operation_id="openai_edit_images",
+    summary="Not supported: edit images",
+    response_class=Response,
+    status_code=400,
+    responses=_failures(_NO_EDITS),
+)
+@router.post(
+    "/images/variations",
+    operation_id="openai_vary_images",
+    summary="Not supported: vary images",
+    response_class=Response,
+    status_code=400,
+    responses=_failures(_NO_EDITS),
+)
+async def edit_images() -> Response:
+    """Say that it is not supported."""
+    status, code, message, param = _NO_EDITS
+    return failure_response(status, failure_of(status, code, message, param))
+
+
+@router.get(
+    "/models",
+    operation_id="openai_list_models",
+    summary="List the pipelines that draw",
+    responses=_failures() | {200: {"content": {JSON_MEDIA_TYPE: {"example": MODELS.model_dump()}}}},
+)
+async def list_models(services: ServicesNeeded) -> ModelList:
+    """List the pipelines that draw; the first is what a request gets that names none."""
+    return ModelList(data=[_model(spec.name, services) for spec in models_of(services.catalog)])
+
+
+@router.get(
+    "/models/{model}",
+    operation_id="openai_get_model",
+    summary="Look up a pipeline that draws",
+    responses=_failures(_NO_MODEL)
+    | {200: {"content": {JSON_MEDIA_TYPE: {"example": MODELS.data[0].model_dump()}}}},
+)
+async def get_model(
+    model: Annotated[str, Path(description="A pipeline's name.", examples=["fashion-mnist"])],
+    services: ServicesNeeded,
+) -> ModelInfo:
+    """Show a pipeline. OpenAI's own models are not among them, though requests may name them."""
+    return _model(pipeline_named(model, services.catalog).name, services)
+
+
+def _model(name: str, services: Services) -> ModelInfo:
+    file = services.catalog[name].folder / SPEC_FILE
+    return ModelInfo(id=name, created=int(file.stat().st_mtime))

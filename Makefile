@@ -73,7 +73,7 @@ $(VENV)/.smalti: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.smalti
 	@echo "Installing the tools for tests, checks and training" >&2
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev]' --editable './client[all]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

@@ -33,7 +33,7 @@ START_TIMEOUT_S = 110
 COMMAND_TIMEOUT_S = 120
 _BLOCK = re.compile(r"(?:<!-- (?P<mark>\w+)\b.*?-->\n)?```(?P<language>\w*)\n(?P<text>.*?)```", re.S)
 EXACT = ("code", "detail", "fingerprint", "medium", "name", "operation", "pipeline", "status", "tokenizer")
-_FOLDERS = "app|workers|models|training|tests|weights|benchmarks|docs"
+_FOLDERS = "app|workers|models|training|tests|weights|benchmarks|docs|client|examples"
 
 
 def name_of(page: Path) -> str:

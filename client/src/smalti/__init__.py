@@ -1,0 +1,55 @@
+"""The Python client of Smalti: prompts to pictures, pictures to codes and back."""
+
+from smalti.async_client import AsyncClient, AsyncJob
+from smalti.client import Client, Job
+from smalti.errors import (
+    AnswerLost,
+    AnswerUnreadable,
+    ConnectionFailed,
+    FieldError,
+    InvalidRequest,
+    JobCancelled,
+    JobFailed,
+    MissingPackage,
+    NoBytes,
+    NotAllowed,
+    NotFound,
+    RequestFailed,
+    SmaltiError,
+    Unavailable,
+    UnusableSource,
+    WaitTimeout,
+)
+from smalti.models import Codes, Event, Health, JobInfo, Output, Pipeline, Preview, Progress, Result
+
+__all__ = [
+    "AnswerLost",
+    "AnswerUnreadable",
+    "AsyncClient",
+    "AsyncJob",
+    "Client",
+    "Codes",
+    "ConnectionFailed",
+    "Event",
+    "FieldError",
+    "Health",
+    "InvalidRequest",
+    "Job",
+    "JobCancelled",
+    "JobFailed",
+    "JobInfo",
+    "MissingPackage",
+    "NoBytes",
+    "NotAllowed",
+    "NotFound",
+    "Output",
+    "Pipeline",
+    "Preview",
+    "Progress",
+    "RequestFailed",
+    "Result",
+    "SmaltiError",
+    "Unavailable",
+    "UnusableSource",
+    "WaitTimeout",
+]

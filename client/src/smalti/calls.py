@@ -1,0 +1,94 @@
+"""Requests as they go out: what to send where, and whether it makes a job."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from smalti.errors import NoBytes, UnusableSource
+from smalti.fields import Encoded, Operation, Source
+from smalti.models import Codes, Result
+from smalti.sources import files_of
+
+JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, to be sent as often as it takes.
+
+    path: below the base address, or an address that the service gave. read_timeout_s: instead of the
+    connection's own.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    json: Any = None
+    form: Mapping[str, str] | None = None
+    files: Sequence[bytes] = ()
+    read_timeout_s: float | None = None
+
+    @property
+    def makes_job(self) -> bool:
+        """Whether sending it twice could make two jobs."""
+        return self.method == "POST"
+
+
+def work_call(operation: Operation, fields: Mapping[str, Any], idempotency_key: str | None) -> Call:
+    """Return the request that makes a job. Fields that are None are left out.
+
+    Raises: UnusableSource; NoBytes; MissingPackage.
+    """
+    key = idempotency_key or uuid.uuid4().hex
+    headers = {"Accept": JSON, "Idempotency-Key": key}
+    fields = dict(fields)
+    source: Source | Sequence[Source] | None = fields.pop("source", None) if operation == "encode" else None
+    given = {name: _plain(value) for name, value in fields.items() if value is not None}
+    match operation:
+        case "encode":
+            if source is None:
+                raise UnusableSource("source: is required; give a path, bytes, an image or a list of them")
+            form = {name: _text(value) for name, value in given.items()}
+            # A boundary of its own, so that another try has the same bytes: a key stands for one body.
+            boundary = uuid.uuid5(uuid.NAMESPACE_OID, key).hex
+            headers["Content-Type"] = f"multipart/form-data; boundary={boundary}"
+            return Call("POST", operation, headers, form=form, files=files_of(source))
+        case "decode":
+            body = codes_body(given.pop("codes", None))
+            return Call("POST", operation, headers, json={**body, **given})
+        case "generate":
+            return Call("POST", operation, headers, json=given)
+    raise ValueError(f"operation: is generate, encode or decode, got {operation!r}")
+
+
+def codes_body(encoded: Encoded | None) -> dict[str, Any]:
+    """Return codes as /decode takes them, from anything that holds them.
+
+    Raises: NoBytes for a result without codes.
+    """
+    match encoded:
+        case Result(codes=None):
+            raise NoBytes(
+                f"this result of {encoded.operation} holds no codes: encode returns them, and generate with"
+                " return_codes=True"
+            )
+        case Result(codes=Codes() as codes) | (Codes() as codes):
+            return {"codes": codes.model_dump(mode="json", exclude_unset=True)}
+        case Mapping():
+            is_codes = "grid" in encoded and "operation" not in encoded
+            return {"codes": dict(encoded)} if is_codes else dict(encoded)
+        case None:
+            return {}
+    return {"codes": encoded}
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can say: NumPy's numbers and arrays, and lists of them, as Python's own."""
+    if isinstance(value, (list, tuple)):
+        return [each.tolist() if hasattr(each, "tolist") else each for each in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,261 @@
+"""The client that blocks."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from types import TracebackType
+from typing import Any, Literal, Self, Unpack, overload
+
+import httpx
+
+from smalti.errors import SmaltiError
+from smalti.fields import DecodeFields, Encoded, EncodeFields, GenerateFields, Operation, Source
+from smalti.following import follow
+from smalti.many import check_many, fields_of, total_of
+from smalti.models import Event, Health, JobInfo, Pipeline, Result
+from smalti.progress import Bar
+from smalti.running import SyncIO, iterate, run
+from smalti.service import (
+    DEFAULT_REQUEST_TIMEOUT_S,
+    DEFAULT_RETRY_S,
+    DEFAULT_TIMEOUT_S,
+    DEFAULT_URL,
+    Service,
+)
+
+
+class Client:
+    """Talks to a Smalti service; may be used by several threads.
+
+    timeout_s: how long to wait for a job; a job that takes longer goes on, see ``WaitTimeout``. retry_s: how
+    long a service that is full, not ready or gone is tried again. request_timeout_s: how long one answer may
+    take. http: to bring certificates, proxies or a transport of your own; it stays yours to close.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry_s: float = DEFAULT_RETRY_S,
+        request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
+        http: httpx.Client | None = None,
+    ) -> None:
+        self._owned: httpx.Client | None = None
+        if http is None:
+            http = self._owned = httpx.Client(limits=httpx.Limits(max_keepalive_connections=32))
+        self._timeout_s = timeout_s
+        self._service = Service(SyncIO(http), base_url, api_key, retry_s, request_timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._owned is not None:
+            self._owned.close()
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        timeout_s: float | None = None,
+        progress: bool = False,
+        cancel_on_timeout: bool = False,
+        **fields: Unpack[GenerateFields],
+    ) -> Result:
+        """Generate outputs of a prompt or of labels, and fetch them.
+
+        Raises: InvalidRequest, JobFailed, WaitTimeout, ConnectionFailed; all are SmaltiError.
+        """
+        job = self.submit("generate", prompt=prompt, **fields)
+        return job.wait(timeout_s, progress=progress, cancel_on_timeout=cancel_on_timeout)
+
+    def encode(
+        self,
+        source: Source | Sequence[Source],
+        *,
+        timeout_s: float | None = None,
+        progress: bool = False,
+        cancel_on_timeout: bool = False,
+        **fields: Unpack[EncodeFields],
+    ) -> Result:
+        """Turn a picture, or a list of at most 64, into codes: paths, bytes, images, arrays of pixels.
+
+        Raises: as ``generate``; UnusableSource, also for a path that can't be read.
+        """
+        job = self.submit("encode", source=source, **fields)
+        return job.wait(timeout_s, progress=progress, cancel_on_timeout=cancel_on_timeout)
+
+    def decode(
+        self,
+        codes: Encoded,
+        *,
+        timeout_s: float | None = None,
+        progress: bool = False,
+        cancel_on_timeout: bool = False,
+        **fields: Unpack[DecodeFields],
+    ) -> Result:
+        """Turn codes into pictures, and fetch them: what ``encode`` gave, or an array with its ``tokenizer``.
+
+        Raises: as ``generate``; NoBytes for a result without codes.
+        """
+        job = self.submit("decode", codes=codes, **fields)
+        return job.wait(timeout_s, progress=progress, cancel_on_timeout=cancel_on_timeout)
+
+    @overload
+    def map(
+        self,
+        operation: Operation,
+        requests: Iterable[Any],
+        *,
+        concurrency: int = ...,
+        progress: bool = ...,
+        return_errors: Literal[False] = False,
+        **fields: Any,
+    ) -> Iterator[Result]: ...
+    @overload
+    def map(
+        self,
+        operation: Operation,
+        requests: Iterable[Any],
+        *,
+        concurrency: int = ...,
+        progress: bool = ...,
+        return_errors: bool,
+        **fields: Any,
+    ) -> Iterator[Result | SmaltiError]: ...
+    def map(
+        self,
+        operation: Operation,
+        requests: Iterable[Any],
+        *,
+        concurrency: int = 8,
+        progress: bool = False,
+        return_errors: bool = False,
+        **fields: Any,
+    ) -> Iterator[Result | SmaltiError]:
+        """Yield the results of many requests in their order, while others are under way.
+
+        requests: prompts, sources or codes, or mappings of fields, which go before ``fields``; read only as
+        far as needed, so they may be endless. return_errors: yield the error of a request that fails, instead
+        of raising it, which gives up those that wait and waits for those under way.
+        """
+        check_many(requests, concurrency)
+        return self._map(operation, requests, concurrency, progress, return_errors, fields)
+
+    def _map(
+        self,
+        operation: Operation,
+        requests: Iterable[Any],
+        concurrency: int,
+        progress: bool,
+        return_errors: bool,
+        fields: Mapping[str, Any],
+    ) -> Iterator[Result | SmaltiError]:
+        def work(request: Any) -> Result | SmaltiError:
+            try:
+                return self.submit(operation, **{**fields, **fields_of(operation, request)}).wait()
+            except SmaltiError as error:
+                if return_errors:
+                    return error
+                raise
+
+        waiting: deque[Future[Result | SmaltiError]] = deque()
+        remaining = iter(requests)
+        pool = ThreadPoolExecutor(concurrency, "smalti")
+        try:
+            with Bar(operation, is_on=progress, total=total_of(requests)) as bar:
+                while True:
+                    for request in islice(remaining, 2 * concurrency - len(waiting)):
+                        waiting.append(pool.submit(work, request))
+                    if not waiting:
+                        return
+                    result = waiting.popleft().result()
+                    bar.count()
+                    yield result
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def submit(self, operation: Operation, *, idempotency_key: str | None = None, **fields: Any) -> "Job":
+        """Make a job and return at once. fields: of generate, encode (``source``) or decode (``codes``).
+
+        idempotency_key: drawn when left out; the same key makes one job, where the service knows such keys.
+        """
+        info = run(self._service.submit(operation, fields, idempotency_key))
+        return Job(self._service, info, self._timeout_s)
+
+    def job(self, job_id: str) -> "Job":
+        """Look up a job. Raises: NotFound."""
+        return Job(self._service, run(self._service.look_up(job_id)), self._timeout_s)
+
+    def fetch(self, result: Result) -> Result:
+        """Get the bytes of outputs that are not here, such as those of a result that was kept as JSON."""
+        run(self._service.fetch(result))
+        return result
+
+    def pipelines(self) -> list[Pipeline]:
+        """Return what there is to ask for, the default first."""
+        return run(self._service.pipelines())
+
+    def health(self) -> Health:
+        """Return whether a job would be worked on now; it raises only where nothing answers."""
+        return run(self._service.health())
+
+
+class Job:
+    """A job on the service. info: as it was last seen."""
+
+    def __init__(self, service: Service, info: JobInfo, timeout_s: float) -> None:
+        self._service = service
+        self._timeout_s = timeout_s
+        self.info = info
+
+    @property
+    def id(self) -> str:
+        """What ``client.job`` finds it by."""
+        return self.info.id
+
+    def refresh(self) -> JobInfo:
+        """Look it up again."""
+        self.info = run(self._service.look_up(self.id))
+        return self.info
+
+    def wait(
+        self,
+        timeout_s: float | None = None,
+        *,
+        progress: bool = False,
+        cancel_on_timeout: bool = False,
+        fetch: bool = True,
+    ) -> Result:
+        """Return its result once it has ended, with the bytes of its outputs unless ``fetch`` is False.
+
+        timeout_s: the client's own when left out. Raises: JobFailed; JobCancelled; WaitTimeout.
+        """
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        self.info = run(
+            self._service.wait(self.info, timeout_s, progress=progress, cancel_on_timeout=cancel_on_timeout)
+        )
+        return run(self._service.result_of(self.info, fetch=fetch))
+
+    def events(self, timeout_s: float | None = None) -> Iterator[Event]:
+        """Yield what happens to it, until it has ended or the time is over: status, progress, previews."""
+        for event in iterate(follow(self._service.connection, self.id, timeout_s)):
+            self.info = event.job or self.info
+            yield event
+
+    def cancel(self) -> JobInfo:
+        """Cancel it; a job that has ended stays as it is."""
+        self.info = run(self._service.cancel(self.id))
+        return self.info
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r}, {self.info.status!r})"

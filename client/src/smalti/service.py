@@ -1,0 +1,119 @@
+"""All that is said to the service, once for both clients."""
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import aclosing
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from smalti.calls import Call, work_call
+from smalti.connection import Connection, ConnectionConfig, read
+from smalti.errors import AnswerUnreadable, JobCancelled, JobFailed, RequestFailed, WaitTimeout
+from smalti.fields import Operation
+from smalti.following import JOB, follow, look_up
+from smalti.models import Health, JobInfo, Output, Pipeline, Result
+from smalti.progress import Bar
+from smalti.running import IO
+
+_PIPELINES = TypeAdapter(list[Pipeline])
+_HEALTH = TypeAdapter(Health)
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_TIMEOUT_S = 600.0
+DEFAULT_RETRY_S = 60.0
+DEFAULT_REQUEST_TIMEOUT_S = 60.0
+
+
+class Service:
+    """A conversation with one service.
+
+    Every method raises ConnectionFailed, RequestFailed and AnswerUnreadable, beside what it names.
+    """
+
+    def __init__(
+        self, io: IO, base_url: str, api_key: str | None, retry_s: float, request_timeout_s: float
+    ) -> None:
+        agent = f"smalti-client/{_version()}"
+        config = ConnectionConfig(base_url, api_key, retry_s, request_timeout_s, agent)
+        self.connection = Connection(io, config)
+
+    async def submit(
+        self, operation: Operation, fields: Mapping[str, Any], idempotency_key: str | None
+    ) -> JobInfo:
+        """Make a job, and return it. Raises: UnusableSource; NoBytes; MissingPackage; AnswerLost."""
+        call = work_call(operation, fields, idempotency_key)
+        try:
+            return read(await self.connection.request(call), JOB)
+        except RequestFailed as failure:
+            if failure.job_id is None:
+                raise
+            return await self.look_up(failure.job_id)  # which an earlier request with this key made
+
+    async def look_up(self, job_id: str) -> JobInfo:
+        """Return a job as it is. Raises: NotFound."""
+        return await look_up(self.connection, job_id)
+
+    async def cancel(self, job_id: str) -> JobInfo:
+        """Cancel a job, and return it as it is then; one that has ended stays so. Raises: NotFound."""
+        return read(await self.connection.request(Call("DELETE", f"jobs/{job_id}")), JOB)
+
+    async def wait(
+        self, job: JobInfo, timeout_s: float, *, progress: bool, cancel_on_timeout: bool
+    ) -> JobInfo:
+        """Return a job once it has ended. Raises: WaitTimeout."""
+        with Bar(f"{job.operation} {job.id[:8]}", is_on=progress) as bar:
+            if not job.has_ended:
+                async with aclosing(follow(self.connection, job.id, timeout_s)) as events:
+                    async for event in events:
+                        bar.show(event)
+                        job = event.job or job.model_copy(update={"status": event.status})
+        if job.has_ended:
+            return job
+        if cancel_on_timeout:
+            job = await self.cancel(job.id)
+        raise WaitTimeout(job, timeout_s, is_cancelled=cancel_on_timeout)
+
+    async def result_of(self, job: JobInfo, *, fetch: bool) -> Result:
+        """Return what came of a job that has ended. Raises: JobFailed; JobCancelled."""
+        if job.status == "cancelled":
+            raise JobCancelled(job)
+        if job.status != "succeeded" or job.result is None:
+            raise JobFailed(job)
+        if fetch:
+            await self.fetch(job.result)
+        return job.result
+
+    async def fetch(self, result: Result) -> None:
+        """Get the bytes of all outputs that have any and are not fetched yet. Raises: NotFound."""
+        for output in result.outputs:
+            if output.url is not None and not output.is_fetched:
+                output.take(await self._bytes_of(output, output.url))
+
+    async def pipelines(self) -> list[Pipeline]:
+        """Return what there is to ask for, the default first."""
+        return read(await self.connection.request(Call("GET", "pipelines")), _PIPELINES)
+
+    async def health(self) -> Health:
+        """Return whether a job would be worked on now."""
+        try:
+            answer = await self.connection.request(Call("GET", "health/ready"), retry_s=0)
+        except RequestFailed as failure:
+            if failure.status != 503:
+                raise
+            return Health(is_ready=False, detail=failure.detail)
+        return read(answer, _HEALTH)
+
+    async def _bytes_of(self, output: Output, url: str) -> bytes:
+        data = (await self.connection.request(Call("GET", url))).content
+        if output.sha256 is not None and hashlib.sha256(data).hexdigest() != output.sha256:
+            raise AnswerUnreadable(f"{url}: the bytes that came are not the output's: their sha256 differs")
+        return data
+
+
+def _version() -> str:
+    try:
+        return version("smalti-client")
+    except PackageNotFoundError:  # run from its source
+        return "0"

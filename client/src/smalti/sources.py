@@ -1,0 +1,60 @@
+"""What encode takes, as bytes of files: paths, bytes, open files, Pillow images and arrays of pixels."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smalti.errors import MissingPackage, UnusableSource
+from smalti.fields import Source
+from smalti.models import png_of
+
+
+def files_of(source: Source | Sequence[Source]) -> list[bytes]:
+    """Return the bytes of one file, or of each in a list or tuple.
+
+    Raises: UnusableSource; MissingPackage.
+    """
+    each = list(source) if isinstance(source, (list, tuple)) else [source]
+    if not each:
+        raise UnusableSource("source: the list is empty; give at least one picture")
+    return [_file_of(one) for one in each]
+
+
+def _file_of(source: Any) -> bytes:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source)
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            return Path(source).read_bytes()
+        except OSError as error:  # so that one of many fails alone
+            raise UnusableSource(f"source: can't read {os.fspath(source)!r}: {error.strerror}") from error
+    if hasattr(source, "__array_interface__") and hasattr(source, "dtype"):
+        return _png_of_array(source)
+    if hasattr(source, "save") and hasattr(source, "mode"):
+        return png_of(source)
+    if hasattr(source, "read"):
+        data = source.read()
+        if isinstance(data, bytes):
+            return data
+        raise UnusableSource("source: the file is open as text; open it with mode 'rb'")
+    raise UnusableSource(
+        "source: give a path, bytes, a file open for reading, a Pillow image or a NumPy array of uint8,"
+        f" got {type(source).__name__}"
+    )
+
+
+def _png_of_array(array: Any) -> bytes:
+    """Return pixels as a PNG: (height, width) or (height, width, 1, 3 or 4) of uint8."""
+    shape = tuple(array.shape)
+    is_picture = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
+    if str(array.dtype) != "uint8" or not is_picture or 0 in shape:
+        raise UnusableSource(
+            "source: an array is one picture, (height, width) or (height, width, 1, 3 or 4) of uint8, got"
+            f" {shape} of {array.dtype}; give several as a list"
+        )
+    try:
+        from PIL import Image
+    except ImportError:
+        raise MissingPackage("pillow", "arrays of pixels") from None
+    return png_of(Image.fromarray(array[..., 0] if len(shape) == 3 and shape[2] == 1 else array))

@@ -18,6 +18,7 @@ from models.conditioning import Conditions
 from models.networks.text_encoder import PromptEncoder, find_minilm, import_minilm
 from training.data.bad_files import MAX_BAD_SHARE
 from training.data.captioned import LabelNames, is_captioned, read_captions
+from training.data.code_folder import read_codes
 from training.data.dataset import DataError, describe_other_labels, scale_to_unit
 from training.data.sources import load_dataset
 
@@ -31,7 +32,8 @@ _NUM_PREVIEWED_CLASSES = 10
 class TrainingData:
     """Training images (N, C, H, W) uint8 with labels (N, K) int64, and captions where they have some.
 
-    preview_labels (M, K) and preview_prompts are what a run draws pictures of to show its progress.
+    preview_labels (M, K) and preview_prompts are what a run draws pictures of to show its progress. codes:
+    (N, *grid), where there are these instead of images.
     """
 
     images: Tensor
@@ -40,6 +42,7 @@ class TrainingData:
     preview_labels: Tensor
     captions: tuple[tuple[str, ...], ...] = ()
     preview_prompts: tuple[str, ...] = ()
+    codes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,7 @@ def read_training_data(
         names = {"class": dataset.class_names}
         if label_names is not None and dict(label_names) != names:
             raise DataError(describe_other_labels(source, names, label_names))
-        num_classes = len(dataset.class_names)
-        previewed_classes = torch.linspace(0, num_classes - 1, min(num_classes, _NUM_PREVIEWED_CLASSES))
-        previews = previewed_classes.long().repeat_interleave(8)[:, None]
+        previews = _preview_labels(len(dataset.class_names))
         return TrainingData(dataset.images, dataset.labels[:, None], names, previews)
     captions = read_captions(Path(source), label_names)
     captions.say(image_size_px=image_size_px, channels=channels)
@@ -134,6 +135,28 @@ def read_training_data(
         captions=tuple(line.caption for line in data.lines),
         preview_prompts=tuple(line.caption[0] for line in previewed.lines),
     )
+
+
+def read_coded_data(folder: Path, tokenizer: Tokenizer) -> TrainingData:
+    """Read a folder of codes that this tokenizer made; see ``code_folder.read_codes``.
+
+    Raises: DataError.
+    """
+    data = read_codes(folder, tokenizer.fingerprint())
+    logger.info("%s: %d rows to train on, in %d classes", folder, len(data.codes), len(data.class_names))
+    return TrainingData(
+        images=torch.empty(0, *tokenizer.signal_shape, dtype=torch.uint8),
+        labels=data.labels[:, None],
+        label_names={"class": data.class_names},
+        preview_labels=_preview_labels(len(data.class_names)),
+        codes=data.codes,
+    )
+
+
+def _preview_labels(num_classes: int) -> Tensor:
+    """Return eight rows (M, 1) of each of some classes."""
+    classes = torch.linspace(0, num_classes - 1, min(num_classes, _NUM_PREVIEWED_CLASSES))
+    return classes.long().repeat_interleave(8)[:, None]
 
 
 def load_text_encoder(folder: Path | None, cache: Path) -> PromptEncoder:
@@ -155,8 +178,12 @@ def encode_examples(
     """Encode images and captions; the captions' states are kept in the folder ``cache``.
 
     Without a tokenizer, latents are left out. Flipped images are not added where there are captions, which
-    may not hold of a mirror image.
+    may not hold of a mirror image, nor to codes, which have those that they were made with.
     """
+    if data.codes is not None:
+        assert tokenizer is not None
+        latents = look_up(tokenizer, data.codes)
+        return Examples(latents, data.labels, None, Conditions(data.preview_labels))
     labels = data.labels
     latents = torch.zeros(len(labels), 0) if tokenizer is None else encode_images(tokenizer, data.images)
     if encoder is None:
@@ -188,6 +215,14 @@ def encode_images(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     device = tokenizer.latent_mean.device
     batches = [scale_to_unit(batch).to(device) for batch in images.split(500)]
     return torch.cat([tokenizer.encode(batch).to("cpu", torch.bfloat16) for batch in batches])
+
+
+@torch.inference_mode()
+def look_up(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
+    """Return latents (N, d, h, w) bfloat16 of ``codes`` (N, h, w)."""
+    device = tokenizer.latent_mean.device
+    batches = [tokenizer.lookup(batch.long().to(device)) for batch in codes.split(500)]
+    return torch.cat([batch.to("cpu", torch.bfloat16) for batch in batches])
 
 
 def _encode_texts(encoder: PromptEncoder, texts: Sequence[str], cache: Path) -> Tensor:

@@ -28,12 +28,14 @@ from training.compiling import Compiler
 from training.config_file import TrainingError
 from training.data.bad_files import MAX_BAD_SHARE
 from training.data.captioned import LabelNames, is_captioned
+from training.data.code_folder import code_folder
 from training.evaluation.plots import save_grid
 from training.examples import (
     Examples,
     TrainingData,
     encode_examples,
     load_text_encoder,
+    read_coded_data,
     read_training_data,
     take,
 )
@@ -47,13 +49,14 @@ from training.run import Processes, Run, batch_rows, generator_for
 class PriorTrainingConfig(FitConfig):
     """What ``smalti train prior`` reads from its TOML file.
 
+    ``data`` may be ``codes:DIR``, a folder of codes that this tokenizer made (``docs/codes.md``).
     ``tokenizer`` is a ``tokenizer.safetensors``; ``output`` is the finished pipeline's folder, named as it.
     Where ``data`` is a folder with captions, the prior takes prompts, and ``text_encoder`` is a folder with
     ``text_encoder.safetensors``; without it, all-MiniLM-L6-v2 comes from its package. A share of
     ``condition_dropout`` of the samples is trained without conditions. ``start_from`` is a
     ``prior.safetensors`` whose weights the run starts with, instead of random ones. With
     ``horizontal_flips`` each image is also learnt from flipped; not in a folder with captions, where what is
-    said of an image may not hold of its mirror image.
+    said of an image may not hold of its mirror image, nor in one of codes, which has its own (``--flips``).
     """
 
     tokenizer: Path
@@ -119,19 +122,23 @@ def _train(config: PriorTrainingConfig, run: Run) -> None:
     """Take the steps that are left, and write the pipeline."""
     processes = run.processes
     tokenizer = Tokenizer.load(config.tokenizer).to(processes.device)
-    data = read_training_data(
-        config.data,
-        image_size_px=tokenizer.config.image_size_px,
-        channels=tokenizer.config.image_channels,
-        max_bad_share=config.max_bad_share,
-    )
+    folder_of_codes = code_folder(config.data)
+    if folder_of_codes is not None:
+        data = read_coded_data(folder_of_codes, tokenizer)
+    else:
+        data = read_training_data(
+            config.data,
+            image_size_px=tokenizer.config.image_size_px,
+            channels=tokenizer.config.image_channels,
+            max_bad_share=config.max_bad_share,
+        )
     encoder = load_text_encoder(config.text_encoder, config.folder) if data.captions else None
     shape = network_config(config.prior, tokenizer, data.label_names, encoder)
     spec = prior_spec(config, tokenizer, data.label_names, takes_prompt=shape.takes_prompt)
     torch.manual_seed(config.seed)
     network = _first_network(config, shape).to(processes.device)
-    flips = 2 if config.horizontal_flips and not data.captions else 1
-    num_examples = len(data.images) * flips
+    flips = 2 if config.horizontal_flips and not data.captions and data.codes is None else 1
+    num_examples = len(data.labels) * flips
     preflight.check(
         (
             preflight.other_pipeline(config.output, spec),
@@ -207,7 +214,8 @@ def data_digest(data: TrainingData) -> str:
         "labels": {name: list(names) for name, names in data.label_names.items()},
         "captions": data.captions,
     }
-    return fingerprint(named, {"images": data.images, "labels": data.labels})
+    tensors = {"images": data.images} if data.codes is None else {"codes": data.codes}
+    return fingerprint(named, {**tensors, "labels": data.labels})
 
 
 def prior_spec(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.bulk import BulkOptions, decode_folder, encode_folder
 from app.cli.outputs import Outputs, require_success
 from app.cli.terminal import (
     CommandError,
@@ -95,20 +96,49 @@ def generate(
 
 
 def encode(
-    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files; - is standard input.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE",
+            help="PNG, JPEG or WebP files; - is standard input. With --out also folders, patterns, tars and"
+            " parquet files.",
+        ),
+    ],
     pipeline: PipelineName = None,
     effort: Annotated[int, typer.Option(help="Sweeps over the image in search of better codes.")] = 0,
     return_psnr: Annotated[
         bool, typer.Option("--return-psnr", help="Also tell how well the codes decode, in dB.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write shards of codes here: see docs/codes.md.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only every N-th shard, from the I-th: for N machines.")
+    ] = None,
+    shard_size: Annotated[
+        int | None, typer.Option(help="Pictures in a shard; 8192 if left out.", min=1)
+    ] = None,
+    flips: Annotated[bool, typer.Option("--flips", help="Also encode each picture flipped.")] = False,
+    column: Annotated[str | None, typer.Option(help="Of parquet files: which holds the pictures.")] = None,
+    decoders: Annotated[
+        int | None, typer.Option(help="Processes that decode pictures.", min=1, max=64)
+    ] = None,
 ) -> None:
     """Turn images into codes: JSON on standard output, as the result of POST /encode.
 
-    Of several files, a line each, in order, with the file's name in it.
+    Of several files, a line each, in order, with the file's name in it. With --out, shards of a data set.
     """
     from app.sources import SourceFile
     from workers.messages import MAX_SAMPLES_PER_JOB, EncodeRequest
 
+    options = BulkOptions(shard, shard_size, flips, column, decoders)
+    if out is not None:
+        _request(EncodeRequest, {"pipeline": pipeline, "effort": effort})
+        encode_folder(sources, out, pipeline, options, effort=effort, return_psnr=return_psnr)
+        return
+    if options.are_given:
+        raise CommandError("--shard, --shard-size, --flips, --column and --decoders need --out DIR")
+    images = list(map(Path, sources))
     fields = {"pipeline": pipeline, "effort": effort, "return_psnr": return_psnr}
     request = _request(EncodeRequest, fields)
     if len(images) == 1:
@@ -153,13 +183,28 @@ def _encode_several(local: "Local", request: "Request", paths: Sequence[Path]) -
 
 
 def decode(
-    codes: Annotated[Path, typer.Argument(help="What `smalti encode` wrote; - is standard input.")],
-    out: Out,
+    codes: Annotated[
+        Path, typer.Argument(help="What `smalti encode` wrote: a file, or a folder; - is standard input.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Where to write: .png, .webp or .jpg; - is standard output; of a folder, a folder."
+        ),
+    ],
     pipeline: PipelineName = None,
+    format: Annotated[
+        str | None, typer.Option(help="Of a folder's pictures: png, webp or jpeg; png if left out.")
+    ] = None,
 ) -> None:
     """Turn codes into images."""
     from workers.messages import DecodeRequest
 
+    if codes.is_dir():
+        decode_folder(codes, out, pipeline, format or "png")
+        return
+    if format is not None:
+        raise CommandError("--format is for folders of codes: of files, --out names the format")
     outputs = Outputs(out)
     bodies = _read_codes(codes)
     local = _local()

@@ -23,7 +23,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's las
 Data = Annotated[
     str | None,
     typer.Option(
-        "--data", help="fashion-mnist, or a folder of images with captions.jsonl or a folder for each class."
+        "--data",
+        help="fashion-mnist, or a folder of images with captions.jsonl or a folder for each class;"
+        " for a prior also codes:DIR.",
     ),
 ]
 

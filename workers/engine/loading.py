@@ -21,8 +21,7 @@ def load_engine(settings: WorkerSettings, catalog: Catalog, names: Iterable[str]
     keep_freed_memory()
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
-    device = _best_device(settings.worker_number) if settings.device == "auto" else _present(settings.device)
-    precision = settings.tokenizer_precision if device.startswith("cuda") else "float32"
+    device, precision = _chosen_device(settings), chosen_precision(settings)
     choose_kernels(torch.device(device), precision)
     pipelines = {
         name: Pipeline.load(catalog[name].folder, device, precision=precision)
@@ -30,6 +29,14 @@ def load_engine(settings: WorkerSettings, catalog: Catalog, names: Iterable[str]
     }
     promise = SeedPromise(settings.seed_promise, settings.verdicts_dir)
     return Engine(pipelines, settings.max_batch_size, promise=promise)
+
+
+def chosen_precision(settings: WorkerSettings) -> Precision:
+    """Return in which precision this process's tokenizers compute.
+
+    Raises: SettingsError when there is no such device.
+    """
+    return settings.tokenizer_precision if _chosen_device(settings).startswith("cuda") else "float32"
 
 
 def choose_kernels(device: torch.device, precision: Precision) -> None:
@@ -43,6 +50,10 @@ def choose_kernels(device: torch.device, precision: Precision) -> None:
     # Left to itself, cuDNN takes TF32 for what is called float32, and codes differ.
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+
+
+def _chosen_device(settings: WorkerSettings) -> str:
+    return _best_device(settings.worker_number) if settings.device == "auto" else _present(settings.device)
 
 
 def _best_device(worker_number: int) -> str:

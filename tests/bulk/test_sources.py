@@ -1,0 +1,162 @@
+"""What sources hold, in which order, and by which names."""
+
+import io
+import os
+import tarfile
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from bulk.errors import BulkError
+from bulk.sources import Sources
+from models.media.base import InvalidMedia
+from tests.bulk.pictures import picture, write_pictures
+
+
+def ids(*given, **options):
+    return [item.id for item in Sources([str(each) for each in given], **options).walk()]
+
+
+def read_all(*given, **options):
+    """Return what each item holds, or what is wrong with it."""
+    found = {}
+    for item in Sources([str(each) for each in given], **options).walk():
+        try:
+            found[item.id] = item.read()
+        except InvalidMedia as error:
+            found[item.id] = str(error)
+    return found
+
+
+def write_tar(path, names):
+    with tarfile.open(path, "w") as tar:
+        for number, name in enumerate(names):
+            data = picture(number)
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def write_parquet(path, values, **columns):
+    table = pyarrow.table({"image": values, **columns})
+    pyarrow.parquet.write_table(table, path, row_group_size=3)
+
+
+def test_a_folder_is_read_as_its_paths_are_sorted_and_hidden_files_are_not(tmp_path):
+    for name in (
+        "b.png",
+        "a/2.jpg",
+        "a/10.jpg",
+        "a.png",
+        "a/.hidden.png",
+        ".cache/x.png",
+        "c/d/e.webp",
+        "f.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    expected = ["a.png", "a/10.jpg", "a/2.jpg", "b.png", "c/d/e.webp"]
+    assert ids(tmp_path) == expected == sorted(expected)
+    assert Sources([str(tmp_path)]).list().num_others == 1
+
+
+def test_sources_share_a_folder_that_ids_begin_in_and_none_comes_twice(tmp_path):
+    write_pictures(tmp_path / "x" / "a", 2)
+    write_pictures(tmp_path / "x" / "b", 1)
+    both = [tmp_path / "x" / "b", tmp_path / "x" / "a", tmp_path / "x" / "a" / "0001.png"]
+    assert ids(*both) == ["a/0000.png", "a/0001.png", "b/0000.png"]
+    assert ids(tmp_path / "x" / "a" / "*1.png") == ["0001.png"]
+    assert ids(tmp_path / "x" / "**" / "*0.png") == ["a/0000.png", "b/0000.png"]
+
+
+def test_the_folder_that_is_written_is_not_a_source(tmp_path):
+    write_pictures(tmp_path / "codes", 1)
+    (tmp_path / "a.png").write_bytes(b"x")
+    assert ids(tmp_path, excluded=tmp_path / "codes") == ["a.png"]
+
+
+def test_members_of_a_tar_come_in_their_order_and_only_pictures(tmp_path):
+    write_tar(tmp_path / "a.tar", ["2.png", "2.json", "1.png", "sub/0.jpg"])
+    found = read_all(tmp_path)
+    assert list(found) == ["a.tar!2.png", "a.tar!1.png", "a.tar!sub/0.jpg"]
+    assert found["a.tar!1.png"] == picture(2)
+
+
+def test_a_tar_that_breaks_gives_what_is_before_and_says_so(tmp_path):
+    write_tar(tmp_path / "a.tar", ["0.png", "1.png", "2.png"])
+    whole = (tmp_path / "a.tar").read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        second, third = tar.getmembers()[1:]
+    for broken, said in (
+        (whole[: second.offset_data + 10], {"a.tar!1.png": "the tar ends within it"}),
+        (
+            whole[: third.offset] + b"\1" * 512 + whole[third.offset + 512 :],
+            {"a.tar!1.png": picture(1), "a.tar!": "the tar is broken from here on"},
+        ),
+    ):
+        (tmp_path / "a.tar").write_bytes(broken)
+        found = read_all(tmp_path)
+        assert found.pop("a.tar!0.png") == picture(0)
+        assert {name: found[name][: len(text)] for name, text in said.items()} == said
+    (tmp_path / "a.tar").write_bytes(b"not a tar at all" * 100)
+    assert list(read_all(tmp_path)) == ["a.tar!"]
+
+
+@pytest.mark.parametrize("is_struct", [False, True])
+def test_rows_of_parquet_are_pictures_in_any_order(tmp_path, is_struct):
+    data = [picture(number) for number in range(8)]
+    values = [{"bytes": each, "path": "x"} for each in data] if is_struct else data
+    write_parquet(tmp_path / "a.parquet", [*values, None], label=list(range(9)))
+    found = read_all(tmp_path)
+    assert list(found) == [f"a.parquet#{row}" for row in range(9)]
+    assert list(found.values()) == [*data, "is null"]
+    some = [item.read() for row, item in enumerate(Sources([str(tmp_path)]).walk()) if row in (1, 4, 7)]
+    assert some == [data[row] for row in (1, 4, 7)]
+
+
+def test_a_parquet_of_several_columns_of_bytes_wants_one_named(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [picture(0)], thumbnail=[picture(1)])
+    with pytest.raises(BulkError, match="image or thumbnail; say which with --column"):
+        ids(tmp_path)
+    assert read_all(tmp_path, column="thumbnail") == {"a.parquet#0": picture(1)}
+    with pytest.raises(BulkError, match="no such column of bytes; it has these: image, thumbnail"):
+        ids(tmp_path, column="picture")
+
+
+def test_what_cannot_be_read_is_an_item_that_says_so(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not at all")
+    (tmp_path / "empty.png").touch()
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(10 * 2**20 + 1)
+    assert read_all(tmp_path) == {
+        "bad.parquet#": "the parquet file is broken, or can't be read",
+        "empty.png": "is empty",
+        "huge.png": "at most 10485760 bytes, got 10485761",
+        "link.png": "can't be read: No such file or directory",
+        "pipe.png": "is not a regular file",
+    }
+
+
+def test_the_digest_tells_other_names_and_sizes_apart(tmp_path):
+    write_pictures(tmp_path / "a", 2)
+    before = Sources([str(tmp_path / "a")]).list()
+    assert before.num_items == 2
+    (tmp_path / "a" / "0001.png").rename(tmp_path / "a" / "0002.png")
+    renamed = Sources([str(tmp_path / "a")]).list()
+    (tmp_path / "a" / "0002.png").write_bytes(b"x")
+    changed = Sources([str(tmp_path / "a")]).list()
+    assert len({before.digest, renamed.digest, changed.digest}) == 3
+
+
+def test_sources_without_pictures_are_refused(tmp_path):
+    with pytest.raises(BulkError, match="there is no such file or folder"):
+        Sources([str(tmp_path / "none")])
+    with pytest.raises(BulkError, match="there is no such file or folder"):
+        Sources([str(tmp_path / "*.png")])
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(BulkError, match=r"hold no file that is taken .* and 1 others"):
+        Sources([str(tmp_path)]).list()

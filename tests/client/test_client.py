@@ -4,6 +4,7 @@ import io
 import threading
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -72,6 +73,18 @@ def test_a_result_that_was_kept_as_json_can_be_used_again(client):
         result.outputs[0].bytes()
     assert client.fetch(result).outputs[0].bytes() == made.outputs[0].bytes()
     assert client.decode(result).outputs[0].image().getpixel((0, 0)) == grey_of(5, 0)
+
+
+def test_a_quick_job_takes_two_requests_and_a_failed_one_is_not_made_again(service):
+    asked: list[str] = []
+    hooks = {"request": [lambda request: asked.append(f"{request.method} {request.url.path[:6]}")]}
+    with httpx.Client(event_hooks=hooks) as http, Client(service.url, http=http) as client:
+        client.generate(seed=1)
+        assert asked == ["POST /gener", "GET /jobs/"]
+        asked.clear()
+        with pytest.raises(JobFailed):
+            client.generate(seed=668)  # 507
+        assert asked == ["POST /gener", "GET /jobs/"]
 
 
 def test_a_job_is_followed_with_its_previews(client, service):

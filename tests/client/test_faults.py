@@ -125,7 +125,7 @@ def test_another_try_has_the_same_bytes():
 
 
 def test_a_download_that_breaks_is_made_again(network):
-    network.losing, network.num_to_lose = b"GET /jobs/", 2  # the events, and then what looks the job up
+    network.losing, network.num_to_lose = b"GET /jobs/", 2
     with Client(network.url, retry_s=5) as client:
         assert client.generate(seed=1).outputs[0].bytes()
     assert network.num_to_lose == 0
@@ -169,11 +169,11 @@ def test_where_events_do_not_come_through_the_job_is_looked_up(service, network)
     threading.Timer(0.4, service.engine.is_held.clear).start()
     with Client(network.url) as client:
         started_at = time.monotonic()
-        assert client.generate(seed=2).seed == 2
+        assert client.submit("generate", seed=2).wait().seed == 2
         assert time.monotonic() - started_at < 4
         service.engine.is_held.set()
         with pytest.raises(WaitTimeout):
-            client.generate(seed=2, timeout_s=0.5)
+            client.submit("generate", seed=2).wait(0.5)
 
 
 def test_a_full_queue_is_waited_for(redis_url, tmp_path):

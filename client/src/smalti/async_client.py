@@ -76,8 +76,9 @@ class AsyncClient:
 
         Raises: InvalidRequest, JobFailed, WaitTimeout, ConnectionFailed; all are SmaltiError.
         """
-        job = await self.submit("generate", prompt=prompt, **fields)
-        return await job.wait(timeout_s, progress=progress, cancel_on_timeout=cancel_on_timeout)
+        return await self._work(
+            "generate", {"prompt": prompt, **fields}, timeout_s, progress, cancel_on_timeout
+        )
 
     async def encode(
         self,
@@ -92,8 +93,9 @@ class AsyncClient:
 
         Raises: as ``generate``; UnusableSource, also for a path that can't be read.
         """
-        job = await self.submit("encode", source=source, **fields)
-        return await job.wait(timeout_s, progress=progress, cancel_on_timeout=cancel_on_timeout)
+        return await self._work(
+            "encode", {"source": source, **fields}, timeout_s, progress, cancel_on_timeout
+        )
 
     async def decode(
         self,
@@ -108,8 +110,24 @@ class AsyncClient:
 
         Raises: as ``generate``; NoBytes for a result without codes.
         """
-        job = await self.submit("decode", codes=codes, **fields)
-        return await job.wait(timeout_s, progress=progress, cancel_on_timeout=cancel_on_timeout)
+        given = {"codes": codes, **fields}
+        return await self._work("decode", given, timeout_s, progress, cancel_on_timeout)
+
+    async def _work(
+        self,
+        operation: Operation,
+        fields: Mapping[str, Any],
+        timeout_s: float | None,
+        progress: bool,
+        cancel_on_timeout: bool,
+    ) -> Result:
+        return await self._service.work(
+            operation,
+            fields,
+            self._timeout_s if timeout_s is None else timeout_s,
+            progress=progress,
+            cancel_on_timeout=cancel_on_timeout,
+        )
 
     @overload
     def map(
@@ -164,8 +182,8 @@ class AsyncClient:
         async def work(request: Any) -> Result | SmaltiError:
             try:
                 async with slots:
-                    job = await self.submit(operation, **{**fields, **fields_of(operation, request)})
-                    return await job.wait()
+                    given = {**fields, **fields_of(operation, request)}
+                    return await self._service.work(operation, given, self._timeout_s)
             except SmaltiError as error:
                 if return_errors:
                     return error

@@ -35,13 +35,17 @@ class Call:
         return self.method == "POST"
 
 
-def work_call(operation: Operation, fields: Mapping[str, Any], idempotency_key: str | None) -> Call:
-    """Return the request that makes a job. Fields that are None are left out.
+def work_call(
+    operation: Operation, fields: Mapping[str, Any], idempotency_key: str | None, wait_s: float = 0
+) -> Call:
+    """Return the request that makes a job and waits so long for it. Fields that are None are left out.
 
     Raises: UnusableSource; NoBytes; MissingPackage.
     """
     key = idempotency_key or uuid.uuid4().hex
     headers = {"Accept": JSON, "Idempotency-Key": key}
+    if wait_s > 0:
+        headers["Prefer"] = f"wait={wait_s:.3f}"
     fields = dict(fields)
     source: Source | Sequence[Source] | None = fields.pop("source", None) if operation == "encode" else None
     given = {name: _plain(value) for name, value in fields.items() if value is not None}

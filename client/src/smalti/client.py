@@ -75,8 +75,7 @@ class Client:
 
         Raises: InvalidRequest, JobFailed, WaitTimeout, ConnectionFailed; all are SmaltiError.
         """
-        job = self.submit("generate", prompt=prompt, **fields)
-        return job.wait(timeout_s, progress=progress, cancel_on_timeout=cancel_on_timeout)
+        return self._work("generate", {"prompt": prompt, **fields}, timeout_s, progress, cancel_on_timeout)
 
     def encode(
         self,
@@ -91,8 +90,7 @@ class Client:
 
         Raises: as ``generate``; UnusableSource, also for a path that can't be read.
         """
-        job = self.submit("encode", source=source, **fields)
-        return job.wait(timeout_s, progress=progress, cancel_on_timeout=cancel_on_timeout)
+        return self._work("encode", {"source": source, **fields}, timeout_s, progress, cancel_on_timeout)
 
     def decode(
         self,
@@ -107,8 +105,24 @@ class Client:
 
         Raises: as ``generate``; NoBytes for a result without codes.
         """
-        job = self.submit("decode", codes=codes, **fields)
-        return job.wait(timeout_s, progress=progress, cancel_on_timeout=cancel_on_timeout)
+        return self._work("decode", {"codes": codes, **fields}, timeout_s, progress, cancel_on_timeout)
+
+    def _work(
+        self,
+        operation: Operation,
+        fields: Mapping[str, Any],
+        timeout_s: float | None,
+        progress: bool,
+        cancel_on_timeout: bool,
+    ) -> Result:
+        work = self._service.work(
+            operation,
+            fields,
+            self._timeout_s if timeout_s is None else timeout_s,
+            progress=progress,
+            cancel_on_timeout=cancel_on_timeout,
+        )
+        return run(work)
 
     @overload
     def map(
@@ -162,7 +176,8 @@ class Client:
     ) -> Iterator[Result | SmaltiError]:
         def work(request: Any) -> Result | SmaltiError:
             try:
-                return self.submit(operation, **{**fields, **fields_of(operation, request)}).wait()
+                given = {**fields, **fields_of(operation, request)}
+                return run(self._service.work(operation, given, self._timeout_s))
             except SmaltiError as error:
                 if return_errors:
                     return error

@@ -94,6 +94,8 @@ class Connection:
                     return response
                 failure = failure_of(response)
                 is_safe = response.status_code == 429 or failure.code in _REFUSED
+                if failure.job_id is not None:
+                    raise failure  # a job's own, and not the request's
                 is_passing = is_safe or (
                     response.status_code in _PASSING
                     and (failure.code == "unknown" or failure.retry_after_s is not None)

@@ -24,6 +24,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_S = 600.0
 DEFAULT_RETRY_S = 60.0
 DEFAULT_REQUEST_TIMEOUT_S = 60.0
+QUICK_S = 2.0  # a job that ends in this time needs no second request
 
 
 class Service:
@@ -38,18 +39,44 @@ class Service:
         agent = f"smalti-client/{_version()}"
         config = ConnectionConfig(base_url, api_key, retry_s, request_timeout_s, agent)
         self.connection = Connection(io, config)
+        self._request_timeout_s = request_timeout_s
+
+    async def work(
+        self,
+        operation: Operation,
+        fields: Mapping[str, Any],
+        timeout_s: float,
+        *,
+        progress: bool = False,
+        cancel_on_timeout: bool = False,
+    ) -> Result:
+        """Make a job, wait for it, and return what came of it; a quick one takes one request.
+
+        fields: may hold an ``idempotency_key``, too. Raises: as ``submit``, ``wait`` and ``result_of``.
+        """
+        fields = dict(fields)
+        key = fields.pop("idempotency_key", None)
+        wait_s = 0.0 if progress else max(0.0, min(QUICK_S, timeout_s, self._request_timeout_s / 2))
+        job = await self.submit(operation, fields, key, wait_s)
+        job = await self.wait(
+            job, timeout_s, waited_s=wait_s, progress=progress, cancel_on_timeout=cancel_on_timeout
+        )
+        return await self.result_of(job, fetch=True)
 
     async def submit(
-        self, operation: Operation, fields: Mapping[str, Any], idempotency_key: str | None
+        self, operation: Operation, fields: Mapping[str, Any], idempotency_key: str | None, wait_s: float = 0
     ) -> JobInfo:
-        """Make a job, and return it. Raises: UnusableSource; NoBytes; MissingPackage; AnswerLost."""
-        call = work_call(operation, fields, idempotency_key)
+        """Make a job, and return it: as it has ended, if it does so in time.
+
+        Raises: UnusableSource; NoBytes; MissingPackage; AnswerLost.
+        """
+        call = work_call(operation, fields, idempotency_key, wait_s)
         try:
             return read(await self.connection.request(call), JOB)
         except RequestFailed as failure:
             if failure.job_id is None:
                 raise
-            return await self.look_up(failure.job_id)  # which an earlier request with this key made
+            return await self.look_up(failure.job_id)  # it was made, and has failed
 
     async def look_up(self, job_id: str) -> JobInfo:
         """Return a job as it is. Raises: NotFound."""
@@ -60,12 +87,18 @@ class Service:
         return read(await self.connection.request(Call("DELETE", f"jobs/{job_id}")), JOB)
 
     async def wait(
-        self, job: JobInfo, timeout_s: float, *, progress: bool, cancel_on_timeout: bool
+        self,
+        job: JobInfo,
+        timeout_s: float,
+        *,
+        waited_s: float = 0,
+        progress: bool,
+        cancel_on_timeout: bool,
     ) -> JobInfo:
-        """Return a job once it has ended. Raises: WaitTimeout."""
+        """Return a job once it has ended; waited_s: of the time, what is over. Raises: WaitTimeout."""
         with Bar(f"{job.operation} {job.id[:8]}", is_on=progress) as bar:
             if not job.has_ended:
-                async with aclosing(follow(self.connection, job.id, timeout_s)) as events:
+                async with aclosing(follow(self.connection, job.id, timeout_s - waited_s)) as events:
                     async for event in events:
                         bar.show(event)
                         job = event.job or job.model_copy(update={"status": event.status})

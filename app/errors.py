@@ -131,6 +131,7 @@ _KINDS: dict[str, _Kind] = {
     "not_ready": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
     "too_busy": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Too much is asked for at once"),
     "job_not_found": _Kind(HTTPStatus.NOT_FOUND, "The job or output was not found"),
+    "job_not_retryable": _Kind(HTTPStatus.CONFLICT, "The job can't be tried again"),
     "job_cancelled": _Kind(HTTPStatus.CONFLICT, "The job was cancelled"),
     "deadline_exceeded": _Kind(HTTPStatus.GATEWAY_TIMEOUT, "The job was not done within its deadline"),
     "out_of_memory": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The job is too large for this server"),

@@ -191,6 +191,9 @@ PROBLEMS: dict[str, Problem] = {
         problem_of("not_ready", "no worker is ready; the first is ready once its models are loaded and warm"),
         problem_of("job_not_found", f"there is no job {_JOB_ID}, or its result has expired"),
         problem_of("range_not_satisfiable", "Range: this output has bytes 0 to 603, got bytes=604-"),
+        problem_of(
+            "job_not_retryable", f"job {_JOB_ID} is queued; only a job that has failed is tried again"
+        ),
         problem_of("job_cancelled", "the job was cancelled", job_id=_JOB_ID),
         problem_of("deadline_exceeded", "The job was not done within its deadline_s.", job_id=_JOB_ID),
         problem_of(

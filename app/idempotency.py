@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 
 from app.keys import current_owner
 from app.root_path import path_below_root
 from app.sources import SourceFile
 from workers.errors import InvalidRequest
-from workers.messages import Request
 
 _KEY = re.compile(r"[ -~]{1,255}")
 
@@ -27,7 +27,7 @@ class Idempotency:
 
 
 async def idempotency_of(
-    http: HttpRequest, request: Request, files: Sequence[SourceFile]
+    http: HttpRequest, request: BaseModel, files: Sequence[SourceFile]
 ) -> Idempotency | None:
     """Return the key of a request, if it has one.
 
@@ -47,7 +47,7 @@ async def idempotency_of(
     return Idempotency(current_owner(), keys[0], await asyncio.to_thread(_digest, path, request, files))
 
 
-def _digest(path: str, request: Request, files: Sequence[SourceFile]) -> str:
+def _digest(path: str, request: BaseModel, files: Sequence[SourceFile]) -> str:
     text = request.model_dump_json(exclude={"source", "image"})  # which are among the files
     digest = hashlib.sha256(f"{path}\n{text}\n".encode())
     for file in files:

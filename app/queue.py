@@ -20,6 +20,7 @@ from app.redis_connections import available, connect, disconnect
 from workers.errors import (
     IdempotencyKeyReused,
     JobNotFound,
+    JobNotRetryable,
     PipelineNotServed,
     QueueFull,
     QueueUnavailable,
@@ -34,7 +35,9 @@ from workers.queue.records import (
     job_fields,
     job_key,
     job_view,
+    kept_blob_key,
     now_text,
+    read_request,
     result_key,
     result_of_rq,
     rq_result_key,
@@ -145,6 +148,23 @@ class JobQueue:
         view, _ = await self._look_up(job_id)
         return view
 
+    async def request_of(self, job_id: str) -> Resolved:
+        """Return the request of a job that has failed.
+
+        Raises: JobNotFound; JobNotRetryable.
+        """
+        view = await self.get(job_id)
+        if view.status != JobStatus.FAILED:
+            raise JobNotRetryable(f"job {job_id} is {view.status}; only a job that has failed is tried again")
+        async with available():
+            job: Any = await self._redis.hgetall(job_key(job_id))
+        try:
+            return read_request(job)
+        except (ValueError, KeyError):
+            raise JobNotRetryable(
+                f"the request of job {job_id} was too large to be kept; send it again"
+            ) from None
+
     def watch(self, job_id: str) -> AbstractContextManager[Watcher]:
         """Watch for the end of a job, which need not be there yet."""
         return self._job_events.watch(job_id, only_end=True)
@@ -201,10 +221,10 @@ class JobQueue:
         return await self.get(job_id)
 
     async def referenced_blobs(self, sha256s: Sequence[str]) -> list[bool]:
-        """Say of each blob whether a job that has not ended refers to it."""
+        """Say of each blob whether a job refers to it that has not ended, or can be tried again."""
         async with available(), self._redis.pipeline(transaction=False) as pipeline:
             for sha256 in sha256s:
-                pipeline.exists(blob_key(sha256))
+                pipeline.exists(blob_key(sha256), kept_blob_key(sha256))
             return [bool(answer) for answer in await pipeline.execute()] if sha256s else []
 
     async def close(self) -> None:

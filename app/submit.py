@@ -20,6 +20,7 @@ from app.services import Services
 from app.sources import SourceFile, store_sources
 from models.media.base import medium_of
 from models.spec import PipelineSpec
+from workers.errors import InternalError, JobNotRetryable
 from workers.messages import (
     DecodeRequest,
     EncodeRequest,
@@ -87,13 +88,56 @@ async def answer(
     headers = {"Vary": _VARY, **submission.headers}
     if preferences.wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s:g}"
+    if job.status == JobStatus.SUCCEEDED and not negotiated.is_json:
+        return await _output_response(http, job, headers, services)
+    return await _submission_response(submission, headers, services)
+
+
+async def answer_retry(http: HttpRequest, job_id: str, services: Services) -> Response:
+    """Queue the request of a failed job again, as a new job, and answer with it.
+
+    Raises: JobNotFound, JobNotRetryable, StorageFull, QueueFull, QueueUnavailable, IdempotencyKeyReused.
+    """
+    resolved = await services.queue.request_of(job_id)
+    await asyncio.to_thread(_keep_sources, resolved, services)
+    preferences = parse_prefer(http.headers.getlist("prefer"))
+    wait_s = min(preferences.wait_s or 0, services.settings.max_wait_s)
+    submission = await submit(
+        http,
+        resolved,
+        services,
+        await idempotency_of(http, resolved, ()),
+        wait_s=wait_s,
+        cancels_on_disconnect=preferences.cancels_on_disconnect,
+    )
+    headers = {"Vary": "Prefer", **submission.headers}
+    if preferences.wait_s is not None:
+        headers["Preference-Applied"] = f"wait={wait_s:g}"
+    return await _submission_response(submission, headers, services)
+
+
+def _keep_sources(resolved: Resolved, services: Services) -> None:
+    """Put the sources of a job again, so that they are there until the next job refers to them.
+
+    Raises: JobNotRetryable.
+    """
+    try:
+        for source in resolved.sources:
+            services.blobs.put(services.blobs.read(source), source.media_type)
+    except InternalError as error:
+        raise JobNotRetryable(str(error)) from error
+
+
+async def _submission_response(
+    submission: Submission, headers: dict[str, str], services: Services
+) -> Response:
+    """Answer with a job, or with why it has no result."""
+    job = submission.job
     match job.status:
         case JobStatus.FAILED | JobStatus.CANCELLED:
             return job_problem_response(job.id, job.error or CANCELLED, submission.headers)
-        case JobStatus.SUCCEEDED if not negotiated.is_json:
-            return await _output_response(http, job, headers, services)
         case JobStatus.SUCCEEDED:
-            headers["Content-Location"] = f"/jobs/{job.id}"
+            headers = headers | {"Content-Location": f"/jobs/{job.id}"}
             return await job_response(job, services, 200, headers)
         case _:
             return await job_response(job, services, 202, headers | {"Location": f"/jobs/{job.id}"})

@@ -9,6 +9,7 @@ ServiceError
 ├── QueueFull             too many jobs wait
 ├── QueueUnavailable      the queue server does not answer
 ├── JobNotFound           no such job, or its result has expired
+├── JobNotRetryable       it has not failed, or its request is not kept
 ├── JobCancelled          cancelled by its client
 ├── DeadlineExceeded      not done within its deadline_s
 ├── OutOfMemory           too large for this worker, even alone
@@ -72,6 +73,10 @@ class QueueUnavailable(ServiceError):
 
 class JobNotFound(ServiceError):
     code = "job_not_found"
+
+
+class JobNotRetryable(ServiceError):
+    code = "job_not_retryable"
 
 
 class JobCancelled(ServiceError):

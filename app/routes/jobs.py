@@ -1,4 +1,4 @@
-"""Jobs: list, look up, wait for, cancel."""
+"""Jobs: list, look up, wait for, cancel, try again."""
 
 from typing import Annotated, Any
 
@@ -12,10 +12,18 @@ from app.examples import CANCELLED_JOB, GENERATED_JOB, QUEUED_JOB, RUNNING_JOB
 from app.job_list import MAX_JOBS
 from app.keys import current_owner
 from app.negotiation import parse_prefer
-from app.openapi import PREFER_WAIT, one_job_response, problems
+from app.openapi import (
+    IDEMPOTENCY_KEY,
+    PREFER,
+    PREFER_WAIT,
+    WORK_FAILURES,
+    job_responses,
+    one_job_response,
+    problems,
+)
 from app.routes.places import JobId
 from app.services import ServicesNeeded
-from app.submit import job_response, wait_for
+from app.submit import answer_retry, job_response, wait_for
 from workers.messages import JobStatus, JobView, Operation
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -91,3 +99,17 @@ async def cancel_job(job_id: JobId, services: ServicesNeeded) -> Response:
     """Cancel a job that waits or runs. One that has ended stays as it is."""
     job = await services.queue.cancel(job_id)
     return await job_response(job, services, 200 if job.status.is_terminal else 202)
+
+
+@router.post(
+    "/{job_id}/retry",
+    operation_id="retry_job",
+    summary="Try a failed job again",
+    response_class=Response,
+    responses=job_responses(GENERATED_JOB, has_output=False)
+    | problems(*WORK_FAILURES, "job_not_found", "job_not_retryable"),
+    openapi_extra={"parameters": [PREFER, IDEMPOTENCY_KEY]},
+)
+async def retry_job(http: HttpRequest, job_id: JobId, services: ServicesNeeded) -> Response:
+    """Queue the request of a failed job again, with its seed, as a new job. The failed one stays as it is."""
+    return await answer_retry(http, job_id, services)

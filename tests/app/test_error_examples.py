@@ -83,6 +83,13 @@ def read_beyond_end(service: Service) -> httpx.Response:
     return service.client.get(f"/jobs/{QUEUED_JOB.id}/outputs/0", headers={"Range": f"bytes={SIZE}-"})
 
 
+def retry_a_queued_job(service: Service) -> httpx.Response:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.submit.new_job_id", lambda: QUEUED_JOB.id)
+        service.post("/generate", json={})
+    return service.post(f"/jobs/{QUEUED_JOB.id}/retry")
+
+
 def cancel_while_waiting(service: Service) -> httpx.Response:
     watchers = service.app.state.services.queue._job_events._watchers
     with ThreadPoolExecutor(1) as pool:
@@ -149,6 +156,7 @@ PROVOKE: dict[str, Callable[[Service], httpx.Response]] = {
     "not_ready": lambda service: service.client.get("/health/ready"),
     "job_not_found": lambda service: service.client.get(f"/jobs/{QUEUED_JOB.id}"),
     "range_not_satisfiable": read_beyond_end,
+    "job_not_retryable": retry_a_queued_job,
     "job_cancelled": cancel_while_waiting,
     "deadline_exceeded": lambda service: service.post(
         "/generate", json={"deadline_s": 0.05}, headers={"Prefer": "wait=0.2"}

@@ -106,6 +106,11 @@ def jobs_key(owner: str) -> str:
     return f"{PREFIX}:jobs:{owner}"
 
 
+def kept_blob_key(sha256: str) -> str:
+    """Is there while a job that refers to a blob has failed and can be tried again."""
+    return f"{PREFIX}:kept_blob:{sha256}"
+
+
 def idempotency_key(owner: str, key: str) -> str:
     """What a client's key has made: "<digest of the request> <job id>", kept as long as the job.
 

@@ -90,8 +90,11 @@ local function leave_queue(id, origin)
   redis.call('LREM', QUARANTINE, 0, id)
 end
 
--- what is kept of a job that has ended: no request, and short values, as one of more than 64 bytes would
--- make the hash four times as large
+-- of a job that has failed, a request up to this size is kept, so that it can be tried again
+local MAX_KEPT_REQUEST_BYTES = 8192
+
+-- what is kept of a job that has ended: otherwise no request, and short values, as one of more than 64 bytes
+-- would make the hash four times as large
 local KEPT = {'data', 'status', 'origin', 'owner', 'operation', 'created_at', 'started_at', 'ended_at', 'result_ttl',
               'tries', 'step', 'total', 'execution', 'error_code', 'error_message'}
 
@@ -102,12 +105,14 @@ local function finish(id, status, event, ended_at, registry, ...)
   local job = redis.call('HMGET', key, 'origin', 'operation', 'result_ttl', 'blobs', 'version',
                          'idempotency_key')
   local ttl_s = job[3] or 3600 -- a job that RQ's own client enqueued may lack it
-  local data = '["' .. (job[2] or '') .. '",null,[],{}]'
-  redis.call('HSET', key, 'status', status, 'ended_at', ended_at, 'data', data, ...)
+  local can_retry = status == 'failed' and redis.call('HSTRLEN', key, 'data') <= MAX_KEPT_REQUEST_BYTES
+  if not can_retry then redis.call('HSET', key, 'data', '["' .. (job[2] or '') .. '",null,[],{}]') end
+  redis.call('HSET', key, 'status', status, 'ended_at', ended_at, ...)
   redis.call('ZADD', 'RQ:' .. registry .. ':' .. job[1], now + ttl_s, id)
   redis.call('ZREM', 'OUR:deadlines', id)
   for blob in string.gmatch(job[4] or '', '%S+') do
     redis.call('SREM', 'OUR:blob:' .. blob, id)
+    if can_retry then redis.call('SET', 'OUR:kept_blob:' .. blob, 1, 'EX', ttl_s) end
   end
   count('jobs_ended', job[2] or '', event == 'failed' and select(2, ...) or event)
   local entry = add_event(id, event)

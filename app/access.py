@@ -9,6 +9,7 @@ from app.errors import Forbidden, Unauthorized, refuse
 from app.keys import Key, Keys, current_key
 from app.keys import Scope as KeyScope
 from app.metrics import HttpMetrics
+from app.root_path import path_below_root
 
 _OPEN = re.compile(r"/|/health/.*|/docs.*|/openapi\.json|/static-offline-docs/.*")
 _ADMIN = re.compile(r"/metrics")
@@ -25,7 +26,7 @@ class CheckKey:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _OPEN.fullmatch(scope["path"]):
+        if scope["type"] != "http" or _OPEN.fullmatch(path_below_root(scope)):
             await self._app(scope, receive, send)
             return
         try:
@@ -45,7 +46,7 @@ class CheckKey:
 
         Raises: Unauthorized; Forbidden.
         """
-        path = scope["path"]
+        path = path_below_root(scope)
         kind, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
         key = self._keys.find(secret.strip()) if kind.lower() == "bearer" else None
         if key is None and not kind and scope["method"] in ("GET", "HEAD") and _SIGNED.fullmatch(path):

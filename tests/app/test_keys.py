@@ -32,12 +32,14 @@ def bearer(name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {SECRETS[name]}"}
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory) -> Iterator[httpx.Client]:
+@pytest.fixture(scope="module", params=["", "/smalti"], ids=["plain", "below a path"])
+def client(request, tmp_path_factory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("keys")
     server = embedded_server.start(folder / "redis")
     (folder / "keys").write_text("# who may ask\n\n" + "\n".join(LINES[1:]))
-    settings = settings_for(folder, server.url, api_keys=LINES[0], api_keys_file=folder / "keys")
+    settings = settings_for(
+        folder, server.url, api_keys=LINES[0], api_keys_file=folder / "keys", root_path=request.param
+    )
     try:
         with serving(create_app(settings)) as client, working(settings, FakeEngine()):
             wait_until(lambda: client.get("/health/ready").status_code == 200)
@@ -142,6 +144,7 @@ def test_a_signature_ends():
         (f"{LINES[0]};{LINES[0]}", "the name ada is there twice"),
         (SECRETS["ada"], "line 1 is not NAME SCOPE"),
     ],
+    ids=["no hash", "no such scope", "twice", "a key itself"],
 )
 def test_a_bad_line_is_refused_without_showing_it(text, told):
     with pytest.raises(SettingsError, match=told) as raised:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.autoencoders.quantizers import Quantized
 from models.checkpoint import fingerprint, load_checkpoint, load_into
 from models.media.base import Array, InvalidMedia, MediaInfo, MediumSpec
+from models.media.provenance import Provenance
 from models.options import CHECKED
 
 MEDIUM = "tone"
@@ -43,7 +44,14 @@ class ToneMedium:
     def decoding_bytes(self, data: bytes) -> int:
         return len(data)
 
-    def save(self, array: Array, format: str, *, background: str = "white") -> bytes:
+    def save(
+        self,
+        array: Array,
+        format: str,
+        *,
+        background: str = "white",
+        provenance: Provenance | None = None,
+    ) -> bytes:
         buffer = io.BytesIO()
         with wave.open(buffer, "wb") as file:
             file.setnchannels(1)

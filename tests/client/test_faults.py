@@ -242,6 +242,13 @@ def test_an_address_that_can_be_none_is_refused(url):
         Client(url)
 
 
+@pytest.mark.parametrize("key", ["smalti-secret\n", "smalti-sécret", "two secrets", ""])
+def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(key):
+    with pytest.raises(ValueError, match="api_key: is printable ASCII") as raised:
+        Client(api_key=key)
+    assert "cret" not in str(raised.value)
+
+
 def test_the_key_goes_to_the_service_and_nowhere_else():
     seen = []
 

@@ -1,5 +1,6 @@
 """Requests as they go out: what to send where, and whether it makes a job."""
 
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,8 @@ def work_call(
     Raises: UnusableSource; NoBytes; MissingPackage.
     """
     key = idempotency_key or uuid.uuid4().hex
+    if not re.fullmatch(r"[ -~]{1,255}", key):
+        raise ValueError(f"idempotency_key: is 1 to 255 characters of printable ASCII, got {key[:64]!r}")
     headers = {"Accept": JSON, "Idempotency-Key": key}
     if wait_s > 0:
         headers["Prefer"] = f"wait={wait_s:.3f}"

@@ -1,6 +1,7 @@
 """Requests and answers: which faults are tried again, for how long, and what the rest are called."""
 
 import random
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -54,6 +55,8 @@ class ConnectionConfig:
             raise ValueError(f"base_url: {error}, got {self.base_url!r}") from None
         if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
             raise ValueError(f"base_url: is like http://127.0.0.1:8000, got {self.base_url!r}")
+        if self.api_key is not None and not re.fullmatch(r"[!-~]+", self.api_key):
+            raise ValueError("api_key: is printable ASCII without spaces; is there a line break at its end?")
         for name in ("retry_s", "request_timeout_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: is 0 or more seconds, got {getattr(self, name)!r}")

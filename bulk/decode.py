@@ -18,7 +18,7 @@ from models.media.image import MEDIA_TYPES
 from workers.compute import Engine, Finished
 from workers.errors import ServiceError
 from workers.files import encode_output
-from workers.messages import Resolved
+from workers.messages import MAX_SAMPLES_PER_JOB, Resolved
 
 _NUM_WRITERS = 2
 
@@ -78,8 +78,9 @@ def decode(
                 else:
                     wanted.append((path, codes[number]))
             progress.update(table.num_rows - len(wanted))
-            for start in range(0, len(wanted), chunk_size):
-                part = wanted[start : start + chunk_size]
+            size = min(chunk_size, MAX_SAMPLES_PER_JOB)
+            for start in range(0, len(wanted), size):
+                part = wanted[start : start + size]
                 for problem in _decode_some(part, manifest, engine, threads, format, tells_provenance):
                     if problem is None:
                         num_pictures += 1

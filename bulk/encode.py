@@ -100,7 +100,7 @@ def plan(
         raise BulkError(f"{pipeline.name} makes no codes of pictures: name another with --pipeline")
     if config.effort and not pipeline.can_search:
         raise BulkError(f"--effort: {pipeline.name} can't search for codes; leave it out")
-    listing = sources.list()
+    listing = sources.list(config.shard_size)
     return Manifest(
         smalti=version,
         pipeline=pipeline.name,
@@ -235,7 +235,7 @@ def encode_pictures(pictures: Sequence[Picture], manifest: Manifest, engine: Eng
 def _wanted(sources: Sources, manifest: Manifest, missing: frozenset[int]) -> Iterator[tuple[int, Item]]:
     """Yield the numbers and items of the missing shards; after the last of them, nothing is walked over."""
     last = max(missing)
-    for number, item in enumerate(sources.walk()):
+    for number, item in enumerate(sources.walk_unchanged()):
         shard = number // manifest.shard_size
         if shard > last:
             return

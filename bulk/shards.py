@@ -111,9 +111,14 @@ def read_shard(folder: Path, shard: int, manifest: Manifest) -> Any:
 
 
 def codes_of(table: Any, manifest: Manifest) -> tuple[Array, Array]:
-    """Return the codes (N, *shape) of a table's rows without errors, and which rows these are (N,)."""
+    """Return the codes (N, *shape) of a table's rows without errors, and which rows these are (N,).
+
+    Raises: BulkError when a code is beyond the codebook.
+    """
     good = np.flatnonzero(table.column("error").combine_chunks().is_null().to_numpy(zero_copy_only=False))
     values = table.column("codes").combine_chunks().flatten().to_numpy()
+    if values.size and values.max() >= manifest.codebook_size:
+        raise BulkError(f"a code is from 0 to {manifest.codebook_size - 1}, and the shard has {values.max()}")
     return values.reshape(table.num_rows, *manifest.codes_shape)[good], good
 
 

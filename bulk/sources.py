@@ -39,6 +39,11 @@ class Item:
     num_bytes: int
     read: Callable[[], bytes]
 
+    @property
+    def identity(self) -> bytes:
+        """What tells whether it is the same picture, without reading it."""
+        return f"{self.id}\0{self.num_bytes}\n".encode()
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -68,16 +73,22 @@ class Sources:
         self._base = Path(os.path.commonpath([path if path in folders else path.parent for path in places]))
         self._places = sorted(places, key=lambda path: self._id(path) + "/" * (path in folders))
         self._num_others = 0
+        self._marks: dict[int, bytes] = {}  # digests of the first so many items, when they were listed
 
-    def list(self) -> Listing:
+    def list(self, mark_every: int = 8192) -> Listing:
         """Walk over everything once, without reading pictures.
+
+        mark_every: after so many items each time, ``walk_unchanged`` looks whether they are the same.
 
         Raises: BulkError when there is no picture.
         """
         digest, num_items = hashlib.sha256(), 0
         for item in self.walk():
             num_items += 1
-            digest.update(f"{item.id}\0{item.num_bytes}\n".encode())
+            digest.update(item.identity)
+            if num_items % mark_every == 0:
+                self._marks[num_items] = digest.digest()
+        self._marks[num_items] = digest.digest()
         if not num_items:
             raise BulkError(
                 f"the sources hold no file that is taken ({', '.join(sorted(_TAKEN_SUFFIXES))}),"
@@ -85,10 +96,27 @@ class Sources:
             )
         return Listing(num_items, digest.hexdigest(), self._num_others)
 
+    def walk_unchanged(self) -> Iterator[Item]:
+        """Yield all items as ``walk`` does, and the last before each mark only if all were there in ``list``.
+
+        Raises: BulkError when they are others.
+        """
+        digest = hashlib.sha256()
+        for number, item in enumerate(self.walk(), 1):
+            digest.update(item.identity)
+            mark = self._marks.get(number)
+            if mark is not None and mark != digest.digest():
+                raise BulkError(
+                    "the sources changed while they were encoded: start again, when they are at rest"
+                )
+            yield item
+
     def walk(self) -> Iterator[Item]:
         """Yield all items in order; what is not read costs little."""
         self._num_others = 0
         for place in self._places:
+            if self._excluded in (place, *place.parents):
+                continue
             if place.is_dir():
                 yield from self._in_folder(place)
             else:
@@ -112,7 +140,7 @@ class Sources:
             path = folder / entry.name
             if entry.name in folders:
                 yield from self._in_folder(path)
-            elif entry.is_dir() or path.suffix.lower() not in _TAKEN_SUFFIXES:
+            elif _is_dir(entry) or path.suffix.lower() not in _TAKEN_SUFFIXES:
                 self._num_others += 1
             else:
                 yield from self._in_file(path)
@@ -129,6 +157,13 @@ class Sources:
                 except OSError:  # a link to nowhere; reading it says so
                     num_bytes = 0
                 yield Item(self._id(path), num_bytes, lambda: _read_file(path))
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; reading it says so
+        return False
 
 
 def _absolute(path: str | Path) -> Path:
@@ -167,9 +202,13 @@ def _in_tar(path: Path, id: str) -> Iterator[Item]:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # or it would keep them all
-                if member.isfile() and Path(member.name).suffix.lower() in PICTURE_SUFFIXES:
-                    name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                if member.isdir() or Path(member.name).suffix.lower() not in PICTURE_SUFFIXES:
+                    continue
+                name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                if member.isfile():
                     yield Item(f"{id}!{name}", member.size, _reader(tar, member))
+                else:
+                    yield _unusable(f"{id}!{name}", "is a link, or no file, in the tar")
             assert tar.fileobj is not None
             tar.fileobj.seek(tar.offset)  # of what it took for the end
             if tar.fileobj.read(_TAR_BLOCK).strip(b"\0"):

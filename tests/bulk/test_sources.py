@@ -160,3 +160,38 @@ def test_sources_without_pictures_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(BulkError, match=r"hold no file that is taken .* and 1 others"):
         Sources([str(tmp_path)]).list()
+
+
+def test_items_of_a_shard_that_are_not_those_of_the_listing_are_held_back(tmp_path):
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(b"x")
+    sources = Sources([str(tmp_path)])
+    sources.list(mark_every=2)
+    assert len(list(sources.walk_unchanged())) == 6
+    (tmp_path / "2.png").rename(tmp_path / "9.png")
+    walk = sources.walk_unchanged()
+    assert [next(walk).id for _ in range(3)] == ["0.png", "1.png", "3.png"]
+    with pytest.raises(BulkError, match="changed while they were encoded"):
+        next(walk)
+
+
+def test_a_folder_of_codes_is_passed_over_by_patterns_too_and_links_cost_their_own_row(tmp_path):
+    (tmp_path / "codes").mkdir()
+    (tmp_path / "codes" / "histogram.png").write_bytes(b"x")
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    found = Sources([str(tmp_path / "**" / "*.png")], excluded=tmp_path / "codes")
+    assert [item.id for item in found.walk()] == ["a.png", "loop.png"]
+    assert ids(tmp_path, excluded=tmp_path / "codes") == ["a.png", "loop.png"]
+
+
+def test_links_in_a_tar_are_items_without_bytes(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.png"), io.BytesIO(b""))
+        link = tarfile.TarInfo("b.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.png"
+        tar.addfile(link)
+    _, second = Sources([str(tmp_path / "a.tar")]).walk()
+    assert second.id == "a.tar!b.png"
+    with pytest.raises(InvalidMedia, match="is a link"):
+        second.read()

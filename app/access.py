@@ -12,8 +12,8 @@ from app.metrics import HttpMetrics
 from app.root_path import path_below_root
 
 _OPEN = re.compile(r"/|/health/.*|/docs.*|/openapi\.json|/static-offline-docs/.*")
-_ADMIN = re.compile(r"/metrics")
-_SIGNED = re.compile(r"/jobs/[^/]+/(outputs/[^/]+|images/[^/]+|events)")  # of which browsers send no header
+_ADMIN = re.compile(r"/metrics.*", re.DOTALL)
+_SIGNED = re.compile(r"/jobs/[^/]+/(outputs|images)/[^/]+")  # of which browsers send no header
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="smalti"'}
 
 
@@ -26,7 +26,8 @@ class CheckKey:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _OPEN.fullmatch(path_below_root(scope)):
+        is_open = scope["type"] != "http" or scope["method"] == "OPTIONS"  # which only says what there is
+        if is_open or _OPEN.fullmatch(path_below_root(scope)):
             await self._app(scope, receive, send)
             return
         try:

@@ -84,7 +84,7 @@ class CheckSite:
             return
         if ANY in self._origins or (origin or "").lower() in self._origins:
             return
-        if site is None and urlsplit(origin or "").netloc.lower() == headers.get("host", "").lower() != "":
+        if site is None and _netloc(origin or "") == headers.get("host", "").lower() != "":
             return
         raise ForbiddenOrigin(
             f"Origin: pages of {(origin or 'another site')[:100]!r} may not do that; the operator"
@@ -141,6 +141,14 @@ class AllowOrigins(CORSMiddleware):
         return problem_response(
             problem_of("forbidden_origin", f"{told}; SMALTI_CORS_ORIGINS names the origins that may")
         )
+
+
+def _netloc(origin: str) -> str:
+    """Return the host and port of an origin; "" for what is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def host_of(header: str) -> str:

@@ -95,7 +95,10 @@ class Keys:
 
     def signer(self, path: str, query: str) -> Key | None:
         """Return the key that has signed an address, where one has, and its signature holds."""
-        fields = {name: values[0] for name, values in parse_qs(query, max_num_fields=16).items()}
+        try:
+            fields = {name: values[0] for name, values in parse_qs(query, max_num_fields=16).items()}
+        except ValueError:  # too many
+            return None
         name, expires, signature = (fields.get(each, "") for each in _SIGNED)
         key = self._by_name.get(name)
         return key if key is not None and key.has_signed(path, expires, signature) else None

@@ -86,8 +86,8 @@ class AppSettings(ServiceSettings):
     api_keys_file: Path | None = Field(default=None, description="A file with such lines.")
     require_keys: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="Whether requests need a key: auto where there are some, and there must be some unless"
-        " only this machine can reach the API.",
+        description="Whether there must be keys: auto unless only this machine can reach the API. Where there"
+        " are some, requests always need one.",
     )
     root_path: str = Field(
         default="",

@@ -74,12 +74,12 @@ async def answer(
     negotiated = _negotiate(http, request, spec)
     preferences = parse_prefer(http.headers.getlist("prefer"))
     wait_s = _wait_s(preferences, negotiated, services)
-    idempotency = await idempotency_of(http, request, files)
     sources = await _unless_gone(http, store_sources(files, spec, services)) if files else []
     if sources is None:
         return Response(status_code=_CLIENT_IS_GONE)
     resolved = services.catalog.resolve(negotiated.request, sources)
     _check_num_outputs(negotiated, resolved)
+    idempotency = await idempotency_of(http, request, files)
     cancels = preferences.cancels_on_disconnect
     submission = await submit(
         http, resolved, services, idempotency, wait_s=wait_s, cancels_on_disconnect=cancels

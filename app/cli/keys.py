@@ -23,7 +23,7 @@ def new_key(
 
     Services read their keys when they start.
     """
-    from app.keys import SCOPES, Scope, make_key, read_line
+    from app.keys import SCOPES, Scope, make_key
 
     known: dict[str, Scope] = {each: each for each in SCOPES}
     unknown = [each for each in scope or () if each not in known]
@@ -36,14 +36,15 @@ def new_key(
     if file is None:
         say(f"put this line into SMALTI_API_KEYS, or a file that SMALTI_API_KEYS_FILE names: {line}")
     else:
-        _append(file, line, {read_line(each).name for each in _lines(file)}, name)
+        _append(file, line, {each.split()[0] for each in _lines(file)}, name)
     typer.echo(secret)
 
 
 def _lines(file: Path) -> list[str]:
     if not file.exists():
         return []
-    return [line for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    lines = map(str.strip, file.read_text().splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _append(file: Path, line: str, names: set[str], name: str) -> None:
@@ -54,5 +55,6 @@ def _append(file: Path, line: str, names: set[str], name: str) -> None:
     if name in names:
         raise CommandError(f"{file} has a key {name} already; take another name, or remove its line")
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    ends_open = file.stat().st_size > 0 and not file.read_bytes().endswith(b"\n")
     with os.fdopen(descriptor, "a") as opened:
-        opened.write(line + "\n")
+        opened.write(f"{os.linesep if ends_open else ''}{line}\n")

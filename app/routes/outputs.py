@@ -8,6 +8,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from app.errors import NotAcceptable, RangeNotSatisfiable
+from app.keys import current_owner
 from app.negotiation import best_media_type
 from app.openapi import output_responses, problems
 from app.routes.places import Index, JobId
@@ -76,7 +77,8 @@ def _respond(http: HttpRequest, output: StoredFile, name: str) -> Response:
     if best_media_type(accept, [output.media_type]) is None:
         raise NotAcceptable(f"Accept: this output is {output.media_type}; got {(accept or '')[:200]}")
     etag = f'"{output.sha256}"'
-    headers = {"ETag": etag, "Cache-Control": "public, max-age=31536000, immutable"}
+    whose = "private" if current_owner() else "public"  # a shared cache asks for no key
+    headers = {"ETag": etag, "Cache-Control": f"{whose}, max-age=31536000, immutable"}
     known = {tag.strip().removeprefix("W/") for tag in http.headers.get("if-none-match", "").split(",")}
     if known & {etag, "*"}:
         return Response(status_code=304, headers=headers)

@@ -16,6 +16,7 @@ FORM = {"files": {"source": b"AAAA"}}
 FOREIGN_PAGES = [
     {"Origin": "https://evil.example"},
     {"Origin": "null"},
+    {"Origin": "http://[x"},
     {"Origin": "http://localhost:3000", "Host": "localhost:8000"},  # another port is another origin
     {"Sec-Fetch-Site": "cross-site"},
     {"Sec-Fetch-Site": "same-site", "Origin": HERE, "Host": "localhost:8000"},

@@ -69,7 +69,8 @@ def test_a_scope_lets_do_what_it_is_for(client):
     assert generate(client, "ada").status_code == 200
     assert client.get("/metrics", headers=bearer("root")).status_code == 200
     assert generate(client, "root").status_code == 200
-    problem_of(client.get("/metrics", headers=bearer("ada")), 403, "forbidden")
+    for path in ("/metrics", "/metrics%0A", "/metrics/"):
+        problem_of(client.get(path, headers=bearer("ada")), 403, "forbidden")
     problem_of(generate(client, "cy"), 403, "forbidden")
 
 
@@ -100,8 +101,10 @@ def test_the_address_of_an_output_is_signed_and_for_that_output_alone(client):
     assert job["result"]["images"][0]["url"] == url
     shown = client.get(url)
     assert shown.headers["content-type"] == "image/png"
+    assert shown.headers["cache-control"].startswith("private, ")
     query = url.partition("?")[2]
     other = generate(client, "bob").json()
+    problem_of(client.get(url.partition("?")[0] + "?" + 99 * "&"), 401, "unauthorized")
     for bad in (
         f"/jobs/{other['id']}/outputs/0?{query}",
         f"/jobs/{job['id']}?{query}",
@@ -162,8 +165,16 @@ def test_a_service_that_others_can_reach_needs_keys_or_a_word(tmp_path, host):
     create_app(settings.model_copy(update={"api_keys": LINES[0]}))
 
 
+def test_keys_that_are_given_are_asked_for_whatever_else_is_said(tmp_path, redis_url):
+    for word in ("auto", "on", "off"):
+        settings = settings_for(tmp_path, redis_url, api_keys=LINES[0], require_keys=word)
+        with serving(create_app(settings)) as client:
+            problem_of(client.get("/pipelines"), 401, "unauthorized")
+
+
 def test_a_new_key_is_shown_once_and_only_its_hash_is_kept(tmp_path: Path):
     file = tmp_path / "keys"
+    file.touch(mode=0o600)
     made = CliRunner().invoke(cli, ["new-key", "ada", "--scope", "admin", "--file", str(file)])
     assert made.exit_code == 0
     secret = made.stdout.strip()
@@ -173,6 +184,10 @@ def test_a_new_key_is_shown_once_and_only_its_hash_is_kept(tmp_path: Path):
     again = CliRunner().invoke(cli, ["new-key", "ada", "--file", str(file)])
     assert again.exit_code != 0
     assert len(file.read_text().splitlines()) == 1
+    file.write_text(f"  # mine\n{file.read_text().strip()}")
+    assert CliRunner().invoke(cli, ["new-key", "bob", "--file", str(file)]).exit_code == 0
+    assert len(file.read_text().splitlines()) == 3
+    assert load_keys("", file).find(secret) is not None
 
 
 def test_a_file_of_keys_that_is_missing_is_told(tmp_path: Path):

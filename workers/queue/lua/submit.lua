@@ -30,8 +30,10 @@ for blob in string.gmatch(redis.call('HGET', key, 'blobs') or '', '%S+') do
   redis.call('SADD', 'OUR:blob:' .. blob, id)
 end
 local jobs = 'OUR:jobs:' .. (redis.call('HGET', key, 'owner') or '')
-for _, oldest in ipairs(redis.call('ZRANGE', jobs, 0, 1)) do -- two for each that comes, so that none pile up
-  if redis.call('EXISTS', 'RQ:job:' .. oldest) == 0 then redis.call('ZREM', jobs, oldest) end
+for _, some in ipairs({redis.call('ZRANGE', jobs, 0, 1), redis.call('ZRANDMEMBER', jobs, 4)}) do
+  for _, job in ipairs(some) do -- more than one for each that comes, so that none pile up
+    if redis.call('EXISTS', 'RQ:job:' .. job) == 0 then redis.call('ZREM', jobs, job) end
+  end
 end
 redis.call('ZADD', jobs, now, id)
 redis.call('SADD', 'RQ:queues', queue)

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import redis.asyncio
 
 from workers.errors import InvalidRequest
 from workers.messages import OPERATIONS, JobStatus, JobView, Operation
-from workers.queue.records import VIEW_FIELDS, job_key, job_view, jobs_key, result_key
+from workers.queue.records import STATUSES, VIEW_FIELDS, job_key, job_view, jobs_key, result_key
 
 MAX_JOBS = 100  # on a page
 _CHUNK = 200  # jobs that are looked at together
@@ -40,26 +41,26 @@ async def read_page(
     Raises: InvalidRequest for what is no cursor.
     """
     score, last_id = _read_cursor(cursor)
-    statuses = tuple(JobStatus) if status is None else (status,)
+    statuses = [name.value for name, each in STATUSES.items() if status in (None, each)]
     operations = OPERATIONS if operation is None else (operation,)
-    found: list[JobView] = []
+    found: list[tuple[str, dict[str, str]]] = []
     num_seen = 0
     while num_seen < _MAX_SEEN:
         entries: list[tuple[str, float]] = await client.zrevrangebyscore(  # type: ignore[assignment]
             jobs_key(owner), score, "-inf", start=0, num=_CHUNK, withscores=True
         )
         fresh = [each for each in entries if last_id is None or each[::-1] < (float(score), last_id)]
-        views = await _views(client, [job_id for job_id, _ in fresh])
-        for (job_id, at), view in zip(fresh, views, strict=True):
+        jobs = await _jobs(client, [job_id for job_id, _ in fresh])
+        for (job_id, at), job in zip(fresh, jobs, strict=True):
             score, last_id = repr(at), job_id
             num_seen += 1
-            if view is not None and view.status in statuses and view.operation in operations:
-                found.append(view)
+            if job.get("status") in statuses and job.get("operation") in operations:
+                found.append((job_id, job))
             if len(found) == limit:
-                return JobPage(found, f"{score}-{last_id}")
+                return JobPage(await _views(client, found), f"{score}-{last_id}")
         if len(entries) < _CHUNK:
-            return JobPage(found, None)
-    return JobPage(found, f"{score}-{last_id}")
+            return JobPage(await _views(client, found), None)
+    return JobPage(await _views(client, found), f"{score}-{last_id}")
 
 
 def _read_cursor(cursor: str | None) -> tuple[str, str | None]:
@@ -71,20 +72,19 @@ def _read_cursor(cursor: str | None) -> tuple[str, str | None]:
     return parts[1], parts[2]
 
 
-async def _views(client: redis.asyncio.Redis, job_ids: Sequence[str]) -> list[JobView | None]:
-    """Return jobs as they are, None for those that have expired."""
-    if not job_ids:
-        return []
+async def _jobs(client: redis.asyncio.Redis, job_ids: Sequence[str]) -> list[dict[str, str]]:
+    """Return the fields of jobs; none of those that have expired."""
     async with client.pipeline(transaction=False) as pipeline:
         for job_id in job_ids:
             pipeline.hmget(job_key(job_id), VIEW_FIELDS)
-            pipeline.get(result_key(job_id))
-        answers = await pipeline.execute()
-    views: list[JobView | None] = []
-    for job_id, values, result in zip(job_ids, answers[::2], answers[1::2], strict=True):
-        job = {name: value for name, value in zip(VIEW_FIELDS, values, strict=True) if value is not None}
-        try:
-            views.append(job_view(job_id, job, result))
-        except KeyError:
-            views.append(None)
-    return views
+        answers = await pipeline.execute() if job_ids else []
+    return [
+        {name: value for name, value in zip(VIEW_FIELDS, values, strict=True) if value is not None}
+        for values in answers
+    ]
+
+
+async def _views(client: redis.asyncio.Redis, jobs: Sequence[tuple[str, dict[str, str]]]) -> list[JobView]:
+    """Return jobs as they are, with their results."""
+    results: Any = await client.mget([result_key(job_id) for job_id, _ in jobs]) if jobs else []
+    return [job_view(job_id, job, result) for (job_id, job), result in zip(jobs, results, strict=True)]

@@ -182,6 +182,8 @@ def use_openapi(app: FastAPI) -> None:
     def with_problems() -> dict[str, Any]:
         document = build()
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        document["components"]["securitySchemes"] = {"API key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{}, {"API key": []}]  # needed where the service has keys
         document["components"]["schemas"] |= problem.pop("$defs", {}) | {"Problem": problem}
         return document
 

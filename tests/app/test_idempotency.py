@@ -55,6 +55,16 @@ def test_another_body_or_address_with_the_same_key_is_refused(service):
     )
 
 
+@pytest.mark.parametrize("codes", ['[["\\ud800"]]', 300 * "[" + 300 * "]"])
+def test_what_is_wrong_with_a_request_is_told_with_a_key_as_without(service, codes):
+    body = f'{{"codes": {codes}}}'
+    for headers in ({}, key("bad codes")):
+        answer = service.client.post(
+            "/decode", content=body, headers={"Content-Type": "application/json"} | headers
+        )
+        assert answer.status_code == 422, answer.text
+
+
 def test_a_replay_waits_for_the_same_job_and_answers_as_its_own_headers_ask(service):
     service.engine.is_held.set()
     queued = service.client.post("/generate", json={"format": "webp"}, headers=key("held"))

@@ -13,7 +13,7 @@ from app.root_path import path_below_root
 
 _OPEN = re.compile(r"/|/health/.*|/docs.*|/openapi\.json|/static-offline-docs/.*")
 _ADMIN = re.compile(r"/metrics.*", re.DOTALL)
-_SIGNED = re.compile(r"/jobs/[^/]+/(outputs|images)/[^/]+")  # of which browsers send no header
+_SIGNED = re.compile(r"/jobs/[^/]+/(outputs|images)/[^/]+")  # which browsers ask for without a header
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="smalti"'}
 
 

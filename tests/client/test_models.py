@@ -7,9 +7,24 @@ import pytest
 
 from smalti import Codes, JobInfo, MissingPackage, NoBytes, Result, UnusableSource
 from smalti.calls import work_call
+from smalti.fields import DecodeFields, EncodeFields, GenerateFields
 from smalti.sources import files_of
+from workers.messages import DecodeRequest, EncodeRequest, GenerateRequest
 
 CODES = {"codes": [[[1, 2]], None], "grid": [1, 2], "codebook_size": 2**17, "tokenizer": "0" * 16}
+
+
+@pytest.mark.parametrize(
+    ("typed", "request_class", "others"),
+    [
+        (GenerateFields, GenerateRequest, {"prompt", "num_images"}),
+        (EncodeFields, EncodeRequest, {"source", "image"}),
+        (DecodeFields, DecodeRequest, {"codes"}),
+    ],
+)
+def test_fields_that_editors_offer_are_those_of_the_service(typed, request_class, others):
+    """Besides what has an argument of its own, and older names."""
+    assert set(typed.__annotations__) == set(request_class.model_fields) - others
 
 
 def test_what_a_newer_service_adds_is_read_and_sent_back():

@@ -47,7 +47,6 @@ class GenerateFields(WorkFields, total=False):
     num_steps: int
     guidance_scale: float
     sampler: str
-    cache_interval: int
     format: str
     background: Literal["white", "transparent"]
     return_codes: bool

@@ -3,6 +3,7 @@
 import base64
 import io
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -34,12 +35,12 @@ class ErrorInfo(Model):
     message: str
 
 
-class Viewable:
+class Viewable(ABC):
     """Something with a file's bytes that a person can look at."""
 
+    @abstractmethod
     def bytes(self) -> Data:
         """Return the file's bytes."""
-        raise NotImplementedError
 
     def image(self) -> "Image":
         """Return a Pillow image.

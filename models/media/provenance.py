@@ -4,6 +4,7 @@ Nothing in it changes from run to run, so that the same request keeps the same b
 """
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 from xml.sax.saxutils import quoteattr
@@ -54,6 +55,7 @@ class Provenance:
         )
 
 
+@cache
 def _version() -> str:
     try:
         return version("smalti")

@@ -14,7 +14,7 @@ from app.settings import read_settings
 from models.media.base import Array
 from workers.blobs import BlobStore, source_reader
 from workers.catalog import Catalog
-from workers.compute import Engine, Finished, Preview, SampleOutput, Work
+from workers.compute import Engine, Finished, Preview, SampleOutput, Slots, Work
 from workers.messages import Progress, SeedVerdict
 from workers.results import ResultStore
 from workers.settings import WorkerSettings
@@ -36,8 +36,9 @@ class WholeRequests:
         self._waiting: deque[Work] = deque()
 
     @property
-    def free_slots(self) -> int:
-        return max(0, self._max_batch_size - sum(work.request.num_samples for work in self._waiting))
+    def free_slots(self) -> Slots:
+        num_free = max(0, self._max_batch_size - sum(work.request.num_samples for work in self._waiting))
+        return Slots(num_free, num_free)
 
     @property
     def is_idle(self) -> bool:
@@ -93,8 +94,9 @@ class Nothing:
         self._work: dict[str, Work] = {}
 
     @property
-    def free_slots(self) -> int:
-        return max(0, self._max_batch_size - len(self._work))
+    def free_slots(self) -> Slots:
+        num_free = max(0, self._max_batch_size - len(self._work))
+        return Slots(num_free, num_free)
 
     @property
     def is_idle(self) -> bool:

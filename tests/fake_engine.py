@@ -4,16 +4,18 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from models.media.base import Array
-from workers.compute import Finished, Preview, SampleOutput, Work
+from workers.compute import Finished, Preview, SampleOutput, Slots, Work
 from workers.errors import InternalError, NotFinite, OutOfMemory, ServiceError, StorageFull
-from workers.messages import CodesInfo, Progress, Resolved, SeedVerdict
+from workers.messages import CodesInfo, Priority, Progress, Resolved, SeedVerdict
 
 SIDE_PX = 8
 GRID = (2, 2)
@@ -67,8 +69,11 @@ class FakeEngine:
     check_budgets_s: list[float] = field(default_factory=list)
 
     @property
-    def free_slots(self) -> int:
-        return max(0, self.num_slots - sum(work.request.num_samples for work in self.works.values()))
+    def free_slots(self) -> Slots:
+        taken = Counter[Priority]()
+        for work in self.works.values():
+            taken[work.request.priority] += work.request.num_samples
+        return Slots(*(max(0, self.num_slots - taken[priority]) for priority in get_args(Priority)))
 
     @property
     def is_idle(self) -> bool:

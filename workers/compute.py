@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from models.media.base import Array
 from workers.errors import ServiceError
@@ -58,11 +58,18 @@ class Preview:
     array: Array
 
 
+class Slots(NamedTuple):
+    """Numbers of samples of interactive and of batch jobs: neither kind takes the other's."""
+
+    interactive: int
+    batch: int
+
+
 class Engine(Protocol):
     """The running batch."""
 
     @property
-    def free_slots(self) -> int:
+    def free_slots(self) -> Slots:
         """How many samples could start now."""
 
     @property

@@ -20,6 +20,7 @@ from workers.queue.consumer import Claim, Consumer
 logger = logging.getLogger(__name__)
 
 STOP_TICK_S = 0.5  # a stop is noticed so soon while no slot is free
+LOOK_EVERY_S = 0.02  # for jobs, while slots of one kind are taken: waiting in Redis would miss their end
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,23 @@ class Intake:
         self._thread.join()
 
     def _take_jobs(self) -> None:
-        """Claim jobs while slots are free; only a worker with a free slot waits in Redis."""
+        """Claim jobs while slots are free; only a worker with free slots of both kinds waits in Redis."""
         must_drain = False
         backoff = Backoff()
         while not self._is_stopped:
-            num_free = self._in_flight.wait_for_slots(until_idle=must_drain, timeout_s=STOP_TICK_S)
-            if not num_free:
+            free = self._in_flight.wait_for_slots(until_idle=must_drain, timeout_s=STOP_TICK_S)
+            if not any(free):
                 continue
             try:
-                claims = self._consumer.claim(num_free, is_idle=not self._in_flight.all())
+                claims = self._consumer.claim(free, is_idle=not self._in_flight.all())
                 must_drain = claims.must_drain
                 if claims.jobs:
                     self._take_in(claims.jobs)
                 elif not must_drain:
-                    self._consumer.wait_for_work()
+                    if all(free):
+                        self._consumer.wait_for_work()
+                    else:
+                        self._in_flight.wait_for_more(free, LOOK_EVERY_S)
                 backoff.reset()
             except redis.RedisError as error:
                 logger.warning("can't take jobs: %s", type(error).__name__)

@@ -138,7 +138,8 @@ class WorkerSettings(ServiceSettings):
         default=30,
         ge=0,
         le=_YEAR_S,
-        description="Batch jobs that have waited for longer get every fourth turn before interactive jobs.",
+        description="Batch jobs that have waited or been parked for longer get every fourth turn before"
+        " interactive jobs.",
     )
     drain_grace_s: float = Field(
         default=20,

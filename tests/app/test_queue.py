@@ -15,6 +15,7 @@ from rq.serializers import JSONSerializer
 from app.queue import JobQueue, new_job_id
 from tests.app.queue_jobs import BLOBS, DECODE, ENCODE, REQUEST, RESULT, run
 from tests.waiting import wait_until
+from workers.compute import Slots
 from workers.errors import (
     InvalidRequest,
     JobNotFound,
@@ -38,7 +39,7 @@ def test_a_job_lives_from_queued_to_succeeded(redis_url, consumer):
         view = await queue.submit(REQUEST)
         assert (view.status, view.queue_position, view.num_tries) == (JobStatus.QUEUED, 0, 0)
         assert await queue.get(view.id) == view
-        [claim] = consumer.claim(4, is_idle=True).jobs
+        [claim] = consumer.claim(Slots(4, 4), is_idle=True).jobs
         assert (claim.job_id, claim.request) == (view.id, REQUEST)
         running = await queue.get(view.id)
         assert running.status == JobStatus.RUNNING
@@ -69,7 +70,7 @@ def test_rq_sees_our_jobs_as_its_own(redis_url, consumer):
         assert job.func_name == "generate"
         assert job.kwargs == {"request": REQUEST.model_dump(mode="json")}
         assert job.get_status() == "queued"
-        [claim] = consumer.claim(4, is_idle=True).jobs
+        [claim] = consumer.claim(Slots(4, 4), is_idle=True).jobs
         assert StartedJobRegistry(queue=queue).get_job_ids() == [job_id]  # which lets RQ clean up
         assert job.get_status() == "started"
         consumer.finish([Outcome(claim, RESULT)])
@@ -86,7 +87,7 @@ def test_rq_sees_our_jobs_as_its_own(redis_url, consumer):
 @pytest.mark.parametrize("request_", [REQUEST, ENCODE, DECODE], ids=lambda request: request.operation)
 def test_every_request_arrives_as_it_was(redis_url, consumer, request_):
     run(redis_url, lambda queue: queue.submit(request_))
-    [claim] = consumer.claim(4, is_idle=True).jobs
+    [claim] = consumer.claim(Slots(4, 4), is_idle=True).jobs
     assert claim.request == request_
     assert claim.num_slots == request_.num_samples
 
@@ -97,7 +98,7 @@ def test_rq_info_shows_queues_jobs_and_workers(redis_url, consumer):
             await queue.submit(REQUEST.model_copy(update={"priority": priority}))
 
     run(redis_url, submit)
-    [claim] = consumer.claim(1, is_idle=True).jobs
+    [claim] = consumer.claim(Slots(1, 1), is_idle=True).jobs
     consumer.heartbeat([claim])
     lines = rq_info(redis_url)
     assert "queue interactive 1, 1 executing, 0 finished, 0 failed" in lines
@@ -144,11 +145,11 @@ def test_blobs_are_referred_to_until_the_last_job_has_ended(redis_url, consumer)
         both = (await queue.submit(ENCODE)).id
         one = await queue.submit(ENCODE.model_copy(update={"sources": (BLOBS[0],) * 2}))
         assert await queue.referenced_blobs([shared, "c" * 64, own]) == [True, False, True]
-        [claim] = consumer.claim(1, is_idle=True).jobs
+        [claim] = consumer.claim(Slots(1, 1), is_idle=True).jobs
         assert claim.job_id == both
         consumer.release([claim], "quarantine")
         assert await queue.referenced_blobs([shared, own]) == [True, True]
-        [claim] = consumer.claim(1, is_idle=True).jobs
+        [claim] = consumer.claim(Slots(1, 1), is_idle=True).jobs
         consumer.finish([Outcome(claim, RESULT)])
         assert await queue.referenced_blobs([shared, own]) == [True, False]
         await queue.cancel(one.id)
@@ -187,7 +188,7 @@ def test_a_job_whose_lease_ran_out_is_tried_again_and_fails_in_the_end(redis_url
         view = await queue.submit(REQUEST)
         consumer.reap()  # the first after a pause only watches
         for num_tries in (1, 2, 3):
-            [claim] = consumer.claim(1, is_idle=True).jobs
+            [claim] = consumer.claim(Slots(1, 1), is_idle=True).jobs
             await asyncio.to_thread(wait_until, lambda claim=claim: reaped(claim))
             view = await queue.get(view.id)
             assert view.num_tries == num_tries
@@ -219,7 +220,7 @@ def test_interactive_jobs_go_first_and_batch_jobs_age(redis_url, consumer):
                 await queue.submit(REQUEST.model_copy(update={"priority": priority, "seed": seed}))
 
     def order() -> list[str]:
-        claims = consumer.claim(8, is_idle=True)
+        claims = consumer.claim(Slots(8, 8), is_idle=True)
         consumer.finish([Outcome(claim, RESULT) for claim in claims.jobs])
         return [claim.request.priority[0] for claim in claims.jobs]
 
@@ -232,7 +233,7 @@ def test_interactive_jobs_go_first_and_batch_jobs_age(redis_url, consumer):
         await asyncio.sleep(0.25)
 
     run(redis_url, submit_and_age)
-    assert "".join(order()) == "iiibibbb"
+    assert "".join(order()) == "iiibibbbb"
 
 
 def test_the_place_in_a_long_queue_is_told_without_asking_each_job(redis_url):
@@ -256,7 +257,7 @@ def test_claims_fill_the_slots(redis_url, consumer):
             await queue.submit(REQUEST.model_copy(update={"num_samples": num_samples}))
 
     run(redis_url, submit)
-    assert [claim.num_slots for claim in consumer.claim(4, is_idle=True).jobs] == [2, 1, 4]
+    assert [claim.num_slots for claim in consumer.claim(Slots(4, 4), is_idle=True).jobs] == [2, 1, 4]
 
 
 def test_idle_workers_share_what_waits_and_a_busy_one_leaves_it_to_them(redis_url):
@@ -267,13 +268,15 @@ def test_idle_workers_share_what_waits_and_a_busy_one_leaves_it_to_them(redis_ur
             await queue.submit(REQUEST.model_copy(update={"seed": seed}))
 
     for consumer in consumers:
-        assert consumer.claim(8, is_idle=True).jobs == ()
+        assert consumer.claim(Slots(8, 8), is_idle=True).jobs == ()
     run(redis_url, submit)
-    assert len(consumers[0].claim(8, is_idle=True).jobs) == 3
-    assert len(consumers[0].claim(8, is_idle=False).jobs) == 0
-    assert len(consumers[1].claim(8, is_idle=True).jobs) == 3
-    assert len(consumers[0].claim(8, is_idle=False).jobs) == 0
-    assert len(consumers[0].claim(8, is_idle=False).jobs) == 3, "each is asked once: the third may be dead"
+    assert len(consumers[0].claim(Slots(8, 8), is_idle=True).jobs) == 3
+    assert len(consumers[0].claim(Slots(8, 8), is_idle=False).jobs) == 0
+    assert len(consumers[1].claim(Slots(8, 8), is_idle=True).jobs) == 3
+    assert len(consumers[0].claim(Slots(8, 8), is_idle=False).jobs) == 0
+    assert len(consumers[0].claim(Slots(8, 8), is_idle=False).jobs) == 3, (
+        "each is asked once: the third may be dead"
+    )
     for consumer in consumers:
         consumer.close()
 
@@ -284,11 +287,11 @@ def test_quarantined_jobs_take_turns_with_the_others(redis_url, consumer):
             await queue.submit(REQUEST.model_copy(update={"seed": seed}))
 
     run(redis_url, submit)
-    consumer.release(consumer.claim(4, is_idle=True).jobs, "quarantine")
+    consumer.release(consumer.claim(Slots(4, 4), is_idle=True).jobs, "quarantine")
     run(redis_url, submit)
     got = []
     for _ in range(6):
-        claims = consumer.claim(2, is_idle=True)
+        claims = consumer.claim(Slots(2, 2), is_idle=True)
         got.append((len(claims.jobs), claims.must_drain))
         consumer.finish([Outcome(claim, RESULT) for claim in claims.jobs])
     alone, together = (1, True), (2, False)
@@ -312,7 +315,7 @@ def test_waiting_ends_with_the_job_and_with_the_time(redis_url, consumer):
         start = clock()
         assert (await queue.wait(view.id, 0.1)).status == JobStatus.QUEUED
         assert 0.09 < clock() - start < 1
-        [claim] = consumer.claim(4, is_idle=True).jobs
+        [claim] = consumer.claim(Slots(4, 4), is_idle=True).jobs
         consumer.finish([Outcome(claim, RESULT)])
         start = clock()
         assert {view.status for view in await asyncio.gather(*waits)} == {JobStatus.SUCCEEDED}
@@ -335,7 +338,7 @@ def test_a_job_that_was_watched_before_it_was_there_is_looked_up_when_it_ends(re
             waiting = asyncio.create_task(queue.wait(job_id, 10, watcher))
             await asyncio.sleep(0.2)
             assert "cmdstat_hmget" not in client.info("commandstats")
-            [claim] = consumer.claim(4, is_idle=True).jobs
+            [claim] = consumer.claim(Slots(4, 4), is_idle=True).jobs
             consumer.finish([Outcome(claim, RESULT)])
             assert (await asyncio.wait_for(waiting, 5)).status == JobStatus.SUCCEEDED
 
@@ -347,7 +350,7 @@ def test_a_job_that_ends_before_its_watcher_waits_is_not_missed(redis_url, consu
         job_id = new_job_id()
         with queue.watch(job_id) as watcher:
             await queue.submit(REQUEST, job_id)
-            [claim] = consumer.claim(4, is_idle=True).jobs
+            [claim] = consumer.claim(Slots(4, 4), is_idle=True).jobs
             consumer.finish([Outcome(claim, RESULT)])
             await asyncio.wait_for(watcher.has_news.wait(), 5)
             done = await asyncio.wait_for(queue.wait(job_id, 10, watcher), 5)
@@ -360,7 +363,7 @@ def test_a_cancelled_job_belongs_to_no_worker(redis_url, consumer):
     async def use(queue: JobQueue) -> None:
         queued, running, done = [(await queue.submit(REQUEST)).id for _ in range(3)]
         assert (await queue.cancel(queued)).status == JobStatus.CANCELLED
-        [claim, other] = consumer.claim(2, is_idle=True).jobs
+        [claim, other] = consumer.claim(Slots(2, 2), is_idle=True).jobs
         consumer.finish([Outcome(other, RESULT)])
         assert (await queue.cancel(running)).status == JobStatus.CANCELLED
         assert consumer.wait_for_revoked(1) == (running, claim.execution)
@@ -383,7 +386,7 @@ def test_a_queued_job_ends_at_its_deadline_without_any_worker(redis_url, consume
         assert view.status == JobStatus.FAILED
         assert view.error.code == "deadline_exceeded"
         consumer.reap()
-        assert consumer.claim(4, is_idle=True).jobs == ()
+        assert consumer.claim(Slots(4, 4), is_idle=True).jobs == ()
         assert (await queue.get(left.id)).error.code == "deadline_exceeded"
         assert (await queue.checks.check()).queue_length == 0
 
@@ -406,10 +409,10 @@ def test_waiting_ends_at_the_deadline_without_any_worker(redis_url):
 def test_a_worker_that_lost_a_job_cannot_change_it(redis_url, consumer):
     async def use(queue: JobQueue) -> None:
         view = await queue.submit(REQUEST)
-        [first] = consumer.claim(4, is_idle=True).jobs
+        [first] = consumer.claim(Slots(4, 4), is_idle=True).jobs
         consumer.release([first], "front")
         assert (await queue.get(view.id)).num_tries == 0
-        [second] = consumer.claim(4, is_idle=True).jobs
+        [second] = consumer.claim(Slots(4, 4), is_idle=True).jobs
         assert consumer.finish([Outcome(first, StorageFull("late"))]) == [False]
         assert consumer.finish([Outcome(second, RESULT)]) == [True]
         assert consumer.finish([Outcome(second, RESULT)]) == [True], "told twice after a lost answer"
@@ -429,7 +432,7 @@ def test_foreign_jobs_are_refused_and_never_called(redis_url, consumer):
             queue.enqueue("generate", kwargs=good, on_success=Callback("os.getcwd")),
             Queue("interactive", connection=client).enqueue("os.getcwd"),  # pickled
         ]
-        assert consumer.claim(4, is_idle=True).jobs == ()
+        assert consumer.claim(Slots(4, 4), is_idle=True).jobs == ()
         assert [client.hget(job.key, "error_code") for job in jobs] == [InvalidRequest.code.encode()] * 4
         assert client.zcard("smalti:leases") == 0
 
@@ -451,7 +454,7 @@ def test_an_ended_job_keeps_little(redis_url, consumer):
         for _ in range(200):
             await queue.submit(encode)
         for _ in range(50):
-            claims = consumer.claim(4, is_idle=True).jobs
+            claims = consumer.claim(Slots(4, 4), is_idle=True).jobs
             consumer.publish_progress([(claim, Progress(step=1, total=1)) for claim in claims])
             consumer.finish([Outcome(claim, result) for claim in claims])
         view = await queue.get(claims[0].job_id)
@@ -471,11 +474,11 @@ def test_the_time_left_counts_the_work_before_a_job(redis_url, consumer):
         large = REQUEST.model_copy(update={"options": {"num_steps": 99}, "num_samples": 4})
         view = await queue.submit(small)
         assert (await queue.get(view.id)).seconds_left is None, "nothing is known yet"
-        [claim] = consumer.claim(1, is_idle=True).jobs
+        [claim] = consumer.claim(Slots(1, 1), is_idle=True).jobs
         await asyncio.sleep(0.1)
         consumer.finish([Outcome(claim, RESULT)])  # 0.1 s for a cost of 2
         running, waiting, last = [await queue.submit(each) for each in (large, large, small)]
-        [claim] = consumer.claim(1, is_idle=True).jobs
+        [claim] = consumer.claim(Slots(1, 1), is_idle=True).jobs
         assert claim.job_id == running.id
         first, second = [(await queue.get(each.id)).seconds_left for each in (waiting, last)]
         assert 0.9 < first / (800 * 0.05) < 2

@@ -9,6 +9,7 @@ import redis
 
 from app.queue import JobQueue
 from tests.app.queue_jobs import REQUEST, run
+from workers.compute import Slots
 from workers.errors import (
     PipelineNotServed,
 )
@@ -32,10 +33,10 @@ def test_a_worker_leaves_jobs_of_other_pipelines_to_those_who_have_them(redis_ur
         return [(await queue.submit(request)).id for request in (OTHER, REQUEST, OTHER, REQUEST)]
 
     ids = run(redis_url, submit)
-    taken = consumer.claim(4, is_idle=True).jobs
+    taken = consumer.claim(Slots(4, 4), is_idle=True).jobs
     assert [claim.job_id for claim in taken] == [ids[1], ids[3]]
-    assert consumer.claim(4, is_idle=False).jobs == ()
-    others = specialist.claim(4, is_idle=True).jobs
+    assert consumer.claim(Slots(4, 4), is_idle=False).jobs == ()
+    others = specialist.claim(Slots(4, 4), is_idle=True).jobs
     assert [claim.job_id for claim in others] == [ids[0], ids[2]]
     assert [claim.num_tries for claim in others] == [1, 1]
 
@@ -54,19 +55,19 @@ def test_a_job_wakes_a_worker_that_has_its_pipeline(redis_url, consumer, special
 
 
 def test_an_idle_worker_of_another_pipeline_holds_no_busy_one_back(redis_url, consumer, specialist):
-    assert consumer.claim(4, is_idle=True).jobs == (), "and is noted as idle"
+    assert consumer.claim(Slots(4, 4), is_idle=True).jobs == (), "and is noted as idle"
     run(redis_url, lambda queue: queue.submit(OTHER))
-    assert specialist.claim(4, is_idle=False).jobs == (), "left to the idle worker"
-    assert consumer.claim(4, is_idle=True).jobs == ()
-    assert len(specialist.claim(4, is_idle=False).jobs) == 1
+    assert specialist.claim(Slots(4, 4), is_idle=False).jobs == (), "left to the idle worker"
+    assert consumer.claim(Slots(4, 4), is_idle=True).jobs == ()
+    assert len(specialist.claim(Slots(4, 4), is_idle=False).jobs) == 1
 
 
 def test_a_quarantined_job_makes_only_workers_of_its_pipeline_drain(redis_url, consumer, specialist):
     run(redis_url, lambda queue: queue.submit(OTHER))
-    specialist.release(specialist.claim(1, is_idle=True).jobs, "quarantine")
-    assert not consumer.claim(4, is_idle=False).must_drain
-    assert specialist.claim(4, is_idle=False).must_drain
-    assert len(specialist.claim(4, is_idle=True).jobs) == 1
+    specialist.release(specialist.claim(Slots(1, 1), is_idle=True).jobs, "quarantine")
+    assert not consumer.claim(Slots(4, 4), is_idle=False).must_drain
+    assert specialist.claim(Slots(4, 4), is_idle=False).must_drain
+    assert len(specialist.claim(Slots(4, 4), is_idle=True).jobs) == 1
 
 
 def test_a_job_that_no_living_worker_can_do_is_refused_at_once(redis_url, consumer, specialist):
@@ -104,5 +105,5 @@ def test_a_worker_leaves_what_later_front_ends_ask_for(redis_url, consumer):
     later, now = run(redis_url, submit)
     with redis.Redis.from_url(redis_url) as client:
         client.hset(job_key(later), mapping={"version": MESSAGES_VERSION + 1, "data": "in words of later"})
-        assert [claim.job_id for claim in consumer.claim(4, is_idle=True).jobs] == [now]
+        assert [claim.job_id for claim in consumer.claim(Slots(4, 4), is_idle=True).jobs] == [now]
         assert client.hget(job_key(later), "status") == b"queued"

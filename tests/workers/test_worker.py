@@ -322,6 +322,23 @@ def test_a_running_job_ends_at_its_deadline(in_process):
     assert engine.dropped[overdue] < 25, "20 steps fit at most"
 
 
+def test_a_worker_full_of_batch_jobs_takes_an_interactive_one_at_once(in_process):
+    async def use(queue: JobQueue) -> None:
+        batch = [await queue.submit(request_of(seed, 100, priority="batch")) for seed in range(4)]
+        while (await queue.get(batch[1].id)).status != JobStatus.RUNNING:
+            await asyncio.sleep(0.01)
+        now = await queue.wait((await queue.submit(request_of(9, 5))).id, 10)
+        assert now.status == JobStatus.SUCCEEDED
+        assert [(await queue.get(each.id)).status for each in batch] == [JobStatus.RUNNING] * 2 + [
+            JobStatus.QUEUED
+        ] * 2
+        for each in batch[:2]:
+            await queue.cancel(each.id)
+        assert (await queue.wait(batch[3].id, 10)).status == JobStatus.SUCCEEDED
+
+    in_process(use, FakeEngine(num_slots=2, step_s=0.02))
+
+
 def test_progress_is_told(in_process):
     async def use(queue: JobQueue) -> None:
         view = await queue.submit(request_of(1, num_steps=100))

@@ -10,30 +10,37 @@ have numbers of rows that were proven to agree bit for bit (``workers/engine/see
 """
 
 import logging
+import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from typing import get_args
 
 import torch
 
 from models.pipeline import Pipeline
 from models.stage import Capturing, Sample, SampleSpec, Stage, run_directly
-from workers.compute import Finished, Preview, Work
+from workers.compute import Finished, Preview, Slots, Work
 from workers.engine.jobs import Job, Running, Served, finish, make_job
 from workers.engine.lanes import Lanes
 from workers.engine.memory import num_that_fit
 from workers.engine.previews import PreviewTimer
 from workers.engine.rows import RowBatches
 from workers.engine.seed_promise import ROWS_PER_SAMPLE, SeedPromise
-from workers.messages import Progress, Resolved, SeedVerdict
+from workers.messages import Priority, Progress, Resolved, SeedVerdict
 
 logger = logging.getLogger(__name__)
+
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+_SHARE_OF_PARKED = 4  # once they have been parked for long, batch jobs get one in so many steps
 
 
 class Engine:
     """Computes jobs of all pipelines, at most ``max_batch_size`` samples at once. One thread uses it.
 
-    Without a ``promise``, calls have whatever number of rows is at hand.
+    While there are interactive jobs, the samples of batch jobs are parked where they are; but when they have
+    been for ``ageing_s``, they get every fourth step. Without a ``promise``, calls have whatever number of
+    rows is at hand.
     """
 
     def __init__(
@@ -44,6 +51,8 @@ class Engine:
         promise: SeedPromise | None = None,
         lanes: Lanes | None = None,
         previews: PreviewTimer | None = None,
+        ageing_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_batch_size = max_batch_size
         self._promise = promise or SeedPromise("off")
@@ -52,7 +61,7 @@ class Engine:
         self._served = {
             name: Served(
                 pipeline,
-                pipeline.make_stages(max_batch_size),
+                pipeline.make_stages(len(PRIORITIES) * max_batch_size),  # those of one kind may be parked
                 RowBatches(ROWS_PER_SAMPLE * max_batch_size, self._lanes[pipeline.device]),
                 max_batch_size,
             )
@@ -61,17 +70,23 @@ class Engine:
         for name in pipelines:
             self._watch(name)
         self._jobs: dict[str, Job] = {}
-        self._starting: deque[Job] = deque()
+        self._starting: dict[Priority, deque[Job]] = {priority: deque() for priority in PRIORITIES}
         self._running: list[Running] = []
         self._timer = previews or PreviewTimer()
         self._previews: dict[str, Preview] = {}
+        self._ageing_s = ageing_s
+        self._clock = clock
+        self._parked_at: float | None = None
+        self._num_steps_shared = 0
 
     @property
-    def free_slots(self) -> int:
+    def free_slots(self) -> Slots:
         """How many samples could start now."""
-        waiting = sum(len(job.samples) - job.num_started for job in self._starting)
+        num_taken = Counter(running.priority for running in self._running)
+        for priority, starting in self._starting.items():
+            num_taken[priority] += sum(len(job.samples) - job.num_started for job in starting)
         capacity = min(self._max_batch_size, sum(served.num_slots for served in self._served.values()))
-        return max(0, capacity - len(self._running) - waiting)
+        return Slots(*(max(0, capacity - num_taken[priority]) for priority in PRIORITIES))
 
     @property
     def is_idle(self) -> bool:
@@ -142,7 +157,7 @@ class Engine:
         for item in work:
             job = make_job(item, self._served[item.request.pipeline])
             self._jobs[job.id] = job
-            self._starting.append(job)
+            self._starting[job.priority].append(job)
 
     def drop(self, job_ids: Collection[str]) -> None:
         """Forget jobs; of these nothing comes."""
@@ -151,7 +166,8 @@ class Engine:
             self._previews.pop(job_id, None)
             if job is not None:
                 self._timer.forget(job_id, job.samples)
-        self._starting = deque(job for job in self._starting if job.id not in job_ids)
+        for priority, starting in self._starting.items():
+            self._starting[priority] = deque(job for job in starting if job.id not in job_ids)
         kept = []
         for running in self._running:
             if running.job.id in job_ids:
@@ -180,31 +196,53 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Finished]:
         """Give every stage that has samples one call, and return the jobs that have ended."""
-        self._start_waiting()
+        turn = self._whose_turn()
+        self._start_waiting(turn)
         position = 0
-        while any(running.position >= position for running in self._running):
-            for stage, group in self._by_stage(position):
+        while any(running.position >= position for running in self._active(turn)):
+            for stage, group in self._by_stage(turn, position):
                 stage.step([running.sample for running in group], group[0].job.served.run)
             # What is done here goes on to the next stage at once.
-            self._running = [each for each in self._running if not self._has_ended(each, position)]
+            self._running = [
+                each for each in self._running if each.priority != turn or not self._has_ended(each, position)
+            ]
             position += 1
-        self._make_previews()
+        self._make_previews(turn)
         ended = [job for job in self._jobs.values() if job.has_ended]
         finished = [finish(job) for job in ended]
         self.drop({job.id for job in ended})
         return finished
 
-    def _start_waiting(self) -> None:
+    def _whose_turn(self) -> Priority:
+        """Return whose samples the next step is for."""
+        if len({job.priority for job in self._jobs.values()}) < len(PRIORITIES):
+            self._parked_at = None
+            return next((job.priority for job in self._jobs.values()), "interactive")
+        now = self._clock()
+        if self._parked_at is None:
+            self._parked_at = now
+        if now - self._parked_at < self._ageing_s:
+            return "interactive"
+        self._num_steps_shared += 1
+        return "batch" if self._num_steps_shared % _SHARE_OF_PARKED == 0 else "interactive"
+
+    def _active(self, turn: Priority) -> list[Running]:
+        return [running for running in self._running if running.priority == turn]
+
+    def _start_waiting(self, turn: Priority) -> None:
         """Fill free slots, one sample of each waiting job in turn, so that small jobs pass large ones."""
-        num_running = Counter(running.job.request.pipeline for running in self._running)
+        active, starting = self._active(turn), self._starting[turn]
+        num_active = len(active)
+        num_running = Counter(running.job.request.pipeline for running in active)
         of_full_pipelines = []
-        while self._starting and len(self._running) < self._max_batch_size:
-            job = self._starting.popleft()
+        while starting and num_active < self._max_batch_size:
+            job = starting.popleft()
             name = job.request.pipeline
             if num_running[name] >= job.served.num_slots:
                 of_full_pipelines.append(job)
                 continue
             num_running[name] += 1
+            num_active += 1
             running = Running(job, job.samples[job.num_started])
             running.stage.start(running.sample)
             self._running.append(running)
@@ -212,13 +250,13 @@ class Engine:
                 job.num_calls += running.stage.num_calls(running.sample)
             job.num_started += 1
             if job.num_started < len(job.samples):
-                self._starting.append(job)
-        self._starting.extendleft(reversed(of_full_pipelines))
+                starting.append(job)
+        starting.extendleft(reversed(of_full_pipelines))
 
-    def _by_stage(self, position: int) -> Iterator[tuple[Stage, list[Running]]]:
+    def _by_stage(self, turn: Priority, position: int) -> Iterator[tuple[Stage, list[Running]]]:
         """Yield each stage at this place of a path with the samples there, as many as it takes at once."""
         groups: dict[int, list[Running]] = {}
-        for running in self._running:
+        for running in self._active(turn):
             if running.position != position:
                 continue
             group = groups.setdefault(id(running.stage), [])
@@ -244,18 +282,18 @@ class Engine:
         job.num_ended += 1
         return True
 
-    def _make_previews(self) -> None:
+    def _make_previews(self, turn: Priority) -> None:
         """Show what some samples are on the way to. Nothing here changes or fails a job."""
         asked = [
             (running.job.id, running.sample)
-            for running in self._running
+            for running in self._active(turn)
             if running.job.request.preview and running.is_under_way
         ]
         chosen = {sample: job_id for job_id, sample in self._timer.choose(asked)} if asked else {}
         if not chosen:
             return
         began_s = self._timer.clock()
-        for stage, group in self._by_stage(0):
+        for stage, group in self._by_stage(turn, 0):
             shown = [running for running in group if running.sample in chosen]
             latents = stage.preview([running.sample for running in shown]) if shown else None
             if latents is None:

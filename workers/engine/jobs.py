@@ -13,7 +13,7 @@ from models.stage import NotFinite, Sample, SampleSpec, Stage
 from workers import errors
 from workers.compute import Finished, SampleOutput, Work
 from workers.engine.rows import RowBatches, is_out_of_memory
-from workers.messages import CodesInfo, Resolved
+from workers.messages import CodesInfo, Priority, Resolved
 
 _MAX_PARTS_TOLD = 3  # of a prompt, in a warning
 _MAX_CHARS_TOLD = 30
@@ -49,6 +49,10 @@ class Job:
     num_calls: int = 0  # of samples that have started
 
     @property
+    def priority(self) -> Priority:
+        return self.request.priority
+
+    @property
     def has_ended(self) -> bool:
         return self.num_ended == len(self.samples)
 
@@ -64,6 +68,10 @@ class Running:
     @property
     def stage(self) -> Stage:
         return self.job.path[self.position]
+
+    @property
+    def priority(self) -> Priority:
+        return self.job.priority
 
     @property
     def is_under_way(self) -> bool:

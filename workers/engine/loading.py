@@ -28,7 +28,7 @@ def load_engine(settings: WorkerSettings, catalog: Catalog, names: Iterable[str]
         for name in names or catalog.names
     }
     promise = SeedPromise(settings.seed_promise, settings.verdicts_dir)
-    return Engine(pipelines, settings.max_batch_size, promise=promise)
+    return Engine(pipelines, settings.max_batch_size, promise=promise, ageing_s=settings.ageing_s)
 
 
 def chosen_precision(settings: WorkerSettings) -> Precision:

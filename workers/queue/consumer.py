@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from rq.version import VERSION as RQ_VERSION
 
+from workers.compute import Slots
 from workers.errors import InvalidRequest, ServiceError
 from workers.messages import PreviewImage, Progress, Resolved, Result, SeedVerdict
 from workers.metrics import Meter, device_memory_bytes, memory_bytes
@@ -121,11 +122,12 @@ class Consumer:
         self._progress = self._redis.register_script(load_script("progress"))
         self._preview = self._redis.register_script(load_script("preview"))
 
-    def claim(self, num_slots: int, *, is_idle: bool) -> Claims:
+    def claim(self, slots: Slots, *, is_idle: bool) -> Claims:
         """Take jobs that fill the slots; the last may be larger than what is left."""
         about: list[str | float] = [
             self.name,
-            num_slots,
+            slots.interactive,
+            slots.batch,
             int(is_idle),
             self._lease_s,
             now_text(),

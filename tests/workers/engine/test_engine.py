@@ -11,7 +11,7 @@ import torch
 from models.conditioning import Conditions
 from models.pipeline import Pipeline
 from tests.workers.engine.engine_runs import Jobs, digest, noise_image, run
-from workers.compute import Work
+from workers.compute import Slots, Work
 from workers.engine.engine import Engine
 from workers.engine.lanes import Lanes
 from workers.engine.previews import PreviewTimer
@@ -48,6 +48,7 @@ def random_work(count: int, chance: random.Random, jobs: Jobs) -> list[Work]:
                     sampler=chance.choice(["euler", "heun", "dpmpp_2m"]),
                     return_codes=chance.random() < 0.5,
                     preview=chance.random() < 0.3,
+                    priority=chance.choice(["interactive", "batch"]),
                 )
             )
         elif kind < 0.85:
@@ -212,7 +213,7 @@ def test_slots_are_bounded_by_memory_for_each_pipeline(tiny_weights, jobs, monke
     )
     engine = Engine({"large": large, "small": small}, max_batch_size=8, lanes=Lanes(1))
     engine.warm_up()
-    assert engine.free_slots == 8
+    assert engine.free_slots == Slots(8, 8)
     batch_sizes: list[int] = []
     large.prior.network.register_forward_pre_hook(lambda _, inputs: batch_sizes.append(len(inputs[0])))
     ended = run(engine, work)
@@ -240,7 +241,7 @@ def test_slots_of_dropped_jobs_are_used_again(pipelines, jobs) -> None:
         engine.admit([jobs.generate(f"goes-{number}", seed=1, num_outputs=4)])
         engine.step()
         engine.drop({f"goes-{number}"})
-    assert engine.free_slots == 4
+    assert engine.free_slots == Slots(4, 4)
     stays = jobs.generate(seed=4, num_outputs=4)
     assert digest(run(engine, [stays])["x"]) == digest(run(Engine(pipelines), [stays])["x"])
 
@@ -358,3 +359,36 @@ def test_when_every_row_fails_each_job_hears_why(tiny_weights, jobs, part) -> No
     work = [jobs.generate(str(i), seed=i, num_outputs=2) for i in range(3)]
     ended = run(Engine({"tiny": pipeline}), work)
     assert [finished.error.code for finished in ended.values()] == ["out_of_memory"] * 3
+
+
+def test_batch_samples_are_parked_while_an_interactive_job_runs(pipelines, jobs) -> None:
+    """A full batch costs the one that comes no step, and goes on from where it was, to the same bytes."""
+    asked = {"num_steps": 6, "sampler": "euler", "num_outputs": 4}
+    parked = jobs.generate("parked", seed=1, priority="batch", **asked)
+    alone = digest(run(Engine(pipelines), [parked])["parked"])
+    engine = Engine(pipelines, max_batch_size=4)
+    engine.admit([parked])
+    engine.step()
+    engine.step()
+    assert engine.free_slots == Slots(interactive=4, batch=0)
+    engine.admit([jobs.generate("now", seed=2, **asked)])
+    ended = [engine.step() for _ in range(6)]
+    assert [finished.job_id for each in ended for finished in each] == ["now"]
+    assert ended[-1], "in its sixth step"
+    assert engine.progress()["parked"].step == 4 * 2
+    assert digest(run(engine, [])["parked"]) == alone
+
+
+def test_what_has_been_parked_for_long_gets_every_fourth_step(pipelines, jobs) -> None:
+    clock = 0.0
+    engine = Engine(pipelines, ageing_s=30, clock=lambda: clock)
+    engine.admit([jobs.generate("parked", num_steps=50, sampler="euler", priority="batch")])
+    engine.admit([jobs.generate("now", num_steps=50, sampler="euler")])
+    for _ in range(8):
+        engine.step()
+    assert "parked" not in engine.progress()
+    clock = 30.0
+    for _ in range(8):
+        engine.step()
+    assert engine.progress()["parked"].step == 2
+    assert engine.progress()["now"].step == 8 + 6

@@ -1,10 +1,12 @@
 -- Give a worker the next jobs of those that it can do; it leaves the others where they are.
--- worker, free slots, '1' if nothing runs there, lease_s, time, ageing_s, version of messages, pipelines ...
+-- worker, free slots of interactive and of batch jobs, '1' if nothing runs there, lease_s, time, ageing_s,
+-- version of messages, pipelines ...
 -- → {server's clock, 1 if the worker must drain before it claims more, id, hash, id, hash, ...}
-local worker, slots, is_idle, lease_s = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
-local started_at, ageing_s, version = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+local worker, slots, batch_slots = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local is_idle, lease_s, started_at = ARGV[4] == '1', tonumber(ARGV[5]), ARGV[6]
+local ageing_s, version = tonumber(ARGV[7]), tonumber(ARGV[8])
 local serves = {}
-for i = 8, #ARGV do serves[ARGV[i]] = true end
+for i = 9, #ARGV do serves[ARGV[i]] = true end
 local answer = {string.format('%.6f', now), 0}
 local passed = {} -- queue → how many jobs at its front are for other workers
 
@@ -97,18 +99,21 @@ if num_idle > 0 and num_waiting > 0 then
   share = math.ceil(num_waiting / (num_idle + 1))
 end
 
--- Interactive jobs first; but once a batch job has waited for ageing_s, every fourth claim is a batch job.
-while slots > 0 and share > 0 do
-  local oldest = next_job(BATCH)
+-- Interactive jobs first, batch jobs only where there is a slot for more interactive ones; but once a batch job
+-- has waited for ageing_s, every fourth claim is a batch job.
+while share > 0 do
+  local oldest = batch_slots > 0 and next_job(BATCH)
   local since = oldest and tonumber(redis.call('HGET', 'RQ:job:' .. oldest, 'submitted_at'))
-  local taken
-  if since and now - since > ageing_s and redis.call('INCR', 'OUR:batch_turn') % 4 == 0 then
-    taken = claim(BATCH) or claim(INTERACTIVE)
-  else
-    taken = claim(INTERACTIVE) or claim(BATCH)
+  local is_turn = since and now - since > ageing_s and redis.call('INCR', 'OUR:batch_turn') % 4 == 0
+  local taken = not is_turn and slots > 0 and claim(INTERACTIVE)
+  if taken then
+    slots = slots - taken
+  elseif batch_slots > 0 and (is_turn or slots > 0) then
+    taken = claim(BATCH)
+    batch_slots = batch_slots - (taken or 0)
   end
   if not taken then break end
-  slots, share = slots - taken, share - 1
+  share = share - 1
 end
 if is_idle and num_waiting == 0 then redis.call('ZADD', 'OUR:idle_workers', now, worker) end
 return answer

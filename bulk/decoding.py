@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from bulk.items import Item
 from bulk.pictures import Box, crop_box, read_picture, unpack
-from bulk.sources import Item
 from models.media.base import InvalidMedia
 from models.media.image import ImageSpec
 from models.media.isolated import Call, IsolatedProcess, Limits

@@ -11,9 +11,10 @@ from bulk.arrow import pyarrow
 from bulk.compute import encode_pixels
 from bulk.decoding import Picture, Prefetch
 from bulk.errors import BulkError
+from bulk.items import Item
 from bulk.manifest import Manifest, Share, SourcesInfo, Transform
 from bulk.shards import Row, present_shards, remove_partial, write_shard
-from bulk.sources import Item, Sources
+from bulk.sources import Sources
 from models.media.base import Array
 from models.media.image import ImageSpec
 from models.options import Precision

@@ -3,11 +3,10 @@
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 from bulk.arrow import pyarrow
-from bulk.errors import BulkError
+from bulk.items import File
 from models.media.base import InvalidMedia
 
 _ROWS_AT_ONCE = 16
@@ -18,25 +17,25 @@ class ParquetRows:
 
     column: None takes the only one that can be.
 
-    Raises: BulkError when no column can be meant, or several; InvalidMedia when the file can't be read.
+    Raises: InvalidMedia when the file can't be read, or no column can be meant, or several.
     """
 
-    def __init__(self, path: Path, column: str | None) -> None:
+    def __init__(self, file: File, column: str | None) -> None:
         arrow = pyarrow()
+        self._opened = file.open()
         try:
-            self._file = arrow.parquet.ParquetFile(path)
-            schema = self._file.schema_arrow
+            self._file = arrow.parquet.ParquetFile(self._opened)
+            self._column = _column_of_pictures(self._file.schema_arrow, column)
         except (arrow.ArrowException, OSError) as error:
+            self._opened.close()
             raise InvalidMedia("the parquet file is broken, or can't be read") from error
+        except BaseException:
+            self._opened.close()
+            raise
         metadata = self._file.metadata
         self.num_rows: int = metadata.num_rows
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = list(accumulate(sizes, initial=0))  # of groups, and behind the last
-        try:
-            self._column = _column_of_pictures(path, schema, column)
-        except BulkError:
-            self._file.close()
-            raise
         self._group = -1
         self._batches: Iterator[Any] = iter(())
         self._first = 0
@@ -47,6 +46,7 @@ class ParquetRows:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        self._opened.close()
 
     def read(self, row: int) -> bytes:
         """Return a picture's bytes; quick where rows are asked for in order.
@@ -76,10 +76,10 @@ class ParquetRows:
         return self._values[row - self._first]
 
 
-def _column_of_pictures(path: Path, schema: Any, asked: str | None) -> str:
+def _column_of_pictures(schema: Any, asked: str | None) -> str:
     """Return the name of the column.
 
-    Raises: BulkError.
+    Raises: InvalidMedia.
     """
     found = [field.name for field in schema if _holds_bytes(field.type)]
     if asked is not None:
@@ -88,10 +88,10 @@ def _column_of_pictures(path: Path, schema: Any, asked: str | None) -> str:
         return str(found[0])
     those = f"has these: {', '.join(schema.names)}"
     if asked is not None:
-        raise BulkError(f"--column {asked}: {path} has no such column of bytes; it {those}")
+        raise InvalidMedia(f"has no column of bytes {asked}, which --column names; it {those}")
     if found:
-        raise BulkError(f"{path}: pictures may be in {' or '.join(found)}; say which with --column")
-    raise BulkError(f"{path}: no column holds bytes, or structs with bytes; it {those}")
+        raise InvalidMedia(f"pictures may be in {' or '.join(found)}; say which with --column")
+    raise InvalidMedia(f"no column holds bytes, or structs with bytes; it {those}")
 
 
 def _holds_bytes(kind: Any) -> bool:

@@ -12,6 +12,7 @@ from app.cli.terminal import CommandError, say, settings_of
 
 if TYPE_CHECKING:
     from bulk.manifest import Manifest
+    from bulk.sources import Sources
     from workers.catalog import Catalog
     from workers.engine.engine import Engine
     from workers.settings import WorkerSettings
@@ -81,6 +82,7 @@ def encode_folder(
         version=version("smalti"),
     )
     open_folder(out, manifest)
+    _tell_problems(found)
     if pipeline is None:
         size = f"{manifest.transform.width_px} x {manifest.transform.height_px} px"
         say(f"--pipeline was left out, so {manifest.pipeline} encodes, at {size}; the card tells how it fits")
@@ -190,6 +192,15 @@ def _pipeline_of(manifest: "Manifest", catalog: "Catalog", asked: str | None = N
         f"the codes were made by the tokenizer {manifest.tokenizer} of {manifest.pipeline}, which is not that"
         f" of {', '.join(names)}"
     )
+
+
+def _tell_problems(sources: "Sources") -> None:
+    """Say which files of the sources can't be used at all."""
+    if (listing := sources.listing) is None or not listing.num_problems:
+        return
+    for problem in listing.problems:
+        say(problem)
+    say(f"{listing.num_problems} files of the sources can't be used, and are rows with errors")
 
 
 def _engine(settings: "WorkerSettings", catalog: "Catalog", manifest: "Manifest") -> "Engine":

@@ -1,6 +1,8 @@
 """Pictures for folders of codes."""
 
 import io
+import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,3 +24,13 @@ def write_pictures(folder: Path, num_pictures: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(num_pictures):
         (folder / f"{number:04d}.png").write_bytes(picture(number))
+
+
+def write_tar(path: Path, names: Sequence[str]) -> None:
+    """Write a tar whose members have these names, and pictures 0, 1, …."""
+    with tarfile.open(path, "w") as tar:
+        for number, name in enumerate(names):
+            data = picture(number)
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))

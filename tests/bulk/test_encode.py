@@ -18,7 +18,7 @@ import pytest
 from bulk.manifest import partial_suffix
 from bulk.shards import remove_partial
 from models.code_shards import iterate_codes, read_manifest
-from tests.bulk.pictures import OPTIONS, picture, write_pictures
+from tests.bulk.pictures import OPTIONS, picture, write_pictures, write_tar
 from tests.models.media.picture_files import chunk
 
 
@@ -194,3 +194,16 @@ def test_partial_files_of_processes_that_ended_are_removed(codes):
     remove_partial(codes)
     assert not gone.exists()
     assert all(path.exists() for path in kept)
+
+
+def test_what_cannot_be_used_is_told_and_equal_names_in_a_tar_stay_apart(smalti, tmp_path):
+    (tmp_path / "pics").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["x"]}), tmp_path / "pics" / "notes.parquet")
+    write_tar(tmp_path / "pics" / "a.tar", ["0.png", "0.png"])
+    told = smalti("encode", "pics", "--out", "codes", *OPTIONS)[1]
+    problem = "no column holds bytes, or structs with bytes; it has these: text"
+    assert f"smalti: notes.parquet#: {problem}\nsmalti: 1 files of the sources can't be used" in told
+    assert [row["error"] for row in rows_of(tmp_path / "codes")] == [None, None, problem]
+    smalti("decode", "codes", "--out", "back")
+    names = sorted(path.name for path in (tmp_path / "back").iterdir())
+    assert names == ["a.tar!0.png#2.png", "a.tar!0.png.png"]

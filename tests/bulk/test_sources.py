@@ -11,7 +11,7 @@ import pytest
 from bulk.errors import BulkError
 from bulk.sources import Sources
 from models.media.base import InvalidMedia
-from tests.bulk.pictures import picture, write_pictures
+from tests.bulk.pictures import picture, write_pictures, write_tar
 
 
 def ids(*given, **options):
@@ -27,15 +27,6 @@ def read_all(*given, **options):
         except InvalidMedia as error:
             found[item.id] = str(error)
     return found
-
-
-def write_tar(path, names):
-    with tarfile.open(path, "w") as tar:
-        for number, name in enumerate(names):
-            data = picture(number)
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
 
 
 def write_parquet(path, values, **columns):
@@ -117,15 +108,18 @@ def test_rows_of_parquet_are_pictures_in_any_order(tmp_path, is_struct):
 
 def test_a_parquet_of_several_columns_of_bytes_wants_one_named(tmp_path):
     write_parquet(tmp_path / "a.parquet", [picture(0)], thumbnail=[picture(1)])
-    with pytest.raises(BulkError, match="image or thumbnail; say which with --column"):
-        ids(tmp_path)
+    several = "pictures may be in image or thumbnail; say which with --column"
+    assert read_all(tmp_path) == {"a.parquet#": several}
+    with pytest.raises(BulkError, match=f"hold no picture that can be used; a.parquet#: {several}"):
+        Sources([str(tmp_path)]).list()
     assert read_all(tmp_path, column="thumbnail") == {"a.parquet#0": picture(1)}
-    with pytest.raises(BulkError, match="no such column of bytes; it has these: image, thumbnail"):
-        ids(tmp_path, column="picture")
+    (problem,) = read_all(tmp_path, column="picture").values()
+    assert problem == "has no column of bytes picture, which --column names; it has these: image, thumbnail"
 
 
 def test_what_cannot_be_read_is_an_item_that_says_so(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("pipe.png", "pipe.tar", "pipe.parquet"):
+        os.mkfifo(tmp_path / name)
     (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not at all")
@@ -137,7 +131,9 @@ def test_what_cannot_be_read_is_an_item_that_says_so(tmp_path):
         "empty.png": "is empty",
         "huge.png": "at most 10485760 bytes, got 10485761",
         "link.png": "can't be read: No such file or directory",
+        "pipe.parquet#": "is not a regular file",
         "pipe.png": "is not a regular file",
+        "pipe.tar!": "is not a regular file",
     }
 
 
@@ -195,3 +191,69 @@ def test_links_in_a_tar_are_items_without_bytes(tmp_path):
     assert second.id == "a.tar!b.png"
     with pytest.raises(InvalidMedia, match="is a link"):
         second.read()
+
+
+def test_a_file_without_pictures_stops_nothing_and_is_told(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["x"]}), tmp_path / "a.parquet")
+    (tmp_path / "b.png").write_bytes(picture(0))
+    listing = Sources([str(tmp_path)]).list()
+    assert (listing.num_items, listing.num_problems) == (2, 1)
+    problem = "no column holds bytes, or structs with bytes; it has these: text"
+    assert listing.problems == (f"a.parquet#: {problem}",)
+    assert read_all(tmp_path) == {"a.parquet#": problem, "b.png": picture(0)}
+
+
+def test_members_of_one_name_have_ids_of_their_own(tmp_path):
+    write_tar(tmp_path / "a.tar", ["0.png", "1.png", "0.png", "0.png"])
+    found = read_all(tmp_path)
+    assert list(found) == ["a.tar!0.png", "a.tar!1.png", "a.tar!0.png#2", "a.tar!0.png#3"]
+    assert list(found.values()) == [picture(number) for number in range(4)]
+
+
+def test_names_that_are_not_text_have_ids_of_their_own(tmp_path):
+    for name in (b"\xff.png", b"\\xff.png", b"a\nb.png"):
+        (tmp_path / os.fsdecode(name)).write_bytes(name)
+    assert sorted(ids(tmp_path)) == ["\\\\xff.png", "\\xff.png", "a\nb.png"]
+
+
+def test_patterns_do_not_follow_links_that_lead_in_circles(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "a" / name).symlink_to(tmp_path)
+    (tmp_path / "a" / "0.png").write_bytes(b"x")
+    (tmp_path / "a" / ".hidden.png").write_bytes(b"x")
+    assert ids(tmp_path / "**" / "*.png") == ["0.png"]
+    assert ids(tmp_path / "a" / ".*.png") == [".hidden.png"]
+    with pytest.raises(BulkError, match="can't be a path or a pattern"):
+        ids(tmp_path / "a**b.png")
+
+
+def test_what_is_said_of_a_file_that_cannot_be_read_names_no_path_of_the_machine(tmp_path):
+    (tmp_path / "a.tar").symlink_to(tmp_path / "nowhere")
+    assert read_all(tmp_path) == {"a.tar!": "can't be read: No such file or directory"}
+
+
+def test_a_picture_that_changes_while_it_is_read_is_an_error(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(picture(0))
+    (item,) = Sources([str(path)]).walk()
+    with path.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(InvalidMedia, match="changed while it was read"):
+        item.read()
+
+
+def test_a_tar_whose_header_asks_for_more_than_a_picture_breaks_there(tmp_path):
+    write_tar(tmp_path / "a.tar", ["0.png"])
+    whole = (tmp_path / "a.tar").read_bytes().rstrip(b"\0")
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 2**33
+    padding = b"\0" * (-len(whole) % 512)
+    with (tmp_path / "a.tar").open("wb") as file:
+        file.write(whole + padding + header.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(2**34)  # takes no room
+    found = read_all(tmp_path)
+    assert found == {
+        "a.tar!0.png": picture(0),
+        "a.tar!": "the tar is broken from here on: a header of 8589934592 bytes",
+    }

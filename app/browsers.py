@@ -29,6 +29,7 @@ EXPOSED_HEADERS = (
     "Retry-After",
     "Smalti-Job-Id",
     "Smalti-Seed",
+    "X-Request-Id",
 )
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _SHOWS_A_FILE = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox"

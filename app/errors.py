@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.field_errors import FieldError, field_errors
 from app.methods import allowed_methods
 from app.openai_errors import is_openai, problem_as_failure
+from app.request_ids import current_request_id
 from models.media.base import MEDIA
 from workers.errors import InvalidRequest, QueueFull, ServiceError
 from workers.messages import JobError
@@ -157,6 +158,7 @@ class Problem(BaseModel):
     code: str = Field(description="Stable; match on this.")
     instance: str | None = Field(default=None, description="The job's address, for the failure of a job.")
     job_id: str | None = None
+    request_id: str | None = Field(default=None, description="As in `X-Request-Id`; the log has it, too.")
     errors: tuple[FieldError, ...] = Field(
         default=(), description=f"The bad fields, if some are: {_MAX_ERRORS_TOLD} at most."
     )
@@ -227,7 +229,7 @@ def problem_of(
 
 
 class ProblemResponse(Response):
-    """A problem, with the request's prefix in ``instance``; below /v1 as OpenAI's clients read it."""
+    """A problem, with the request's id, and its prefix in ``instance``; below /v1 as OpenAI has them."""
 
     media_type = PROBLEM_MEDIA_TYPE
 
@@ -240,11 +242,11 @@ class ProblemResponse(Response):
         if is_openai(scope):
             await problem_as_failure(self._problem, self._own_headers)(scope, receive, send)
             return
-        root_path = scope.get("root_path", "")
-        if root_path and self._problem.instance:
-            problem = self._problem.model_copy(update={"instance": root_path + self._problem.instance})
-            self.body = self.render(problem.model_dump_json(exclude_none=True))
-            self.headers["content-length"] = str(len(self.body))
+        own = {"request_id": current_request_id()}
+        if self._problem.instance:
+            own["instance"] = scope.get("root_path", "") + self._problem.instance
+        self.body = self.render(self._problem.model_copy(update=own).model_dump_json(exclude_none=True))
+        self.headers["content-length"] = str(len(self.body))
         await super().__call__(scope, receive, send)
 
 

@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -145,7 +146,7 @@ class JobEventReader:
     def watch(self, job_id: str, *, only_end: bool) -> Iterator[Watcher]:
         """Watch the events of a job; all watchers share one connection."""
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._read())
+            self._task = asyncio.create_task(self._read(), context=Context())  # of no request
         watcher = Watcher(only_end)
         self._watchers.setdefault(job_id, set()).add(watcher)
         try:

@@ -19,6 +19,7 @@ from app.methods import AnswerMethods
 from app.metrics import CountRequests, HttpMetrics
 from app.openapi import DESCRIPTION, any_problem, use_openapi
 from app.queue import JobQueue
+from app.request_ids import IdentifyRequests
 from app.root_path import UseRootPath
 from app.routes import decode, encode, events, generate, health, jobs, metrics, openai, outputs, pipelines
 from app.services import Services
@@ -122,6 +123,7 @@ def _add_door(app: FastAPI, settings: AppSettings, keys: Keys, metrics: HttpMetr
     app.add_middleware(SecureHeaders, has_foreign_pages=bool(settings.cors_origins))
     app.add_middleware(UseRootPath, root_path=settings.root_path)
     app.add_middleware(CountRequests, metrics=metrics)
+    app.add_middleware(IdentifyRequests)
 
 
 async def _home() -> RedirectResponse:

@@ -87,6 +87,7 @@ _HEADERS = {
     "Idempotency-Replayed": "`true` where an earlier request with this `Idempotency-Key` made the job.",
     "Smalti-Job-Id": "The job's id.",
     "Smalti-Seed": "The seed, also where it was drawn.",
+    "X-Request-Id": "The request's own id, or one that was made: what the log has.",
 }
 
 
@@ -184,6 +185,10 @@ def use_openapi(app: FastAPI) -> None:
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         document["components"]["securitySchemes"] = {"API key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{}, {"API key": []}]  # needed where the service has keys
+        for path in document["paths"].values():
+            for operation in path.values():
+                for response in operation["responses"].values():
+                    response.setdefault("headers", {}).update(headers_of("X-Request-Id"))
         document["components"]["schemas"] |= problem.pop("$defs", {}) | {"Problem": problem}
         return document
 

@@ -43,6 +43,7 @@ from workers.queue.records import (
     rq_result_key,
 )
 from workers.queue.scripts import load_script
+from workers.traces import current_trace
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class JobQueue:
             IdempotencyKeyReused.
         """
         job_id = job_id or new_job_id()
-        fields = job_fields(request, result_ttl_s=self._result_ttl_s, owner=owner)
+        fields = job_fields(request, result_ttl_s=self._result_ttl_s, owner=owner, trace=current_trace.get())
         deadline_s = "" if request.deadline_s is None else request.deadline_s
         flat = [part for item in fields.items() for part in item]
         kept_at, digest = "", ""
@@ -113,7 +114,9 @@ class JobQueue:
         if verdict == "idempotency_key_reused":
             raise IdempotencyKeyReused(made[0])
         if verdict == "replayed":
+            logger.info("job_id=%s asked for again", made[0])
             return await self.get(made[0])
+        logger.info("job_id=%s submitted: %s", job_id, request.operation)
         view = job_view(job_id, {name: str(value) for name, value in fields.items()})
         return view.model_copy(update={"queue_position": num_waiting})
 

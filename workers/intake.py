@@ -16,6 +16,7 @@ from workers.in_flight import InFlight
 from workers.messages import Resolved
 from workers.outbox import Failed, Outbox
 from workers.queue.consumer import Claim, Consumer
+from workers.traces import working_for
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,12 @@ class Intake:
         groups = [without_sources] if without_sources else []
         groups += [[claim] for claim in claims if claim.request.sources]
         for group in groups:
-            works = [(claim, work) for claim in group if (work := self._work_of(claim)) is not None]
+            works = []
+            for claim in group:
+                with working_for(claim.trace):
+                    work = self._work_of(claim)
+                if work is not None:
+                    works.append((claim, work))
             self._inbox.put(Arrival(tuple(group), tuple(works)))
 
     def _work_of(self, claim: Claim) -> Work | None:

@@ -31,6 +31,7 @@ from workers.messages import (
 from workers.metrics import CODES, IMAGES, STEPS
 from workers.queue.consumer import Claim, Consumer, Destination, Outcome
 from workers.results import ResultStore
+from workers.traces import working_for
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,8 @@ class Outbox:
         self._persist(lambda: self._consumer.release(claims, to))
         for claim in claims:
             self._on_ended(claim)
-            logger.info("job_id=%s released to %s", claim.job_id, to)
+            with working_for(claim.trace):
+                logger.info("job_id=%s released to %s", claim.job_id, to)
 
     def _show(self, items: Iterable[PreviewReady]) -> None:
         encoded = ((item.claim, _encode_preview(item.preview)) for item in items)
@@ -193,6 +195,10 @@ class Outbox:
     def _outcome(self, item: Computed | Failed) -> Outcome:
         if isinstance(item, Failed):
             return Outcome(item.claim, item.error)
+        with working_for(item.claim.trace):
+            return self._computed(item)
+
+    def _computed(self, item: Computed) -> Outcome:
         try:
             return Outcome(item.claim, self._result(item.claim, item.finished))
         except ServiceError as error:
@@ -289,4 +295,5 @@ def _log(outcome: Outcome, was_ours: bool | None) -> None:
         what = f"{what}, but that was not sent"
     elif not was_ours:
         what = f"{what}, but it was no longer ours"
-    logger.info("job_id=%s try=%d %s", claim.job_id, claim.num_tries, what)
+    with working_for(claim.trace):
+        logger.info("job_id=%s try=%d %s", claim.job_id, claim.num_tries, what)

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.options import Precision
+from workers.logs import LogFormat
 from workers.redis_url import require_address
 
 ENV_PREFIX = "SMALTI_"
@@ -58,6 +59,7 @@ class ServiceSettings(BaseSettings):
         default=3600, ge=1, le=10 * _YEAR_S, description="How long a finished job can be looked up."
     )
     log_level: LogLevel = "INFO"
+    log_format: LogFormat = Field(default="text", description="json: one object a line, for programs.")
 
     @field_validator("redis_url")
     @classmethod

@@ -32,6 +32,7 @@ from workers.outbox import Computed, Failed, Outbox, PreviewReady, ProgressMade,
 from workers.queue.consumer import Claim, Consumer, Destination
 from workers.results import ResultStore
 from workers.settings import WorkerSettings
+from workers.traces import working_for
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +222,8 @@ class Worker:
         except Exception:  # the job boundary
             claims = list(self._running.values())
             names = ",".join(claim.job_id for claim in claims)
-            logger.exception("job_id=%s the engine raised", names)
+            with working_for(claims[0].trace if len(claims) == 1 else None):
+                logger.exception("job_id=%s the engine raised", names)
             self._engine.drop([claim.job_id for claim in claims])
             self._running.clear()
             for claim in claims:
@@ -233,7 +235,8 @@ class Worker:
     def _drop(self, claim: Claim) -> None:
         del self._running[claim.job_id]
         self._engine.drop([claim.job_id])
-        logger.info("job_id=%s dropped", claim.job_id)
+        with working_for(claim.trace):
+            logger.info("job_id=%s dropped", claim.job_id)
 
     def _drop_overdue(self) -> None:
         for claim in [claim for claim in self._running.values() if claim.is_overdue]:

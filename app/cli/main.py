@@ -3,6 +3,7 @@
 Commands import what they need when they run, so that help and mistakes are answered at once.
 """
 
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ def main() -> None:
         if run.shows_tracebacks or (has_told and not known):
             raise
         if not has_told:
-            say(known or f"{_surprise(error)}; for the traceback, run it again as `smalti --debug …`")
+            told = known or f"{_surprise(error)}; for the traceback, run it again as `smalti --debug …`"
+            say(told, logging.ERROR)
         sys.exit(1)
 
 

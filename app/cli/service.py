@@ -1,10 +1,12 @@
 """The commands that run the service, or one part of it."""
 
+import logging
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.terminal import CommandError, say, settings_of, show_log
+from app.cli.terminal import CommandError, say, settings_of
+from workers.logs import show_log
 
 if TYPE_CHECKING:
     from workers.settings import ServiceSettings
@@ -26,6 +28,7 @@ def up(
     from app.settings import AppSettings
 
     settings = settings_of(AppSettings, host=host, port=port, pipelines=",".join(pipeline or ()) or None)
+    show_log(settings.log_level, settings.log_format)
     raise typer.Exit(run_service(settings, workers))
 
 
@@ -38,6 +41,7 @@ def serve(
     from app.settings import AppSettings
 
     settings = settings_of(AppSettings, host=host, port=port)
+    show_log(settings.log_level, settings.log_format)
     _require_queue_url(settings, "serve")
     import socket
 
@@ -46,7 +50,6 @@ def serve(
 
     listener = listen(settings.host, settings.port) if fd is None else socket.socket(fileno=fd)
     _prepare(settings)
-    show_log(settings.log_level)
     serve_until_signal(settings, listener)
 
 
@@ -62,8 +65,8 @@ def worker(
     redis_url = _require_queue_url(settings, "worker")
     if check:
         raise typer.Exit(0 if _has_worker_here(redis_url) else 1)
+    show_log(settings.log_level, settings.log_format)
     _prepare(settings)
-    show_log(settings.log_level)
     from workers.worker import run_worker
 
     run_worker(settings)
@@ -101,7 +104,9 @@ def queue_server() -> None:
     from app.processes.up import keep_queue_server
     from app.settings import AppSettings
 
-    keep_queue_server(settings_of(AppSettings))
+    settings = settings_of(AppSettings)
+    show_log(settings.log_level, settings.log_format)
+    keep_queue_server(settings)
 
 
 def _require_queue_url(settings: "ServiceSettings", command: str) -> str:
@@ -128,14 +133,14 @@ def _prepare(settings: "ServiceSettings") -> None:
     except NotPrivate:
         raise
     except StorageUnavailable as error:
-        say(str(error))
+        say(str(error), logging.WARNING)
     assert settings.redis_url is not None
     try:
         require_queue(settings.redis_url)
     except QueueRefused:
         raise
     except QueueUnavailable as error:
-        say(f"{error}; waiting for it")
+        say(f"{error}; waiting for it", logging.WARNING)
 
 
 def _has_worker_here(redis_url: str) -> bool:

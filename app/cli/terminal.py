@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workers.logs import is_json
+
 if TYPE_CHECKING:
     from app.settings import Settings
 
@@ -18,16 +20,12 @@ class CommandError(Exception):
     """A command that can't be carried out; the message says what to change."""
 
 
-def say(line: str) -> None:
-    """Tell the person at the terminal."""
-    print(f"smalti: {line}", file=sys.stderr, flush=True)  # noqa: T201
-
-
-def show_log(level: str) -> None:
-    """Write the log from ``level`` on to standard error."""
-    logging.basicConfig(
-        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
-    )
+def say(line: str, level: int = logging.INFO) -> None:
+    """Tell the person at the terminal, or the log where that is for programs."""
+    if is_json():
+        logging.getLogger("smalti").log(level, line)
+    else:
+        print(f"smalti: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

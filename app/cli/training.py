@@ -5,15 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.terminal import (
-    CommandError,
-    GuidanceScale,
-    NumSteps,
-    SamplerChoice,
-    given,
-    say,
-    show_log,
-)
+from app.cli.terminal import CommandError, GuidanceScale, NumSteps, SamplerChoice, given, say
+from workers.logs import show_log
 
 train = typer.Typer(help="Train a tokenizer, then a prior on its latents.", no_args_is_help=True)
 data_sets = typer.Typer(help="Build data sets to train on.", no_args_is_help=True)

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import h11
+from starlette.datastructures import Headers
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from app.errors import BadRequest, RequestTimeout, TooBusy, problem_of, problem_response
 from app.metrics import HttpMetrics
+from app.request_ids import REQUEST_ID, trace_of
 from workers.errors import ServiceError
 
 MAX_HEAD_BYTES = 32 * 2**10
@@ -169,7 +171,8 @@ class BoundedProtocol(AutoHTTPProtocol):  # type: ignore[valid-type, misc]
         if self._limits.num_lingering >= _MAX_LINGERING:
             self.transport.abort()
             return
-        response = problem_response(problem_of(error.code, str(error)), {"Connection": "close"})
+        headers = {"Connection": "close", REQUEST_ID: trace_of(Headers()).request_id}
+        response = problem_response(problem_of(error.code, str(error)), headers)
         lines = [f"HTTP/1.1 {response.status_code} {http.HTTPStatus(response.status_code).phrase}".encode()]
         lines += [name + b": " + value for name, value in response.raw_headers]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))

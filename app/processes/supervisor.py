@@ -1,5 +1,6 @@
 """Keep a set of processes running together: started in order, started again when they die, ended whole."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -98,7 +99,7 @@ class Supervisor:
                     time.sleep(_TICK_S)
                     self._check_children()
             except CannotStart as error:
-                say(str(error))
+                say(str(error), logging.ERROR)
                 return 1
             finally:
                 on_stop()
@@ -167,7 +168,10 @@ class Supervisor:
         pause_s = min(self._backoff_s * 2 ** (slot.num_deaths - 1), _MAX_BACKOFF_S)
         slot.starts_at = time.monotonic() + pause_s
         because = f", because {reason}" if reason else ""
-        say(f"{slot.child.name} {_ending(status)}{because}; starting it again in {pause_s:.3g} s")
+        say(
+            f"{slot.child.name} {_ending(status)}{because}; starting it again in {pause_s:.3g} s",
+            logging.WARNING,
+        )
 
     def _end(self) -> None:
         """End the stages, the last one first: ask, wait for the grace period, then kill."""

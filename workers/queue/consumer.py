@@ -35,6 +35,7 @@ from workers.queue.records import (
     workers_key,
 )
 from workers.queue.scripts import load_script
+from workers.traces import Trace, read_trace, working_for
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ UNREGISTERED_TTL_S = 60  # as RQ's own workers
 class Claim:
     """A job that a worker has taken. ``execution`` numbers the claim; an older claim can't change the job.
 
-    version: of the job's messages.
+    version: of the job's messages. trace: of the request that made it.
     """
 
     job_id: str
@@ -58,6 +59,7 @@ class Claim:
     num_tries: int = field(compare=False)
     deadline: float | None = field(compare=False)  # on time.monotonic
     version: int = field(compare=False, default=MESSAGES_VERSION)
+    trace: Trace | None = field(compare=False, default=None)
 
     @property
     def num_slots(self) -> int:
@@ -137,17 +139,20 @@ class Consumer:
         jobs = []
         for job_id, fields in zip(flat[::2], flat[1::2], strict=True):
             job = _decoded(fields)
+            trace = read_trace(job.get("trace"))
             try:
                 request = read_request(job)
             except (ValueError, KeyError, TypeError) as error:
-                self._refuse(job_id.decode(), job["execution"], error)
+                with working_for(trace):
+                    self._refuse(job_id.decode(), job["execution"], error)
                 continue
             deadline = None
             if "deadline_at" in job:
                 deadline = time.monotonic() + float(job["deadline_at"]) - float(clock)
             version = int(job.get("version", 0))
+            num_tries = int(job["tries"])
             jobs.append(
-                Claim(job_id.decode(), job["execution"], request, int(job["tries"]), deadline, version)
+                Claim(job_id.decode(), job["execution"], request, num_tries, deadline, version, trace)
             )
         return Claims(tuple(jobs), bool(must_drain))
 
@@ -224,8 +229,9 @@ class Consumer:
         for job_id in self._end_overdue(args=[now_text()]):
             logger.info("job_id=%s deadline_exceeded", job_id.decode())
         reaped = self._reap(args=[self._lease_s, self._max_tries, now_text()])
-        for job_id, what in zip(reaped[::2], reaped[1::2], strict=True):
-            logger.warning("job_id=%s reaped: %s", job_id.decode(), what.decode())
+        for job_id, what, trace in zip(reaped[::3], reaped[1::3], reaped[2::3], strict=True):
+            with working_for(read_trace(trace.decode())):
+                logger.warning("job_id=%s reaped: %s", job_id.decode(), what.decode())
 
     def close(self) -> None:
         """Say that this worker has ended, if the server answers, and close the connections."""

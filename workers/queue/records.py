@@ -32,6 +32,7 @@ from workers.messages import (
     Result,
     SeedVerdict,
 )
+from workers.traces import Trace
 
 QUEUES: tuple[Priority, ...] = ("interactive", "batch")
 QUARANTINE = "quarantine"  # the queue of jobs whose worker died: each is tried again alone
@@ -124,7 +125,9 @@ def now_text() -> str:
     return utcformat(datetime.now(UTC))
 
 
-def job_fields(request: Resolved, *, result_ttl_s: int, owner: str = "") -> dict[str, str | bytes | int]:
+def job_fields(
+    request: Resolved, *, result_ttl_s: int, owner: str = "", trace: Trace | None = None
+) -> dict[str, str | bytes | int]:
     """Return the hash of a new job, as ``rq.job.Job.to_dict`` would, but not compressed."""
     now = now_text()
     return {
@@ -140,6 +143,7 @@ def job_fields(request: Resolved, *, result_ttl_s: int, owner: str = "") -> dict
         "operation": request.operation,
         "pipeline": request.pipeline,
         "owner": owner,
+        "trace": str(trace or ""),
         "version": MESSAGES_VERSION,
         "cost": _cost(request),
         "slots": request.num_samples,

@@ -1,5 +1,5 @@
 -- Take jobs from workers whose lease has run out, and remove what has expired.
--- lease_s, max_tries, time → {id, 'tried again' | 'lost', ...}
+-- lease_s, max_tries, time → {id, 'tried again' | 'lost', the job's trace or '', ...}
 local lease_s, max_tries, ended_at = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local reaped = {}
 -- When nobody has reaped for a lease (the server was away, the machine asleep), no worker could renew its
@@ -12,7 +12,7 @@ end
 if redis.call('EXISTS', 'OUR:reaping_paused') == 0 then
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'OUR:leases', '-inf', now, 'LIMIT', 0, 100)) do
     local key = 'RQ:job:' .. id
-    local job = redis.call('HMGET', key, 'status', 'tries')
+    local job = redis.call('HMGET', key, 'status', 'tries', 'trace')
     if job[1] ~= 'started' then
       redis.call('ZREM', 'OUR:leases', id)
     else
@@ -26,6 +26,7 @@ if redis.call('EXISTS', 'OUR:reaping_paused') == 0 then
         requeue(id, 'RPUSH', QUARANTINE)
         table.insert(reaped, 'tried again')
       end
+      table.insert(reaped, job[3] or '')
     end
   end
 end

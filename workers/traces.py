@@ -1,0 +1,66 @@
+"""Which request something is done for: ids that go from the client through the queue to the worker."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_KEPT = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})-(0[01]) ([!-~]{1,64})")
+_SAMPLED = 1  # the one flag that is passed on
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The ids of a request. span_id: of what goes on in this process, the parent of what follows from it.
+
+    is_sampled: whether spans of it are recorded somewhere, as far as is known.
+    """
+
+    request_id: str
+    trace_id: str
+    span_id: str
+    is_sampled: bool = True
+
+    def __str__(self) -> str:
+        """Return what a job keeps of it."""
+        return f"{self.trace_id}-{self.span_id}-0{int(self.is_sampled)} {self.request_id}"
+
+
+# Of the request that is answered, or whose job is worked on, now.
+current_trace: ContextVar[Trace | None] = ContextVar("current_trace", default=None)
+
+
+def read_trace(text: str | None) -> Trace | None:
+    """Return what a job keeps; None where that is nothing, or nothing that can be read."""
+    found = _KEPT.fullmatch(text or "")
+    return Trace(found[4], found[1], found[2], found[3] == "01") if found else None
+
+
+def new_trace(request_id: str | None, parent: str | None) -> Trace:
+    """Return the ids of a request that comes in, made where it has none.
+
+    parent: its `traceparent` (W3C Trace Context, level 1); one that is not valid counts as none.
+    """
+    request_id = request_id or os.urandom(16).hex()
+    found = _TRACEPARENT.fullmatch(parent or "")
+    if found is not None and _is_valid(*found.groups()):
+        return Trace(request_id, found[2], os.urandom(8).hex(), bool(int(found[4], 16) & _SAMPLED))
+    return Trace(request_id, os.urandom(16).hex(), os.urandom(8).hex())
+
+
+def _is_valid(version: str, trace_id: str, span_id: str, flags: str, more: str | None) -> bool:
+    has_ids = bool(trace_id.strip("0") and span_id.strip("0"))
+    return has_ids and version != "ff" and (version != "00" or more is None)
+
+
+@contextmanager
+def working_for(trace: Trace | None) -> Iterator[None]:
+    """Do something for a request; what is logged meanwhile has its ids."""
+    token = current_trace.set(trace)
+    try:
+        yield
+    finally:
+        current_trace.reset(token)

@@ -26,6 +26,8 @@ EXPOSED_HEADERS = (
     "Idempotency-Replayed",
     "Location",
     "Preference-Applied",
+    "RateLimit",
+    "RateLimit-Policy",
     "Retry-After",
     "Smalti-Job-Id",
     "Smalti-Seed",

@@ -20,7 +20,7 @@ from app.methods import allowed_methods
 from app.openai_errors import is_openai, problem_as_failure
 from app.request_ids import current_request_id
 from models.media.base import MEDIA
-from workers.errors import InvalidRequest, QueueFull, ServiceError
+from workers.errors import InvalidRequest, QueueFull, RateLimitExceeded, ServiceError
 from workers.messages import JobError
 
 logger = logging.getLogger(__name__)
@@ -128,6 +128,8 @@ _KINDS: dict[str, _Kind] = {
         HTTPStatus.UNPROCESSABLE_ENTITY, "The Idempotency-Key belongs to another request"
     ),
     "queue_full": _Kind(HTTPStatus.TOO_MANY_REQUESTS, "Too many jobs wait"),
+    "queue_share_exceeded": _Kind(HTTPStatus.TOO_MANY_REQUESTS, "Too many jobs of this API key wait"),
+    "rate_limit_exceeded": _Kind(HTTPStatus.TOO_MANY_REQUESTS, "Too many jobs in a time"),
     "queue_unavailable": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The queue does not answer"),
     "not_ready": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
     "too_busy": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Too much is asked for at once"),
@@ -143,7 +145,17 @@ _KINDS: dict[str, _Kind] = {
     "worker_lost": _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "The workers that ran the job died"),
     "internal_error": _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "Something failed inside the server"),
 }
-_RETRIED = frozenset({"queue_full", "queue_unavailable", "not_ready", "pipeline_not_served", "too_busy"})
+_RETRIED = frozenset(
+    {
+        "queue_full",
+        "queue_share_exceeded",
+        "rate_limit_exceeded",
+        "queue_unavailable",
+        "not_ready",
+        "pipeline_not_served",
+        "too_busy",
+    }
+)
 
 
 class Problem(BaseModel):
@@ -290,7 +302,7 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
     errors = error.errors if isinstance(error, InvalidFields) else _field_in(error)
     headers = None
     match error:
-        case QueueFull():
+        case QueueFull() | RateLimitExceeded():
             headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
         case RangeNotSatisfiable():
             headers = {"Content-Range": f"bytes */{error.num_bytes}"}

@@ -187,6 +187,10 @@ PROBLEMS: dict[str, Problem] = {
             " request",
         ),
         problem_of("queue_full", "256 jobs wait, which is the most that may"),
+        problem_of(
+            "queue_share_exceeded", "128 jobs of the API key ada wait, which is the most that may of one key"
+        ),
+        problem_of("rate_limit_exceeded", "the API key ada may submit 60 jobs in 60 s; the next in 0.7 s"),
         problem_of("queue_unavailable", "the queue does not answer; try again soon"),
         problem_of("not_ready", "no worker is ready; the first is ready once its models are loaded and warm"),
         problem_of("job_not_found", f"there is no job {_JOB_ID}, or its result has expired"),

@@ -1,7 +1,8 @@
 """API keys: who may ask for what, and which jobs are whose.
 
-A line of the file, or of the variable, is one key: ``NAME SCOPE,SCOPE sha256:HEX``. Only the SHA-256 of a key
-is kept: keys are 256 random bits, so it can't be searched for.
+A line of the file, or of the variable, is one key: ``NAME SCOPE,SCOPE sha256:HEX``, and after that perhaps
+``rate=60/min``, another rate than that of all keys (``rate=none``: no bound). Only the SHA-256 of a key is
+kept: keys are 256 random bits, so it can't be searched for.
 """
 
 import hashlib
@@ -17,23 +18,31 @@ from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import parse_qs, urlencode
 
+from app.limits import Allowance, Rate
 from workers.settings import SettingsError
 
 Scope = Literal["generate", "batch", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 KEY_PREFIX = "smalti-"
 
-_LINE = re.compile(r"([A-Za-z0-9._-]{1,64})\s+([a-z,]+)\s+sha256:([0-9a-f]{64})")
+_LINE = re.compile(r"([A-Za-z0-9._-]{1,64})\s+([a-z,]+)\s+sha256:([0-9a-f]{64})(?:\s+rate=(\S+))?")
+_NO_RATE = "none"
 _SIGNED = ("key", "expires", "signature")  # what a signed address has in its query
 
 
 @dataclass(frozen=True)
 class Key:
-    """One key, without the secret. sha256: of the secret, in hexadecimal."""
+    """One key, without the secret.
+
+    sha256: of the secret, in hexadecimal. rate: None for no bound; of a key that has one of its own, or none
+    at all (``has_own_rate``), that of all keys does not count.
+    """
 
     name: str
     scopes: frozenset[Scope]
     sha256: str
+    rate: Rate | None = None
+    has_own_rate: bool = False
 
     def may(self, scope: Scope) -> bool:
         """Whether it may do what this scope is for; an administrator may do all."""
@@ -86,8 +95,8 @@ class Keys:
                 raise SettingsError(f"API keys: the name {key.name} is there twice")
             self._by_name[key.name] = self._by_sha256[key.sha256] = key
 
-    def __bool__(self) -> bool:
-        return bool(self._by_name)
+    def __len__(self) -> int:
+        return len(self._by_name)
 
     def find(self, secret: str) -> Key | None:
         """Return the key with this secret."""
@@ -102,6 +111,21 @@ class Keys:
         name, expires, signature = (fields.get(each, "") for each in _SIGNED)
         key = self._by_name.get(name)
         return key if key is not None and key.has_signed(path, expires, signature) else None
+
+
+@dataclass(frozen=True)
+class KeyLimits:
+    """The limits of all keys. rate: of one that has none of its own. max_waiting: jobs of one key."""
+
+    rate: Rate | None = None
+    max_waiting: int | None = None
+
+    def allowance(self) -> Allowance:
+        """Return what the key of the current request may ask for."""
+        key = current_key.get()
+        if key is None:
+            return Allowance()
+        return Allowance(key.rate if key.has_own_rate else self.rate, self.max_waiting)
 
 
 def make_key(name: str, scopes: Iterable[Scope]) -> tuple[str, str]:
@@ -123,11 +147,12 @@ def read_line(line: str) -> Key:
     found = _LINE.fullmatch(line.strip())
     if found is None:
         raise ValueError("is not NAME SCOPE,SCOPE sha256:HEX; `smalti new-key NAME` makes such a line")
-    name, scopes, sha256 = found.groups()
+    name, scopes, sha256, rate = found.groups()
     known = [scope for scope in SCOPES if scope in scopes.split(",")]
     if len(known) != len(scopes.split(",")):
         raise ValueError(f"has a scope that there isn't: there are {', '.join(SCOPES)}")
-    return Key(name, frozenset(known), sha256)
+    own_rate = Rate.read(rate) if rate not in (None, _NO_RATE) else None
+    return Key(name, frozenset(known), sha256, own_rate, has_own_rate=rate is not None)
 
 
 def load_keys(text: str, path: Path | None) -> Keys:

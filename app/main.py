@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+import math
 from collections.abc import AsyncIterator, Sequence
 
 from fastapi import FastAPI
@@ -14,7 +15,8 @@ from app.access import CheckKey
 from app.admission import AdmitBodies, BodyLimits
 from app.browsers import AllowOrigins, CheckSite, SecureHeaders
 from app.errors import InternalErrors, add_error_handlers
-from app.keys import Keys, is_loopback, load_keys
+from app.keys import KeyLimits, Keys, is_loopback, load_keys
+from app.limits import Rate, TellAllowance
 from app.methods import AnswerMethods
 from app.metrics import CountRequests, HttpMetrics
 from app.openapi import DESCRIPTION, any_problem, use_openapi
@@ -60,7 +62,7 @@ def create_app(settings: AppSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         queue = JobQueue(redis_url, max_length=settings.max_queue_length, result_ttl_s=settings.result_ttl_s)
         results, blobs = ResultStore(settings.results_dir), BlobStore(settings.blobs_dir)
-        services = Services(settings, catalog, queue, results, blobs)
+        services = Services(settings, catalog, queue, results, blobs, limits=_limits(settings, keys))
         app.state.services = services
         sweeping = asyncio.create_task(_sweep_forever(services))
         try:
@@ -108,6 +110,14 @@ def _keys(settings: AppSettings) -> Keys:
     )
 
 
+def _limits(settings: AppSettings, keys: Keys) -> KeyLimits:
+    """Return what each key may ask for; a key that is alone may have the whole queue."""
+    rate = Rate.read(settings.rate_limit) if settings.rate_limit else None
+    if len(keys) < 2 or settings.max_queue_share == 1:
+        return KeyLimits(rate)
+    return KeyLimits(rate, max(1, math.floor(settings.max_queue_share * settings.max_queue_length)))
+
+
 def _add_door(app: FastAPI, settings: AppSettings, keys: Keys, metrics: HttpMetrics) -> None:
     """Add what every request goes through; the last that is added is the first that sees it."""
     limits = BodyLimits(settings.max_in_flight_bytes, settings.body_timeout_s, settings.min_body_bytes_per_s)
@@ -115,6 +125,7 @@ def _add_door(app: FastAPI, settings: AppSettings, keys: Keys, metrics: HttpMetr
     app.add_middleware(InternalErrors)
     app.add_middleware(AnswerMethods)
     if keys:
+        app.add_middleware(TellAllowance)
         app.add_middleware(CheckKey, keys=keys, metrics=metrics)
     hosts = (settings.host.lower(), *settings.allowed_hosts)
     app.add_middleware(CheckSite, metrics=metrics, allowed_hosts=hosts, origins=settings.cors_origins)

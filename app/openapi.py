@@ -36,6 +36,8 @@ WORK_FAILURES = (
     "unknown_pipeline",
     "idempotency_key_reused",
     "queue_full",
+    "queue_share_exceeded",
+    "rate_limit_exceeded",
     "queue_unavailable",
     "too_busy",
     "job_cancelled",
@@ -74,10 +76,14 @@ IDEMPOTENCY_KEY: dict[str, Any] = {
         " this key is refused. A key is kept as long as its job."
     ),
 }
+_RATE_HEADERS = ("RateLimit", "RateLimit-Policy")
+_HEADERS_OF_STATUS = {429: ("Retry-After", *_RATE_HEADERS), 503: ("Retry-After",)}
 _HEADERS = {
     "Location": "The job's address.",
     "Content-Location": "The address of the job, or of its output.",
     "Preference-Applied": "How long the answer waited at most.",
+    "RateLimit": "`r`: the jobs that the API key may submit at once; `t`: seconds until they are all it may.",
+    "RateLimit-Policy": "`q`: the jobs that the API key may submit in any `w` seconds.",
     "Retry-After": "Seconds to wait before another try.",
     "ETag": "The SHA-256 of the output.",
     "Cache-Control": "An output never changes.",
@@ -103,7 +109,7 @@ def problems(*codes: str) -> Responses:
                 "content": {
                     PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
                 },
-                "headers": headers_of(*(["Retry-After"] if problem.status in (429, 503) else [])),
+                "headers": headers_of(*_HEADERS_OF_STATUS.get(problem.status, ())),
             },
         )
         value = problem.model_dump(mode="json", exclude_none=True)
@@ -119,7 +125,7 @@ def any_problem() -> Responses:
 
 def job_responses(finished: JobView, *, has_output: bool) -> Responses:
     """Describe the answers to a request for work that did not fail."""
-    headers = ["Content-Location", "Preference-Applied", "Idempotency-Replayed"]
+    headers = ["Content-Location", "Preference-Applied", "Idempotency-Replayed", *_RATE_HEADERS]
     description = "The finished job: with `Prefer: wait`."
     if has_output:
         headers += ["ETag", "Smalti-Job-Id", "Smalti-Seed"]
@@ -133,6 +139,7 @@ def job_responses(finished: JobView, *, has_output: bool) -> Responses:
         "Location",
         "Preference-Applied",
         "Idempotency-Replayed",
+        *_RATE_HEADERS,
         queued=QUEUED_JOB,
     )
 

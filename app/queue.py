@@ -15,6 +15,7 @@ from redis.backoff import ExponentialBackoff
 from app.idempotency import Idempotency
 from app.job_events import JobEvent, JobEventReader, News, Watcher
 from app.job_list import JobPage, read_page
+from app.limits import Allowance
 from app.queue_checks import QueueChecks
 from app.redis_connections import available, connect, disconnect
 from workers.errors import (
@@ -23,7 +24,9 @@ from workers.errors import (
     JobNotRetryable,
     PipelineNotServed,
     QueueFull,
+    QueueShareExceeded,
     QueueUnavailable,
+    RateLimitExceeded,
 )
 from workers.messages import JobStatus, JobView, Operation, PreviewImage, Progress, Resolved
 from workers.queue.records import (
@@ -78,15 +81,16 @@ class JobQueue:
         idempotency: Idempotency | None = None,
         *,
         owner: str = "",
+        allowance: Allowance | None = None,
     ) -> JobView:
         """Put a job in the queue; its sources must be in the blob store already.
 
         job_id: a new one, for a caller that watches the job before it is there. The job that is returned has
         another where the idempotency key has made one before. owner: the name of the API key that the job
-        belongs to.
+        belongs to. allowance: what that key may ask for; a job that is there already takes nothing of it.
 
-        Raises: QueueFull; PipelineNotServed when there are workers, but none that has the pipeline;
-            IdempotencyKeyReused.
+        Raises: QueueFull; QueueShareExceeded; RateLimitExceeded; PipelineNotServed when there are workers,
+            but none that has the pipeline; IdempotencyKeyReused.
         """
         job_id = job_id or new_job_id()
         fields = job_fields(request, result_ttl_s=self._result_ttl_s, owner=owner, trace=current_trace.get())
@@ -95,20 +99,27 @@ class JobQueue:
         kept_at, digest = "", ""
         if idempotency is not None:
             kept_at, digest = idempotency_key(idempotency.owner, idempotency.key), idempotency.digest
+        allowance = allowance or Allowance()
         async with available():
             verdict, num_waiting, *made = await self._submit(
                 args=[
                     job_id, request.priority, self._max_length, deadline_s, request.pipeline, kept_at, digest,
-                    *flat,
+                    owner, *allowance.arguments, *flat,
                 ]
             )  # fmt: skip
+            if len(made) > 1:
+                allowance.read(made[1])
             if verdict == "queue_full":
-                rate = await self._redis.hgetall(WORK_RATE)
-                job_s = float(rate["seconds"]) / float(rate["jobs"]) if rate else 0.0
-                raise QueueFull(
-                    f"{num_waiting} jobs wait, which is the most that may",
-                    retry_after_s=min(60.0, max(1.0, job_s * num_waiting / 10)),
-                )
+                told = f"{num_waiting} jobs wait, which is the most that may"
+                raise QueueFull(told, retry_after_s=await self._room_in_s(num_waiting))
+            if verdict == "queue_share_exceeded":
+                told = f"{made[0]} jobs of the API key {owner} wait, which is the most that may of one key"
+                raise QueueShareExceeded(told, retry_after_s=await self._room_in_s(num_waiting))
+        if verdict == "rate_limit_exceeded":
+            raise RateLimitExceeded(
+                f"the API key {owner} may submit {allowance.rate}; the next in {allowance.wait_s:.3g} s",
+                retry_after_s=allowance.wait_s,
+            )
         if verdict == "pipeline_not_served":
             raise PipelineNotServed(request.pipeline)
         if verdict == "idempotency_key_reused":
@@ -235,6 +246,12 @@ class JobQueue:
         await self._job_events.close()
         await self.checks.close()
         await disconnect(self._redis)
+
+    async def _room_in_s(self, num_waiting: int) -> float:
+        """Return when to come again while the queue is too long: once about a tenth of it is done."""
+        rate: Any = await self._redis.hgetall(WORK_RATE)
+        job_s = float(rate["seconds"]) / float(rate["jobs"]) if rate else 0.0
+        return min(60.0, max(1.0, job_s * num_waiting / 10))
 
     async def _look_up(self, job_id: str) -> tuple[JobView, float]:
         """Return the job as it is now, and how many seconds are left until its deadline.

@@ -8,6 +8,7 @@ from fastapi import Depends
 from starlette.requests import Request as HttpRequest
 
 from app.decoding import Decoders
+from app.keys import KeyLimits
 from app.queue import JobQueue
 from app.settings import AppSettings
 from workers.blobs import BlobStore
@@ -24,6 +25,7 @@ class Services:
     blobs: BlobStore
     is_ending: asyncio.Event = field(default_factory=asyncio.Event)
     decoders: Decoders = field(default_factory=Decoders)
+    limits: KeyLimits = field(default_factory=KeyLimits)
 
 
 async def services_of(request: HttpRequest) -> Services:  # async, or FastAPI asks another thread

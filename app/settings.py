@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
+from app.limits import Rate
 from workers.settings import ServiceSettings, WorkerSettings
 from workers.settings import read_settings as _read_settings
 
@@ -89,6 +90,16 @@ class AppSettings(ServiceSettings):
         description="Whether there must be keys: auto unless only this machine can reach the API. Where there"
         " are some, requests always need one.",
     )
+    rate_limit: str = Field(
+        default="",
+        description="Jobs that each API key may submit in a time: 60/min; a key's line may say another rate.",
+    )
+    max_queue_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="The share of the waiting jobs that one API key may have, where there are several.",
+    )
     root_path: str = Field(
         default="",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
@@ -110,6 +121,13 @@ class AppSettings(ServiceSettings):
                 raise ValueError(
                     f"an origin is scheme://host or scheme://host:port, without a path: {origin}"
                 )
+        return value
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _check_rate(cls, value: str) -> str:
+        if value:
+            Rate.read(value)
         return value
 
     @field_validator("allowed_hosts")

@@ -14,6 +14,7 @@ from app.errors import NotAcceptable, job_problem_response
 from app.idempotency import Idempotency, idempotency_of
 from app.job_events import Watcher
 from app.keys import current_owner
+from app.limits import keep_allowance
 from app.negotiation import JSON_MEDIA_TYPE, Preferences, best_media_type, parse_prefer
 from app.queue import new_job_id
 from app.services import Services
@@ -68,7 +69,7 @@ async def answer(
 ) -> Response:
     """Queue a request and answer: the job, its finished state, or its output, as the headers ask for.
 
-    Raises: NotAcceptable, InvalidRequest, StorageFull, QueueFull, QueueUnavailable, IdempotencyKeyReused.
+    Raises: NotAcceptable, InvalidRequest, StorageFull, and what ``submit`` does.
     """
     spec = services.catalog.pipeline_for(request)
     negotiated = _negotiate(http, request, spec)
@@ -96,7 +97,7 @@ async def answer(
 async def answer_retry(http: HttpRequest, job_id: str, services: Services) -> Response:
     """Queue the request of a failed job again, as a new job, and answer with it.
 
-    Raises: JobNotFound, JobNotRetryable, StorageFull, QueueFull, QueueUnavailable, IdempotencyKeyReused.
+    Raises: JobNotFound, JobNotRetryable, StorageFull, and what ``submit`` does.
     """
     resolved = await services.queue.request_of(job_id)
     await asyncio.to_thread(_keep_sources, resolved, services)
@@ -154,11 +155,14 @@ async def submit(
 ) -> Submission:
     """Queue a job, or find the one that the key has made, and wait for it.
 
-    Raises: QueueFull; QueueUnavailable; PipelineNotServed; IdempotencyKeyReused.
+    Raises: QueueFull; RateLimitExceeded; QueueUnavailable; PipelineNotServed; IdempotencyKeyReused.
     """
-    job_id = new_job_id()
+    job_id, allowance = new_job_id(), services.limits.allowance()
+    keep_allowance(http.scope, allowance)
     with services.queue.watch(job_id) if wait_s else nullcontext() as watcher:
-        job = await services.queue.submit(resolved, job_id, idempotency, owner=current_owner())
+        job = await services.queue.submit(
+            resolved, job_id, idempotency, owner=current_owner(), allowance=allowance
+        )
         is_replay = job.id != job_id
         if wait_s:
             known = watcher if resolved.deadline_s is None and not is_replay else None

@@ -7,6 +7,8 @@ ServiceError
 │   └── UnknownPipeline   no such pipeline, or no such class in it
 ├── IdempotencyKeyReused  the key has made a job of another request
 ├── QueueFull             too many jobs wait
+│   └── QueueShareExceeded  too many jobs of one API key wait
+├── RateLimitExceeded     the API key has submitted as many jobs as it may, for now
 ├── QueueUnavailable      the queue server does not answer
 ├── JobNotFound           no such job, or its result has expired
 ├── JobNotRetryable       it has not failed, or its request is not kept
@@ -61,6 +63,18 @@ class IdempotencyKeyReused(ServiceError):
 
 class QueueFull(ServiceError):
     code = "queue_full"
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueShareExceeded(QueueFull):
+    code = "queue_share_exceeded"
+
+
+class RateLimitExceeded(ServiceError):
+    code = "rate_limit_exceeded"
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)

@@ -9,6 +9,7 @@
 - Times that are compared come from the server's clock; the machines' clocks may differ.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -23,12 +24,16 @@ ScriptName = Literal[
     "end_overdue", "reap", "cancel", "progress", "preview",
 ]  # fmt: skip
 
+_MORE: Mapping[str, Sequence[str]] = {"submit": ("rate",)}
+
 
 @cache
 def load_script(name: ScriptName) -> str:
-    """Return a script's source, after the prelude that all share."""
+    """Return a script's source, after what all share."""
     folder = Path(__file__).with_name("lua")
-    source = "\n".join((folder / f"{part}.lua").read_text() for part in ("prelude", name))
+    source = "\n".join(
+        (folder / f"{part}.lua").read_text() for part in ("waiting", "prelude", *_MORE.get(name, ()), name)
+    )
     bounds = ",".join(f"'{bound}'" for bound in WAIT_SECONDS.buckets)
     source = source.replace("WAIT_BOUNDS", bounds)
     return source.replace("RQ:", f"{RQ_KEY_PREFIX}:").replace("OUR:", f"{PREFIX}:")

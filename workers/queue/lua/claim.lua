@@ -39,7 +39,8 @@ local function claim(queue)
     redis.call('LREM', queue, 1, id)
     local key = 'RQ:job:' .. id
     local job = redis.call('HMGET', key, 'status', 'deadline_at', 'origin', 'slots', 'operation',
-                           'submitted_at')
+                           'submitted_at', 'owner')
+    stop_waiting(id, job[3], job[7])
     if job[1] == 'queued' then
       if job[2] and tonumber(job[2]) <= now then
         fail_overdue(id, started_at)

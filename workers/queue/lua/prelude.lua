@@ -81,6 +81,7 @@ local function requeue(id, push, queue)
   redis.call('HSET', key, 'status', 'queued', 'execution', '', 'worker_name', '')
   redis.call('HDEL', key, 'step', 'total')
   redis.call(push, queue, id)
+  wait_again(id, unpack(redis.call('HMGET', key, 'origin', 'owner')))
   add_event(id, 'queued')
   wake_up_worker(id)
 end
@@ -88,6 +89,7 @@ end
 local function leave_queue(id, origin)
   redis.call('LREM', 'RQ:queue:' .. origin, 0, id)
   redis.call('LREM', QUARANTINE, 0, id)
+  stop_waiting(id, origin, redis.call('HGET', 'RQ:job:' .. id, 'owner'))
 end
 
 -- of a job that has failed, a request up to this size is kept, so that it can be tried again

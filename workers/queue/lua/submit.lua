@@ -1,8 +1,10 @@
 -- Put a job in its queue, unless it is full or no living worker has the job's pipeline. Where the idempotency
 -- key has made a job before, that one stands.
 -- id, queue, max_length, deadline_s or '', pipeline, where an idempotency key is kept or '', digest of the
--- request, then fields and values
--- → {'accepted' | 'queue_full' | 'pipeline_not_served', jobs waiting before it}
+-- request, owner, max_waiting of the owner's jobs or '', quota of the owner's rate or '', its window_s, then
+-- fields and values
+-- → {'accepted' | 'queue_full' | 'queue_share_exceeded' | 'rate_limit_exceeded' | 'pipeline_not_served', jobs
+--    waiting before it, jobs of the owner that wait, {jobs left of its rate, full again in s, wait_s}}
 --   | {'replayed' | 'idempotency_key_reused', jobs waiting, the id of the job that the key has made}
 local id, queue, max_length, deadline_s = ARGV[1], 'RQ:queue:' .. ARGV[2], ARGV[3], ARGV[4]
 local key = 'RQ:job:' .. id
@@ -15,9 +17,19 @@ if idempotency_key ~= '' then
     return {kept == digest and 'replayed' or 'idempotency_key_reused', waiting, made}
   end
 end
-if waiting >= tonumber(max_length) then return {'queue_full', waiting} end
-if is_unserved(ARGV[5]) then return {'pipeline_not_served', waiting} end
-redis.call('HSET', key, 'submitted_at', now, unpack(ARGV, 8))
+local owner, max_waiting, own_waiting, rate = ARGV[8], tonumber(ARGV[9]), 0, nil
+if max_waiting then own_waiting = num_waiting_of(owner, 4) end
+if max_waiting and own_waiting >= max_waiting then own_waiting = num_waiting_of(owner, 256) end
+if ARGV[10] ~= '' then rate = rate_of(owner, tonumber(ARGV[10]), tonumber(ARGV[11])) end
+local function verdict(text)
+  return {text, waiting, own_waiting, rate and rate.shown() or {}}
+end
+if rate and rate.num_left < 1 then return verdict('rate_limit_exceeded') end
+if max_waiting and own_waiting >= max_waiting then return verdict('queue_share_exceeded') end
+if waiting >= tonumber(max_length) then return verdict('queue_full') end
+if is_unserved(ARGV[5]) then return verdict('pipeline_not_served') end
+if rate then rate.take() end
+redis.call('HSET', key, 'submitted_at', now, unpack(ARGV, 12))
 if idempotency_key ~= '' then
   redis.call('SET', idempotency_key, digest .. ' ' .. id) -- until the job's end, and from then as long as it
   redis.call('HSET', key, 'idempotency_key', idempotency_key)
@@ -29,7 +41,7 @@ end
 for blob in string.gmatch(redis.call('HGET', key, 'blobs') or '', '%S+') do
   redis.call('SADD', 'OUR:blob:' .. blob, id)
 end
-local jobs = 'OUR:jobs:' .. (redis.call('HGET', key, 'owner') or '')
+local jobs = 'OUR:jobs:' .. owner
 for _, some in ipairs({redis.call('ZRANGE', jobs, 0, 1), redis.call('ZRANDMEMBER', jobs, 4)}) do
   for _, job in ipairs(some) do -- more than one for each that comes, so that none pile up
     if redis.call('EXISTS', 'RQ:job:' .. job) == 0 then redis.call('ZREM', jobs, job) end
@@ -37,8 +49,8 @@ for _, some in ipairs({redis.call('ZRANGE', jobs, 0, 1), redis.call('ZRANDMEMBER
 end
 redis.call('ZADD', jobs, now, id)
 redis.call('SADD', 'RQ:queues', queue)
-redis.call('RPUSH', queue, id)
+take_turn(id, ARGV[2], owner)
 count('jobs_submitted', redis.call('HGET', key, 'operation') or '', ARGV[2])
 add_event(id, 'queued')
 wake_up_worker(id)
-return {'accepted', waiting}
+return verdict('accepted')

@@ -11,6 +11,7 @@ from workers.messages import (
     DecodeRequest,
     EncodeRequest,
     GenerateRequest,
+    JobMetrics,
     JobStatus,
     JobView,
     MediumInfo,
@@ -29,6 +30,7 @@ _CODES = CodesInfo(codes=[[[17, 902], [4, 511]]], grid=(2, 2), codebook_size=102
 _CREATED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 _STARTED = _CREATED + timedelta(milliseconds=20)
 _ENDED = _CREATED + timedelta(milliseconds=400)
+_EXPIRES = _ENDED + timedelta(hours=1)
 _IMAGE = Output(
     sample=0,
     medium="image",
@@ -56,11 +58,18 @@ RUNNING_JOB = QUEUED_JOB.model_copy(
     }
 )
 CANCELLED_JOB = QUEUED_JOB.model_copy(
-    update={"status": JobStatus.CANCELLED, "ended_at": _ENDED, "queue_position": None}
+    update={
+        "status": JobStatus.CANCELLED,
+        "ended_at": _ENDED,
+        "queue_position": None,
+        "metrics": JobMetrics(queue_s=0.4, compute_s=0, total_s=0.4, num_steps=0),
+        "expires_at": _EXPIRES,
+    }
 )
 
 
 def _succeeded(result: Result) -> JobView:
+    num_steps = 14 if result.operation == "generate" else 0
     return JobView(
         id=_JOB_ID,
         operation=result.operation,
@@ -70,6 +79,8 @@ def _succeeded(result: Result) -> JobView:
         ended_at=_ENDED,
         num_tries=1,
         result=result,
+        metrics=JobMetrics(queue_s=0.02, compute_s=0.38, total_s=0.4, num_steps=num_steps, batch_size=2.5),
+        expires_at=_EXPIRES,
     )
 
 

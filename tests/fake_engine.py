@@ -102,7 +102,8 @@ class FakeEngine:
             time.sleep(0.005)
             return []
         finished = []
-        for work in list(self.works.values()):
+        works = list(self.works.values())
+        for work in works:
             if work.request.seed == KILLS:
                 os.kill(os.getpid(), signal.SIGKILL)
             if work.request.seed == RAISES:
@@ -110,7 +111,7 @@ class FakeEngine:
             self.steps_done[work.job_id] += 1
             if self.step_s is None or self.steps_done[work.job_id] >= _num_steps(work):
                 del self.works[work.job_id], self.steps_done[work.job_id]
-                finished.append(_finished(work))
+                finished.append(_finished(work, sum(each.request.num_samples for each in works)))
         return finished
 
     def progress(self) -> dict[str, Progress]:
@@ -140,10 +141,11 @@ def _num_steps(work: Work) -> int:
     return int(work.request.options.get("num_steps", 1))
 
 
-def _finished(work: Work) -> Finished:
+def _finished(work: Work, company: int) -> Finished:
     request = work.request
+    told = {"progress": Progress(step=_num_steps(work), total=_num_steps(work)), "batch_size": float(company)}
     if request.seed in FAILURES:
-        return Finished(work.job_id, request.pipeline, error=FAILURES[request.seed])
+        return Finished(work.job_id, request.pipeline, error=FAILURES[request.seed], **told)
     samples = tuple(_sample(request, index, grey) for index, grey in enumerate(_greys(work)))
     codes = None
     if request.return_codes:
@@ -153,7 +155,7 @@ def _finished(work: Work) -> Finished:
             codebook_size=CODEBOOK_SIZE,
             tokenizer=FINGERPRINT,
         )
-    return Finished(work.job_id, request.pipeline, samples, codes)
+    return Finished(work.job_id, request.pipeline, samples, codes, **told)
 
 
 def _greys(work: Work) -> list[int]:

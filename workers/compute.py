@@ -36,7 +36,8 @@ class SampleOutput:
 class Finished:
     """What the engine made of a job.
 
-    codes: where its client wants them; null for a sample that failed. tokenizer: the fingerprint.
+    codes: where its client wants them; null for a sample that failed. tokenizer: the fingerprint. progress:
+    calls of the model, where it has told some. batch_size: how many samples shared each call, in the mean.
     """
 
     job_id: str
@@ -46,6 +47,8 @@ class Finished:
     error: ServiceError | None = None
     warnings: tuple[str, ...] = ()
     tokenizer: str | None = None
+    progress: Progress | None = None
+    batch_size: float | None = None
 
 
 @dataclass(frozen=True)

@@ -309,6 +309,19 @@ class Progress(Message):
     total: int
 
 
+class JobMetrics(Message):
+    """What a job that has ended took."""
+
+    queue_s: float = Field(description="From its acceptance until the worker that ended it took it.")
+    compute_s: float = Field(description="With that worker, until the end.")
+    total_s: float = Field(description="From its acceptance to its end.")
+    num_steps: int = Field(description="Calls of the model over all samples, as `progress` counts them.")
+    batch_size: float | None = Field(
+        default=None,
+        description="How many samples, of all jobs, shared a call in the mean; null where none ran.",
+    )
+
+
 class PreviewImage(Message):
     """What an output would be if it ended now: the latest guess while it is sampled."""
 
@@ -333,6 +346,10 @@ class JobView(Message):
     seconds_left: float | None = Field(default=None, description="An estimate.")
     result: Result | None = None
     error: JobError | None = None
+    metrics: JobMetrics | None = Field(default=None, description="Once it has ended.")
+    expires_at: datetime | None = Field(
+        default=None, description="When a job that has ended is forgotten, with its outputs."
+    )
 
 
 # --- what there is to ask for ----------------------------------------------------------------------------

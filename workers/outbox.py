@@ -51,8 +51,12 @@ class Computed:
 
 @dataclass(frozen=True)
 class Failed:
+    """A job that failed. progress, batch_size: as in ``Finished``."""
+
     claim: Claim
     error: ServiceError
+    progress: Progress | None = None
+    batch_size: float | None = None
 
 
 @dataclass(frozen=True)
@@ -194,18 +198,21 @@ class Outbox:
 
     def _outcome(self, item: Computed | Failed) -> Outcome:
         if isinstance(item, Failed):
-            return Outcome(item.claim, item.error)
+            return Outcome(item.claim, item.error, item.progress, item.batch_size)
         with working_for(item.claim.trace):
             return self._computed(item)
 
     def _computed(self, item: Computed) -> Outcome:
+        finished = item.finished
+        end: Result | ServiceError
         try:
-            return Outcome(item.claim, self._result(item.claim, item.finished))
+            end = self._result(item.claim, finished)
         except ServiceError as error:
-            return Outcome(item.claim, error)
+            end = error
         except Exception:  # the job boundary
             logger.exception("job_id=%s could not be encoded or stored", item.claim.job_id)
-            return Outcome(item.claim, InternalError("The result could not be stored."))
+            end = InternalError("The result could not be stored.")
+        return Outcome(item.claim, end, finished.progress, finished.batch_size)
 
     def _result(self, claim: Claim, finished: Finished) -> Result:
         """Store the outputs and codes of a job, and return what refers to them.

@@ -207,7 +207,7 @@ class Worker:
             for finished in ended:
                 claim = self._running.pop(finished.job_id)
                 if finished.error is not None:
-                    self._outbox.put(Failed(claim, finished.error))
+                    self._outbox.put(Failed(claim, finished.error, finished.progress, finished.batch_size))
                 else:
                     self._outbox.put(Computed(claim, finished))
             for job_id, preview in self._engine.previews().items():

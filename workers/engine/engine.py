@@ -202,6 +202,9 @@ class Engine:
         while any(running.position >= position for running in self._active(turn)):
             for stage, group in self._by_stage(turn, position):
                 stage.step([running.sample for running in group], group[0].job.served.run)
+                for running in group:
+                    running.job.num_turns += 1
+                    running.job.num_together += len(group)
             # What is done here goes on to the next stage at once.
             self._running = [
                 each for each in self._running if each.priority != turn or not self._has_ended(each, position)

@@ -13,7 +13,7 @@ from models.stage import NotFinite, Sample, SampleSpec, Stage
 from workers import errors
 from workers.compute import Finished, SampleOutput, Work
 from workers.engine.rows import RowBatches, is_out_of_memory
-from workers.messages import CodesInfo, Priority, Resolved
+from workers.messages import CodesInfo, Priority, Progress, Resolved
 
 _MAX_PARTS_TOLD = 3  # of a prompt, in a warning
 _MAX_CHARS_TOLD = 30
@@ -47,6 +47,8 @@ class Job:
     num_ended: int = 0
     calls_before: int = 0  # of stages that samples have left
     num_calls: int = 0  # of samples that have started
+    num_turns: int = 0  # of its samples, at all stages
+    num_together: int = 0  # samples that had a turn with one of its own, itself included, over all turns
 
     @property
     def priority(self) -> Priority:
@@ -55,6 +57,16 @@ class Job:
     @property
     def has_ended(self) -> bool:
         return self.num_ended == len(self.samples)
+
+    @property
+    def progress(self) -> Progress | None:
+        """Calls of the model that stages have had which tell them, once all samples have ended."""
+        return Progress(step=self.calls_before, total=self.num_calls) if self.num_calls else None
+
+    @property
+    def batch_size(self) -> float | None:
+        """How many samples shared a call of its own, in the mean."""
+        return self.num_together / self.num_turns if self.num_turns else None
 
 
 @dataclass(eq=False)
@@ -157,7 +169,7 @@ def finish(job: Job) -> Finished:
         )
     failed = [output.error for output in outputs if output.error is not None]
     if len(failed) == len(outputs):
-        return Finished(job.id, name, error=failed[0])
+        return Finished(job.id, name, error=failed[0], progress=job.progress, batch_size=job.batch_size)
     codes_spec = job.served.pipeline.spec.codes
     return Finished(
         job.id,
@@ -166,6 +178,8 @@ def finish(job: Job) -> Finished:
         _codes_info(job, outputs),
         warnings=job.warnings,
         tokenizer=codes_spec.fingerprint if codes_spec else None,
+        progress=job.progress,
+        batch_size=job.batch_size,
     )
 
 

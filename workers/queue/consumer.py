@@ -80,10 +80,12 @@ class Claims:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended."""
+    """How a job ended. progress, batch_size: as in ``Finished``."""
 
     claim: Claim
     end: Result | ServiceError
+    progress: Progress | None = None
+    batch_size: float | None = None
 
 
 class Consumer:
@@ -250,7 +252,8 @@ class Consumer:
     def _refuse(self, job_id: str, execution: str, error: Exception) -> None:
         logger.warning("job_id=%s refused: %s", job_id, type(error).__name__)
         message = "The job is not one of this service's."
-        self._finish(args=[job_id, execution, "failed", now_text(), InvalidRequest.code, message])
+        about = [job_id, execution, "failed", now_text(), "", "", ""]
+        self._finish(args=[*about, InvalidRequest.code, message])
 
     def _fields(self, claims: Sequence[Claim]) -> Mapping[Any, str | bytes | int]:
         """Return the hash of this worker: RQ's fields, then ours."""
@@ -291,12 +294,19 @@ class Consumer:
             raise
 
 
-def _ending(outcome: Outcome) -> list[str]:
+def _ending(outcome: Outcome) -> list[str | int]:
     """Return what finish.lua has to know."""
-    claim, end = outcome.claim, outcome.end
-    if isinstance(end, ServiceError):
-        return [claim.job_id, claim.execution, "failed", now_text(), end.code, str(end)]
-    return [claim.job_id, claim.execution, "finished", now_text(), result_text(end, claim.version)]
+    claim, end, progress, size = outcome.claim, outcome.end, outcome.progress, outcome.batch_size
+    what = [end.code, str(end)] if isinstance(end, ServiceError) else [result_text(end, claim.version)]
+    return [
+        claim.job_id,
+        claim.execution,
+        "failed" if isinstance(end, ServiceError) else "finished",
+        now_text(),
+        *(("", "") if progress is None else (progress.step, progress.total)),
+        "" if size is None else f"{size:.2f}",
+        *what,
+    ]
 
 
 def _decoded(fields: Sequence[bytes]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -23,6 +23,7 @@ from rq.utils import utcformat
 from workers.messages import (
     OPERATIONS,
     JobError,
+    JobMetrics,
     JobStatus,
     JobView,
     Operation,
@@ -194,7 +195,8 @@ def result_of_rq(value: str) -> str:
 
 VIEW_FIELDS = (
     "status", "operation", "origin", "created_at", "started_at", "ended_at", "tries", "step", "total",
-    "error_code", "error_message", "deadline_at", "claimed_at", "last_event",
+    "error_code", "error_message", "deadline_at", "claimed_at", "last_event", "result_ttl",
+    "queue_s", "total_s", "batch_size",
 )  # fmt: skip
 
 
@@ -221,7 +223,30 @@ def job_view(job_id: str, job: Mapping[str, str], result: str | None = None) -> 
         progress=Progress(step=int(job["step"]), total=int(job["total"])) if "step" in job else None,
         result=Result.model_validate_json(result) if result else None,
         error=error,
+        metrics=_metrics(job),
+        expires_at=_expires_at(job),
     )
+
+
+def _metrics(job: Mapping[str, str]) -> JobMetrics | None:
+    """Return what a job took; None before its end, and for one that an older worker has ended."""
+    if "total_s" not in job:
+        return None
+    queue_s, total_s = float(job["queue_s"]), float(job["total_s"])
+    return JobMetrics(
+        queue_s=queue_s,
+        compute_s=round(total_s - queue_s, 3),
+        total_s=total_s,
+        num_steps=int(job.get("step", 0)),
+        batch_size=float(job["batch_size"]) if "batch_size" in job else None,
+    )
+
+
+def _expires_at(job: Mapping[str, str]) -> datetime | None:
+    ended_at = _time(job, "ended_at")
+    if ended_at is None or "result_ttl" not in job:
+        return None
+    return ended_at + timedelta(seconds=int(job["result_ttl"]))
 
 
 def _time(job: Mapping[str, str], field: str) -> datetime | None:

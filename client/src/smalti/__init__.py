@@ -20,7 +20,18 @@ from smalti.errors import (
     UnusableSource,
     WaitTimeout,
 )
-from smalti.models import Codes, Event, Health, JobInfo, Output, Pipeline, Preview, Progress, Result
+from smalti.models import (
+    Codes,
+    Event,
+    Health,
+    JobInfo,
+    JobMetrics,
+    Output,
+    Pipeline,
+    Preview,
+    Progress,
+    Result,
+)
 
 __all__ = [
     "AnswerLost",
@@ -38,6 +49,7 @@ __all__ = [
     "JobCancelled",
     "JobFailed",
     "JobInfo",
+    "JobMetrics",
     "MissingPackage",
     "NoBytes",
     "NotAllowed",

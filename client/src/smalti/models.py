@@ -169,6 +169,20 @@ class Progress(Model):
     total: int
 
 
+class JobMetrics(Model):
+    """What a job that has ended took.
+
+    queue_s, compute_s: until a worker took it, and with that worker. num_steps: calls of the model over all
+    samples. batch_size: how many samples, of all jobs, shared a call in the mean; None where none ran.
+    """
+
+    queue_s: float
+    compute_s: float
+    total_s: float
+    num_steps: int
+    batch_size: float | None = None
+
+
 class Preview(Model, Viewable):
     """What an output would be if it ended now. ``image`` is a small file in base64."""
 
@@ -183,7 +197,7 @@ class Preview(Model, Viewable):
 
 
 class JobInfo(Model):
-    """A job as the service last told it."""
+    """A job as the service last told it. metrics, expires_at: once it has ended."""
 
     id: str
     operation: str
@@ -197,6 +211,8 @@ class JobInfo(Model):
     seconds_left: float | None = None
     result: Result | None = None
     error: ErrorInfo | None = None
+    metrics: JobMetrics | None = None
+    expires_at: datetime | None = None
 
     @property
     def has_ended(self) -> bool:

@@ -392,3 +392,18 @@ def test_what_has_been_parked_for_long_gets_every_fourth_step(pipelines, jobs) -
         engine.step()
     assert engine.progress()["parked"].step == 2
     assert engine.progress()["now"].step == 8 + 6
+
+
+def test_a_job_tells_its_calls_and_how_many_samples_shared_them(pipelines, jobs) -> None:
+    def told(*works: Work) -> dict[str, tuple[int, float]]:
+        ended = run(Engine(pipelines), list(works))
+        return {name: (each.progress.step, each.batch_size) for name, each in ended.items()}
+
+    four = jobs.generate("four", num_steps=4, sampler="euler", num_outputs=2)
+    assert told(four) == {"four": (8, 2.0)}
+    alone_later = jobs.generate("eight", num_steps=8, sampler="euler")
+    both = told(four, alone_later)
+    assert both["four"] == (8, pytest.approx((4 * 3 + 2) / 5)), "and decoded by themselves"
+    assert both["eight"] == (8, pytest.approx((4 * 3 + 4 * 1 + 1) / 9))
+    encoded = run(Engine(pipelines), [jobs.encode(noise_image(1, 12, 12, 1), job_id="x")])["x"]
+    assert (encoded.progress, encoded.batch_size) == (None, 1.0)

@@ -98,18 +98,24 @@ local MAX_KEPT_REQUEST_BYTES = 8192
 -- what is kept of a job that has ended: otherwise no request, and short values, as one of more than 64 bytes
 -- would make the hash four times as large
 local KEPT = {'data', 'status', 'origin', 'owner', 'operation', 'created_at', 'started_at', 'ended_at', 'result_ttl',
-              'tries', 'step', 'total', 'execution', 'error_code', 'error_message'}
+              'tries', 'step', 'total', 'execution', 'error_code', 'error_message', 'queue_s', 'total_s',
+              'batch_size'}
 
 -- the one way in which a job ends
 local function finish(id, status, event, ended_at, registry, ...)
   end_lease(id)
   local key = 'RQ:job:' .. id
   local job = redis.call('HMGET', key, 'origin', 'operation', 'result_ttl', 'blobs', 'version',
-                         'idempotency_key')
+                         'idempotency_key', 'status', 'submitted_at', 'claimed_at')
   local ttl_s = job[3] or 3600 -- a job that RQ's own client enqueued may lack it
   local can_retry = status == 'failed' and redis.call('HSTRLEN', key, 'data') <= MAX_KEPT_REQUEST_BYTES
   if not can_retry then redis.call('HSET', key, 'data', '["' .. (job[2] or '') .. '",null,[],{}]') end
   redis.call('HSET', key, 'status', status, 'ended_at', ended_at, ...)
+  if job[8] then -- one that RQ's own client enqueued lacks it
+    local waited_until = job[7] == 'started' and tonumber(job[9]) or now
+    redis.call('HSET', key, 'queue_s', string.format('%.3f', waited_until - job[8]),
+               'total_s', string.format('%.3f', now - job[8]))
+  end
   redis.call('ZADD', 'RQ:' .. registry .. ':' .. job[1], now + ttl_s, id)
   redis.call('ZREM', 'OUR:deadlines', id)
   for blob in string.gmatch(job[4] or '', '%S+') do

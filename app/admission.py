@@ -17,6 +17,7 @@ MAX_BODY_BYTES: Mapping[str, int] = {
     "/generate": 64 * 2**10,
     "/encode": 64 * MIB + 64 * 2**10,  # each file in it is at most 10 MiB
     "/decode": 4 * MIB,
+    "/files": 64 * MIB + 64 * 2**10,  # one file, and what a form puts around it
     "/v1/images/edits": 64 * MIB,  # which is refused, but not for its size
     "/v1/images/variations": 64 * MIB,
 }

@@ -134,6 +134,10 @@ _KINDS: dict[str, _Kind] = {
     "not_ready": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
     "too_busy": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Too much is asked for at once"),
     "job_not_found": _Kind(HTTPStatus.NOT_FOUND, "The job or output was not found"),
+    "file_not_found": _Kind(HTTPStatus.NOT_FOUND, "The file was not found"),
+    "file_quota_exceeded": _Kind(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The files of the API key would be too many or too large"
+    ),
     "job_not_retryable": _Kind(HTTPStatus.CONFLICT, "The job can't be tried again"),
     "job_cancelled": _Kind(HTTPStatus.CONFLICT, "The job was cancelled"),
     "deadline_exceeded": _Kind(HTTPStatus.GATEWAY_TIMEOUT, "The job was not done within its deadline"),

@@ -10,6 +10,7 @@ from workers.messages import (
     CodesInfo,
     DecodeRequest,
     EncodeRequest,
+    FileReference,
     GenerateRequest,
     JobMetrics,
     JobStatus,
@@ -25,6 +26,7 @@ from workers.messages import (
 )
 
 _JOB_ID = "5f0c6a1e9b7d4c3e8a2f1b0d9e8c7a65"
+FILE_ID = "019b7cbf36a85f0c6a1e9b7d4c3e8a2f"
 _TOKENIZER = "0123456789abcdef"
 _CODES = CodesInfo(codes=[[[17, 902], [4, 511]]], grid=(2, 2), codebook_size=1024, tokenizer=_TOKENIZER)
 _CREATED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -122,7 +124,10 @@ GENERATE_EXAMPLES = _examples(
         deadline_s=30,
     ),
 )
-ENCODE_EXAMPLES = _examples(a_file_in_base64=EncodeRequest(source="iVBORw0KGgoAAAANSUhEUg=="))
+ENCODE_EXAMPLES = _examples(
+    a_file_in_base64=EncodeRequest(source="iVBORw0KGgoAAAANSUhEUg=="),
+    a_file_sent_before=EncodeRequest(source=FileReference(file=FILE_ID)),
+)
 DECODE_EXAMPLES = _examples(
     codes_of_a_result=DecodeRequest(codes=_CODES),
     codes_and_their_tokenizer=DecodeRequest(codes=_CODES.codes or [], tokenizer=_TOKENIZER),
@@ -205,6 +210,16 @@ PROBLEMS: dict[str, Problem] = {
         problem_of("queue_unavailable", "the queue does not answer; try again soon"),
         problem_of("not_ready", "no worker is ready; the first is ready once its models are loaded and warm"),
         problem_of("job_not_found", f"there is no job {_JOB_ID}, or its result has expired"),
+        problem_of(
+            "file_not_found",
+            f"there is no file '{FILE_ID}', or it has expired; send it with POST /files and use the id in"
+            " the answer",
+        ),
+        problem_of(
+            "file_quota_exceeded",
+            "file: the files of an API key hold at most 1024 bytes (SMALTI_MAX_FILE_BYTES_PER_KEY); there"
+            " are 1000, and this one has 64. Delete some, or let them expire",
+        ),
         problem_of("range_not_satisfiable", "Range: this output has bytes 0 to 603, got bytes=604-"),
         problem_of(
             "job_not_retryable", f"job {_JOB_ID} is queued; only a job that has failed is tried again"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 
+from app.files import Upload
 from app.keys import current_owner
 from app.root_path import path_below_root
 from app.sources import SourceFile
@@ -51,6 +52,9 @@ def _digest(path: str, request: BaseModel, files: Sequence[SourceFile]) -> str:
     text = request.model_dump_json(exclude={"source", "image"})  # which are among the files
     digest = hashlib.sha256(f"{path}\n{text}\n".encode())
     for file in files:
+        if isinstance(file.content, Upload):
+            digest.update(f"sha256 {file.content.sha256}\n".encode())
+            continue
         content = file.content.encode() if isinstance(file.content, str) else file.content
         digest.update(f"{len(content)}\n".encode())
         digest.update(content)

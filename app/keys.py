@@ -78,6 +78,15 @@ def current_owner() -> str:
     return key.name if key else ""
 
 
+def current_viewer() -> str | None:
+    """Return the name of the key whose things alone the current request may see.
+
+    None where it may see everyone's: an administrator, or where there are no keys.
+    """
+    key = current_key.get()
+    return None if key is None or key.may("admin") else key.name
+
+
 def shown_address(path: str, lifetime_s: int) -> str:
     """Return a path as the current request's client is told it: signed where there are keys."""
     key = current_key.get()

@@ -15,6 +15,7 @@ from app.access import CheckKey
 from app.admission import AdmitBodies, BodyLimits
 from app.browsers import AllowOrigins, CheckSite, SecureHeaders
 from app.errors import InternalErrors, add_error_handlers
+from app.files import FileStore
 from app.keys import KeyLimits, Keys, is_loopback, load_keys
 from app.limits import Rate, TellAllowance
 from app.methods import AnswerMethods
@@ -23,7 +24,19 @@ from app.openapi import DESCRIPTION, any_problem, use_openapi
 from app.queue import JobQueue
 from app.request_ids import IdentifyRequests
 from app.root_path import UseRootPath
-from app.routes import decode, encode, events, generate, health, jobs, metrics, openai, outputs, pipelines
+from app.routes import (
+    decode,
+    encode,
+    events,
+    files,
+    generate,
+    health,
+    jobs,
+    metrics,
+    openai,
+    outputs,
+    pipelines,
+)
 from app.services import Services
 from app.settings import AppSettings
 from workers.blobs import BlobStore
@@ -39,6 +52,7 @@ _SWEEP_MARGIN_S = 300  # outputs are stored a little before their job ends, sour
 _TAGS = [
     {"name": "work", "description": "Requests that become jobs."},
     {"name": "jobs", "description": "Jobs, their progress and their outputs."},
+    {"name": "files", "description": "Files that are sent once and named by their id."},
     {"name": "pipelines", "description": "What there is to ask for."},
     {"name": "openai", "description": "OpenAI's Images API, for its unmodified clients."},
     {"name": "health", "description": "For load balancers and orchestrators."},
@@ -62,7 +76,8 @@ def create_app(settings: AppSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         queue = JobQueue(redis_url, max_length=settings.max_queue_length, result_ttl_s=settings.result_ttl_s)
         results, blobs = ResultStore(settings.results_dir), BlobStore(settings.blobs_dir)
-        services = Services(settings, catalog, queue, results, blobs, limits=_limits(settings, keys))
+        uploads = FileStore(settings.files_dir, settings.max_file_bytes_per_key)
+        services = Services(settings, catalog, queue, results, blobs, uploads, limits=_limits(settings, keys))
         app.state.services = services
         sweeping = asyncio.create_task(_sweep_forever(services))
         try:
@@ -87,7 +102,19 @@ def create_app(settings: AppSettings) -> FastAPI:
     app.state.http_metrics = HttpMetrics()
     add_error_handlers(app)
     _add_door(app, settings, keys, app.state.http_metrics)
-    for routes in (generate, encode, decode, jobs, outputs, events, pipelines, health, metrics, openai):
+    for routes in (
+        generate,
+        encode,
+        decode,
+        jobs,
+        outputs,
+        events,
+        files,
+        pipelines,
+        health,
+        metrics,
+        openai,
+    ):
         app.include_router(routes.router)
     app.add_api_route("/", _home, include_in_schema=False)
     use_openapi(app)
@@ -153,7 +180,7 @@ async def _sweep_forever(services: Services) -> None:
 
 
 async def sweep(services: Services, margin_s: float = _SWEEP_MARGIN_S) -> None:
-    """Remove the files of expired jobs, and sources that no job refers to any more.
+    """Remove the files of expired jobs, sources that no job refers to any more, and expired uploads.
 
     Raises: OSError, which a TimeoutError is, too; QueueUnavailable.
     """
@@ -164,5 +191,8 @@ async def sweep(services: Services, margin_s: float = _SWEEP_MARGIN_S) -> None:
 
     num_jobs = await asyncio.to_thread(services.results.sweep, services.settings.result_ttl_s + margin_s)
     num_blobs = await asyncio.to_thread(services.blobs.sweep, is_referenced, margin_s)
-    if num_jobs or num_blobs:
-        logger.info("swept the results of %d expired jobs and %d sources", num_jobs, num_blobs)
+    num_files = await asyncio.to_thread(services.files.sweep, services.settings.file_ttl_s)
+    if num_jobs or num_blobs or num_files:
+        logger.info(
+            "swept the results of %d expired jobs, %d sources and %d uploads", num_jobs, num_blobs, num_files
+        )

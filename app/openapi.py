@@ -79,7 +79,7 @@ IDEMPOTENCY_KEY: dict[str, Any] = {
 _RATE_HEADERS = ("RateLimit", "RateLimit-Policy")
 _HEADERS_OF_STATUS = {429: ("Retry-After", *_RATE_HEADERS), 503: ("Retry-After",)}
 _HEADERS = {
-    "Location": "The job's address.",
+    "Location": "The address of what was made.",
     "Content-Location": "The address of the job, or of its output.",
     "Preference-Applied": "How long the answer waited at most.",
     "RateLimit": "`r`: the jobs that the API key may submit at once; `t`: seconds until they are all it may.",

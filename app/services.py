@@ -8,6 +8,7 @@ from fastapi import Depends
 from starlette.requests import Request as HttpRequest
 
 from app.decoding import Decoders
+from app.files import FileStore
 from app.keys import KeyLimits
 from app.queue import JobQueue
 from app.settings import AppSettings
@@ -23,6 +24,7 @@ class Services:
     queue: JobQueue
     results: ResultStore
     blobs: BlobStore
+    files: FileStore
     is_ending: asyncio.Event = field(default_factory=asyncio.Event)
     decoders: Decoders = field(default_factory=Decoders)
     limits: KeyLimits = field(default_factory=KeyLimits)

@@ -45,6 +45,18 @@ class AppSettings(ServiceSettings):
         le=2**40,
         description="Bytes of bodies that all requests hold at a time; what is more is answered 503.",
     )
+    file_ttl_s: int = Field(
+        default=_DAY_S,
+        ge=1,
+        le=10 * 365 * _DAY_S,
+        description="How long an uploaded file is kept after it was made or last used.",
+    )
+    max_file_bytes_per_key: int = Field(
+        default=4 * 2**30,
+        ge=1,
+        le=2**40,
+        description="Bytes of all files that one API key keeps; what is more is answered 413.",
+    )
     header_timeout_s: float = Field(
         default=10,
         gt=0,

@@ -61,6 +61,15 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class FileReference(Message):
+    """A file that was sent before, by POST /files."""
+
+    file: Annotated[str, Field(max_length=64, description="Its id.")]
+
+
+Source = Base64File | FileReference
+
+
 # --- what clients send -----------------------------------------------------------------------------------
 
 
@@ -120,13 +129,13 @@ class EncodeRequest(ClientRequest):
     """Turn one file, or several, into codes."""
 
     source: (
-        Base64File
-        | Annotated[list[Base64File], Field(min_length=1, max_length=MAX_SAMPLES_PER_JOB, fail_fast=True)]
+        Source
+        | Annotated[list[Source], Field(min_length=1, max_length=MAX_SAMPLES_PER_JOB, fail_fast=True)]
         | None
     ) = Field(
         default=None,
-        description="A file in base64, such as a PNG, JPEG or WebP; or a list of them. Resized to the"
-        " pipeline's size if it has another.",
+        description="A file in base64, such as a PNG, JPEG or WebP; or an upload, by its id; or a list of"
+        " these. Resized to the pipeline's size if it has another.",
     )
     image: Base64File | None = Field(default=None, description="The older name of source.")
     effort: Annotated[int, Strict(), Field(ge=0, le=MAX_EFFORT)] = Field(

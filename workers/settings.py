@@ -84,13 +84,17 @@ class ServiceSettings(BaseSettings):
         return self.data_dir / "blobs"
 
     @property
+    def files_dir(self) -> Path:
+        return self.data_dir / "files"
+
+    @property
     def verdicts_dir(self) -> Path:
         return self.data_dir / "seed-verdicts"
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """The data folder and those in it that processes write to."""
-        return self.data_dir, self.results_dir, self.blobs_dir, self.verdicts_dir
+        return self.data_dir, self.results_dir, self.blobs_dir, self.files_dir, self.verdicts_dir
 
 
 class WorkerSettings(ServiceSettings):

@@ -1,45 +1,36 @@
 """POST /encode."""
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends
 from fastapi.exceptions import RequestValidationError
 from pydantic import BeforeValidator, ValidationError
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
+from starlette.datastructures import UploadFile
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from app.errors import InvalidFields
 from app.examples import ENCODE_EXAMPLES, ENCODED_JOB
 from app.field_errors import FieldError, short
+from app.keys import current_viewer
 from app.negotiation import JSON_MEDIA_TYPE
 from app.openapi import IDEMPOTENCY_KEY, PREFER, WORK_FAILURES, job_responses, problems
 from app.routes.bodies import FORM_MEDIA_TYPE, JsonRoute, media_type_of, takes
+from app.routes.forms import parsed_form
 from app.services import ServicesNeeded
 from app.sources import SourceFile, files_of
 from app.submit import answer
-from workers.errors import InvalidRequest
 from workers.messages import MAX_SAMPLES_PER_JOB, EncodeRequest
 
 router = APIRouter(tags=["work"], route_class=JsonRoute)
 
 _FILE_FIELDS = ("source", "file")
-_MAX_FORM_FIELDS = 16
-_MAX_FORM_FIELD_BYTES = 4096
 _WHOLE_NUMBERS = {
     name
     for name, schema in EncodeRequest.model_json_schema()["properties"].items()
     if schema.get("type") == "integer"
-}
-_FORM_LIMITS = {  # how a complaint of the parser begins → ours
-    "Too many files": f"source: at most {MAX_SAMPLES_PER_JOB} files, got more",
-    "Too many fields": f"body: a form has at most {_MAX_FORM_FIELDS} fields beside its files, got more",
-    "Part exceeded": f"body: a field of a form is at most {_MAX_FORM_FIELD_BYTES} bytes, got more",
-    "Field exceeded": f"body: a field of a form is at most {_MAX_FORM_FIELD_BYTES} bytes, got more",
 }
 _FORM: dict[str, Any] = {
     "type": "object",
@@ -89,7 +80,7 @@ async def encode(
     if media_type_of(http) == FORM_MEDIA_TYPE:
         request, files = await _read_form(http)
     else:
-        files = files_of(request)
+        files = await asyncio.to_thread(files_of, request, services.files, current_viewer())
     if request.image is not None and request.source is not None:
         raise InvalidFields([FieldError(field="image", message="is the older name of source; send one")])
     if not files:
@@ -102,7 +93,7 @@ async def _read_form(http: HttpRequest) -> tuple[EncodeRequest, list[SourceFile]
 
     Raises: RequestValidationError; InvalidFields.
     """
-    async with _parse_form(http) as form:
+    async with parsed_form(http, _FILE_FIELDS[0], MAX_SAMPLES_PER_JOB) as form:
         fields: dict[str, str] = {}
         files: list[SourceFile] = []
         for name, value in form.multi_items():
@@ -127,23 +118,3 @@ async def _read_form(http: HttpRequest) -> tuple[EncodeRequest, list[SourceFile]
     except ValidationError as error:
         found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
         raise RequestValidationError(found) from None
-
-
-@asynccontextmanager
-async def _parse_form(http: HttpRequest) -> AsyncIterator[FormData]:
-    """Yield a form.
-
-    Raises: InvalidRequest where it has too much; HTTPException where it can't be read.
-    """
-    reader = http.form(
-        max_files=MAX_SAMPLES_PER_JOB, max_fields=_MAX_FORM_FIELDS, max_part_size=_MAX_FORM_FIELD_BYTES
-    )
-    try:
-        form = await reader
-    except HTTPException as error:
-        told = [ours for theirs, ours in _FORM_LIMITS.items() if str(error.detail).startswith(theirs)]
-        raise (InvalidRequest(told[0]) if told else error) from None
-    try:
-        yield form
-    finally:
-        await form.close()

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.errors import PROBLEM_MEDIA_TYPE
-from app.examples import PROBLEMS, QUEUED_JOB
+from app.examples import FILE_ID, PROBLEMS, QUEUED_JOB
 from app.main import create_app
 from app.settings import AppSettings
 from tests.app.conftest import problem_of, serving
@@ -56,6 +56,7 @@ def service(own_redis, tmp_path) -> Iterator[Service]:
         pipelines=("fashion-mnist",),
         data_dir=tmp_path / "data",
         body_timeout_s=1.5,
+        max_file_bytes_per_key=1024,
     )
     app = create_app(settings)
     with serving(app) as client:
@@ -82,6 +83,11 @@ def stop_queue(service: Service) -> httpx.Response:
 def read_beyond_end(service: Service) -> httpx.Response:
     service.app.state.services.results.put(QUEUED_JOB.id, 0, bytes(SIZE), "png")
     return service.client.get(f"/jobs/{QUEUED_JOB.id}/outputs/0", headers={"Range": f"bytes={SIZE}-"})
+
+
+def exceed_the_quota(service: Service) -> httpx.Response:
+    service.post("/files", files={"file": bytes(1000)})
+    return service.post("/files", files={"file": bytes(64)})
 
 
 def retry_a_queued_job(service: Service) -> httpx.Response:
@@ -157,6 +163,8 @@ PROVOKE: dict[str, Callable[[Service], httpx.Response]] = {
     "not_ready": lambda service: service.client.get("/health/ready"),
     "job_not_found": lambda service: service.client.get(f"/jobs/{QUEUED_JOB.id}"),
     "range_not_satisfiable": read_beyond_end,
+    "file_not_found": lambda service: service.client.get(f"/files/{FILE_ID}"),
+    "file_quota_exceeded": exceed_the_quota,
     "job_not_retryable": retry_a_queued_job,
     "job_cancelled": cancel_while_waiting,
     "deadline_exceeded": lambda service: service.post(

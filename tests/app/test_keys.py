@@ -88,6 +88,23 @@ def test_a_job_is_there_for_its_key_and_administrators_alone(client):
     problem_of(client.delete(path, headers=bearer("bob")), 404, "job_not_found")
 
 
+def test_a_file_is_there_for_its_key_and_administrators_alone(client):
+    info = client.post("/files", files={"file": b"x"}, headers=bearer("ada")).json()
+    path = f"/files/{info['id']}"
+    assert [each["id"] for each in client.get("/files", headers=bearer("ada")).json()["files"]] == [
+        info["id"]
+    ]
+    assert client.get("/files", headers=bearer("bob")).json()["files"] == []
+    for name, status in (("ada", 200), ("root", 200), ("bob", 404)):
+        assert client.get(path, headers=bearer(name)).status_code == status
+        assert client.get(f"{path}/content", headers=bearer(name)).status_code == status
+    body = {"source": {"file": info["id"]}}
+    assert "there is no file" in client.post("/encode", json=body, headers=bearer("bob")).json()["detail"]
+    problem_of(client.post("/encode", json=body, headers=bearer("root")), 422, "invalid_image")
+    problem_of(client.delete(path, headers=bearer("bob")), 404, "file_not_found")
+    assert client.delete(path, headers=bearer("ada")).status_code == 204
+
+
 def test_idempotency_keys_belong_to_one_key(client):
     first, again, other = (
         generate(client, name, **{"Idempotency-Key": "mine"}).json()["id"] for name in ("ada", "ada", "bob")

@@ -13,6 +13,7 @@ from bulk.decoding import Picture, Prefetch
 from bulk.errors import BulkError
 from bulk.items import Item
 from bulk.manifest import Manifest, Share, SourcesInfo, Transform
+from bulk.remote_files import is_secret
 from bulk.shards import Row, present_shards, remove_partial, write_shard
 from bulk.sources import Sources
 from models.media.base import Array
@@ -120,7 +121,7 @@ def plan(
         ),
         shard_size=config.shard_size,
         sources=SourcesInfo(
-            given=tuple(given) if len(given) <= _MAX_GIVEN else (),
+            given=() if len(given) > _MAX_GIVEN or any(map(is_secret, given)) else tuple(given),
             column=sources.column,
             num_items=listing.num_items,
             digest=listing.digest,

@@ -13,6 +13,7 @@ from bulk.errors import BulkError
 from bulk.items import File, Item, check_size, picture_of, unusable
 from bulk.local_files import LocalFiles
 from bulk.parquet_rows import ParquetRows
+from bulk.remote_files import RemoteFiles, is_address, without_scheme
 from bulk.suffixes import PARQUET_SUFFIX, TAKEN_SUFFIXES, is_taken, is_tar
 from bulk.tars import in_tar
 from models.media.base import InvalidMedia
@@ -46,7 +47,13 @@ class Sources:
         self, given: Sequence[str], *, column: str | None = None, excluded: Path | None = None
     ) -> None:
         self.column = column
-        self._files = LocalFiles(given, is_taken, excluded)
+        self._files: LocalFiles | RemoteFiles
+        if not any(map(is_address, given)):
+            self._files = LocalFiles(list(map(without_scheme, given)), is_taken, excluded)
+        elif all(map(is_address, given)):
+            self._files = RemoteFiles(given, is_taken)
+        else:
+            raise BulkError("some sources are here and some elsewhere: encode them one after the other")
         self.listing: Listing | None = None  # what ``list`` returned last
         self._marks: dict[int, bytes] = {}  # digests of the first so many items, when they were listed
 

@@ -33,7 +33,7 @@ def in_tar(file: File) -> Iterator[Item]:
     """
     try:
         with file.open() as packed, _unpacked(packed, file.id) as data:
-            forward = _Forward(data, file)
+            forward = _Forward(data, packed)
             yield from _members(forward, file.id)
             if forward.last.strip(b"\0"):  # what it took for the end
                 yield unusable(f"{file.id}!", "the tar is broken from here on")
@@ -82,12 +82,11 @@ class _Forward:
     Raises: tarfile.ReadError when more is asked for than a tar of pictures needs.
     """
 
-    def __init__(self, data: BinaryIO, file: File) -> None:
+    def __init__(self, data: BinaryIO, packed: BinaryIO) -> None:
         self._data = data
+        self._packed = packed
         self._position = 0
-        self._can_skip = isinstance(data, io.BufferedReader) and data.seekable()
-        num_bytes = file.num_bytes or 0
-        self._max_bytes = None if self._can_skip else _MAX_UNPACKED_RATIO * num_bytes + _UNPACKED_FREE_BYTES
+        self._can_skip = data is packed and isinstance(data, io.BufferedReader)
         self.last = b""
 
     def tell(self) -> int:
@@ -111,7 +110,7 @@ class _Forward:
             buffer.write(piece)
         self.last = buffer.getvalue()
         self._position += len(self.last)
-        if self._max_bytes is not None and self._position > self._max_bytes:
+        if self._position > _MAX_UNPACKED_RATIO * self._packed.tell() + _UNPACKED_FREE_BYTES:
             raise tarfile.ReadError(f"it unpacks to more than {_MAX_UNPACKED_RATIO} times its bytes")
         return self.last
 

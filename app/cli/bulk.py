@@ -125,7 +125,7 @@ def verify(
     name = _pipeline_of(manifest, catalog)
     manifest = manifest.model_copy(update={"pipeline": name})
     if not (sources or manifest.sources.given):
-        raise CommandError(f"{folder} doesn't say where its many sources were: name them behind it")
+        raise CommandError(f"{folder} doesn't say where its sources were: name them behind it")
     found = Sources(sources or manifest.sources.given, column=manifest.sources.column, excluded=folder)
     verdict = verify_folder(
         folder,
@@ -200,7 +200,7 @@ def _tell_problems(sources: "Sources") -> None:
         return
     for problem in listing.problems:
         say(problem)
-    say(f"{listing.num_problems} files of the sources can't be used, and are rows with errors")
+    say(f"files of the sources that can't be used, each a row with an error: {listing.num_problems}")
 
 
 def _engine(settings: "WorkerSettings", catalog: "Catalog", manifest: "Manifest") -> "Engine":

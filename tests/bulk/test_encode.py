@@ -202,7 +202,10 @@ def test_what_cannot_be_used_is_told_and_equal_names_in_a_tar_stay_apart(smalti,
     write_tar(tmp_path / "pics" / "a.tar", ["0.png", "0.png"])
     told = smalti("encode", "pics", "--out", "codes", *OPTIONS)[1]
     problem = "no column holds bytes, or structs with bytes; it has these: text"
-    assert f"smalti: notes.parquet#: {problem}\nsmalti: 1 files of the sources can't be used" in told
+    assert (
+        f"smalti: notes.parquet#: {problem}\nsmalti: files of the sources that can't be used, each a row with an error: 1\n"
+        in told
+    )
     assert [row["error"] for row in rows_of(tmp_path / "codes")] == [None, None, problem]
     smalti("decode", "codes", "--out", "back")
     names = sorted(path.name for path in (tmp_path / "back").iterdir())

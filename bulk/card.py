@@ -19,7 +19,7 @@ _HASHED_BYTES = 8  # of a digest: in 100 million rows, two that are not equal ag
 
 
 class Card(BaseModel):
-    """What a folder holds. Duplicates: rows that repeat an earlier one; flipped rows don't count.
+    """What a folder holds. Duplicates: rows that repeat an earlier one; of each picture the first counts.
 
     perplexity: 2 to the entropy of the codes: as many as if all were used equally often.
     """
@@ -53,11 +53,11 @@ def write_card(folder: Path, manifest: Manifest) -> Card:
         codes, good = codes_of(table, manifest)
         counts += np.bincount(codes.reshape(-1), minlength=manifest.codebook_size)
         errors.update(_kind(error) for error in table.column("error").drop_null().to_pylist())
-        is_flipped = table.column("is_flipped").to_numpy()
-        unflipped = table.filter(np.logical_not(is_flipped))
-        file_hashes.append(_prefixes(unflipped.column("sha256").drop_null().to_pylist()))
-        code_hashes.append(_hashes(codes[np.logical_not(is_flipped[good])]))
-        shape = unflipped.select(["width_px", "height_px"]).drop_null()
+        is_first = np.arange(table.num_rows) % manifest.rows_per_item == 0  # of its picture
+        first = table.filter(is_first)
+        file_hashes.append(_prefixes(first.column("sha256").drop_null().to_pylist()))
+        code_hashes.append(_hashes(codes[is_first[good]]))
+        shape = first.select(["width_px", "height_px"]).drop_null()
         sides = [shape.column(name).to_numpy().astype(np.int64) for name in shape.column_names]
         sizes += _extremes(np.stack(sides, 1))
         if manifest.return_psnr:
@@ -137,7 +137,11 @@ def _markdown(card: Card, manifest: Manifest, *, has_picture: bool) -> str:
     lines: list[tuple[str, Any]] = [
         ("rows", card.num_rows),
         ("of them errors", card.num_errors),
-        ("pictures", f"{manifest.sources.num_items}{', each also flipped' * transform.flips}"),
+        (
+            "pictures",
+            f"{manifest.sources.num_items}{f', {transform.crops} crops of each' * (transform.crops > 1)}"
+            f"{', each also flipped' * transform.flips}",
+        ),
         ("files that repeat an earlier one", card.num_duplicate_files),
         ("codes that repeat those of an earlier picture", card.num_duplicate_codes),
         ("tokenizer", f"`{manifest.tokenizer}` of {manifest.pipeline}, in {manifest.precision}"),

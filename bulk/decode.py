@@ -46,6 +46,8 @@ def decode(
 ) -> Decoded:
     """Write a picture for each row with codes: ``<out>/<id>.png``, flipped ones ``<out>/<id>.flipped.png``.
 
+    Crops but the first are ``<out>/<id>.crop1.png``, ….
+
     Pictures that are there are kept.
 
     Raises: BulkError; OSError when the folder can't be written.
@@ -65,7 +67,8 @@ def decode(
             table = read_shard(folder, shard, manifest)
             codes, good = codes_of(table, manifest)
             num_errors += table.num_rows - len(good)
-            names = table.select(["id", "is_flipped"]).take(good).to_pylist()
+            columns = ["id", "is_flipped", *["crop"] * (manifest.transform.crops > 1)]
+            names = table.select(columns).take(good).to_pylist()
             wanted = []
             for number, name in enumerate(names):
                 try:
@@ -98,7 +101,9 @@ def _path_of(out: Path, row: dict[str, Any], format: str) -> Path:
     name: str = row["id"]
     if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
         raise BulkError(f"{name!r:.100} can't be the name of a file")
-    return out / f"{name}{'.flipped' * row['is_flipped']}.{'jpg' if format == 'jpeg' else format}"
+    crop = row.get("crop", 0)
+    kind = f".crop{crop}" * (crop > 0) + ".flipped" * row["is_flipped"]
+    return out / f"{name}{kind}.{'jpg' if format == 'jpeg' else format}"
 
 
 def _decode_some(

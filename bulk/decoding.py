@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from bulk.items import Item
-from bulk.pictures import Box, crop_box, read_picture, unpack
+from bulk.pictures import Box, crop_boxes, read_picture, unpack
 from models.media.base import InvalidMedia
 from models.media.image import ImageSpec
 from models.media.isolated import Call, IsolatedProcess, Limits
@@ -25,8 +25,16 @@ _MAX_FAILURES_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)
+class Crop:
+    """What was cut out of a picture, and its pixels (H, W, C)."""
+
+    box: Box
+    pixels: Pixels
+
+
+@dataclass(frozen=True)
 class Picture:
-    """A picture that was read: its pixels (H, W, C) and where they were cut out, or why there are none.
+    """A picture that was read: its crops, or why there are none.
 
     size: of the upright picture. sha256: of its file's bytes; None where they could not be read.
     """
@@ -34,8 +42,7 @@ class Picture:
     id: str
     sha256: bytes | None = None
     size: tuple[int, int] | None = None
-    crop_box: Box | None = None
-    pixels: Pixels | None = None
+    crops: Sequence["Crop"] = ()
     error: str | None = None
 
 
@@ -78,9 +85,11 @@ class Prefetch:
         chunk_size: int,
         shard_size: int,
         num_processes: int,
+        num_crops: int = 1,
     ) -> None:
         self._items = items
         self._spec = spec
+        self._num_crops = num_crops
         self._chunk_size = chunk_size
         self._shard_size = shard_size
         self._free: queue.SimpleQueue[IsolatedProcess] = queue.SimpleQueue()
@@ -163,7 +172,7 @@ class Prefetch:
 
     def _decode(self, first: int, reads: Sequence[_Read]) -> Chunk:
         spec = self._spec
-        shape = (spec.width_px, spec.height_px, spec.channels)
+        shape = (spec.width_px, spec.height_px, spec.channels, self._num_crops)
         calls = [(read_picture, (read.data, *shape)) for read in reads if read.error is None]
         process = self._free.get()
         began_s = time.perf_counter()
@@ -185,7 +194,8 @@ class Prefetch:
             return Picture(read.item_id, sha256, error=str(result).removeprefix("image: "))
         spec = self._spec
         size, pixels = unpack(result, spec.width_px, spec.height_px, spec.channels)
-        return Picture(read.item_id, sha256, size, crop_box(size, spec.width_px, spec.height_px), pixels)
+        boxes = crop_boxes(size, spec.width_px, spec.height_px, sha256, self._num_crops)
+        return Picture(read.item_id, sha256, size, list(map(Crop, boxes, pixels)))
 
     def _results(self, process: IsolatedProcess, calls: Sequence[Call]) -> Iterator[Pixels | InvalidMedia]:
         """Yield the results of calls; one that fails in an unforeseen way fails alone, too.

@@ -12,7 +12,7 @@ from bulk.compute import encode_pixels
 from bulk.decoding import Picture, Prefetch
 from bulk.errors import BulkError
 from bulk.items import Item
-from bulk.manifest import Manifest, Share, SourcesInfo, Transform
+from bulk.manifest import MAX_CROPS, Manifest, Share, SourcesInfo, Transform
 from bulk.remote_files import is_secret
 from bulk.shards import Row, present_shards, remove_partial, write_shard
 from bulk.sources import Sources
@@ -34,6 +34,8 @@ class EncodeConfig:
     share: Share = field(default_factory=Share)
     shard_size: int = 8192
     with_flips: bool = False
+    num_crops: int = 1
+    is_packed: bool = False
     effort: int = 0
     return_psnr: bool = False
     num_processes: int = 1
@@ -42,6 +44,8 @@ class EncodeConfig:
     def __post_init__(self) -> None:
         if self.shard_size < 1:
             raise BulkError(f"--shard-size must be 1 or more, got {self.shard_size}")
+        if not 1 <= self.num_crops <= MAX_CROPS:
+            raise BulkError(f"--crops must be 1 to {MAX_CROPS}, got {self.num_crops}")
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ def plan(
         raise BulkError(f"--effort: {pipeline.name} can't search for codes; leave it out")
     listing = sources.list(config.shard_size)
     return Manifest(
+        format=2 if config.is_packed else 1,
         smalti=version,
         pipeline=pipeline.name,
         tokenizer=codes.fingerprint,
@@ -111,6 +116,7 @@ def plan(
         grid=codes.grid,
         num_codebooks=codes.num_codebooks,
         codebook_size=codes.size,
+        bits_per_code=(codes.size - 1).bit_length() if config.is_packed else None,
         effort=config.effort,
         return_psnr=config.return_psnr,
         transform=Transform(
@@ -118,6 +124,7 @@ def plan(
             height_px=medium.height_px,
             channels=medium.channels,
             flips=config.with_flips,
+            crops=config.num_crops,
         ),
         shard_size=config.shard_size,
         sources=SourcesInfo(
@@ -168,6 +175,7 @@ def encode(
             chunk_size=max(1, config.chunk_size // manifest.rows_per_item),
             shard_size=manifest.shard_size,
             num_processes=config.num_processes,
+            num_crops=manifest.transform.crops,
         ) as prefetch,
     ):
         chunks = iter(prefetch)
@@ -205,21 +213,23 @@ def encode(
 
 
 def encode_pictures(pictures: Sequence[Picture], manifest: Manifest, engine: Engine) -> list[Row]:
-    """Return the rows of pictures; where there are flips, each picture's follows it."""
-    wanted: list[tuple[Picture, bool, Array | None]] = []
+    """Return the rows of pictures, crop by crop; where there are flips, each crop's follows it."""
+    transform = manifest.transform
+    wanted: list[tuple[Picture, int, bool, Array | None]] = []
     for picture in pictures:
-        pixels = picture.pixels
-        wanted.append((picture, False, pixels))
-        if manifest.transform.flips:
-            wanted.append((picture, True, None if pixels is None else pixels[:, ::-1]))
-    good = [pixels for _, _, pixels in wanted if pixels is not None]
+        for number in range(transform.crops):
+            pixels = picture.crops[number].pixels if picture.crops else None
+            wanted.append((picture, number, False, pixels))
+            if transform.flips:
+                wanted.append((picture, number, True, None if pixels is None else pixels[:, ::-1]))
+    good = [pixels for *_, pixels in wanted if pixels is not None]
     encoded = iter(
         encode_pixels(
             engine, manifest.pipeline, good, effort=manifest.effort, return_psnr=manifest.return_psnr
         )
     )
     rows = []
-    for picture, is_flipped, pixels in wanted:
+    for picture, number, is_flipped, pixels in wanted:
         codes, psnr_db, error = None, None, picture.error
         if pixels is not None:
             result = next(encoded)
@@ -227,10 +237,10 @@ def encode_pictures(pictures: Sequence[Picture], manifest: Manifest, engine: Eng
                 error = str(result)
             else:
                 codes, psnr_db = result[0].astype(manifest.dtype), result[1]
-        row = Row(
-            picture.id, is_flipped, codes, picture.crop_box, picture.size, picture.sha256, psnr_db, error
+        box = picture.crops[number].box if picture.crops else None
+        rows.append(
+            Row(picture.id, is_flipped, codes, box, picture.size, picture.sha256, psnr_db, error, crop=number)
         )
-        rows.append(row)
     return rows
 
 

@@ -1,5 +1,6 @@
 """``manifest.json``: what the rows of a folder of codes were made by, the same for all of its shards."""
 
+import math
 import os
 import socket
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from models.options import Precision, describe_invalid
 # In words, as no field of the specification says it. Another rule gets another name.
 RULE = "upright, sRGB, white behind transparency, middle cut out, Lanczos"
 
+MAX_CROPS = 64
 _MAX_UINT16_CODES = 2**16
 _MAX_SHARDS = 10**6  # names have six digits
 
@@ -33,6 +35,7 @@ class Transform(_Part):
     channels: Literal[1, 3]
     rule: str = RULE
     flips: bool = False
+    crops: int = Field(default=1, ge=1, le=MAX_CROPS)
 
 
 class SourcesInfo(_Part):
@@ -45,9 +48,12 @@ class SourcesInfo(_Part):
 
 
 class Manifest(_Part):
-    """What a folder of codes holds. shard_size: items a shard, each of two rows where there are flips."""
+    """What a folder of codes holds. shard_size: items a shard, each of a row for each crop and flip.
 
-    format: Literal[1] = 1
+    format: 2 where codes are packed, ``bits_per_code`` each.
+    """
+
+    format: Literal[1, 2] = 1
     smalti: str
     pipeline: str
     tokenizer: str = Field(pattern=r"^[0-9a-f]{16}$")
@@ -55,6 +61,7 @@ class Manifest(_Part):
     grid: tuple[int, ...] = Field(min_length=1, max_length=3)
     num_codebooks: int = Field(ge=1)
     codebook_size: int = Field(ge=2, le=2**20)
+    bits_per_code: int | None = Field(default=None, ge=1, le=20)
     effort: int = 0
     return_psnr: bool = False
     transform: Transform
@@ -72,8 +79,13 @@ class Manifest(_Part):
         return self.grid if self.num_codebooks == 1 else (self.num_codebooks, *self.grid)
 
     @property
+    def num_codes(self) -> int:
+        """Of one row."""
+        return math.prod(self.codes_shape)
+
+    @property
     def rows_per_item(self) -> int:
-        return 2 if self.transform.flips else 1
+        return self.transform.crops * (2 if self.transform.flips else 1)
 
     @property
     def num_shards(self) -> int:
@@ -104,8 +116,13 @@ class Manifest(_Part):
         return min(self.shard_size, self.sources.num_items - shard * self.shard_size)
 
     def footer(self) -> dict[str, Any]:
-        """Return what each shard says of itself."""
-        return self.model_dump(mode="json", exclude={"sources", "shard_size"})
+        """Return what each shard says of itself; what is asked for seldom, only where it is."""
+        footer = self.model_dump(mode="json", exclude={"sources", "shard_size"})
+        if self.bits_per_code is None:
+            del footer["bits_per_code"]
+        if self.transform.crops == 1:
+            del footer["transform"]["crops"]
+        return footer
 
     def write(self, folder: Path) -> None:
         """Write the file, or check that the one that is there is of the same rows.
@@ -136,6 +153,7 @@ class Manifest(_Part):
             ("tokenizer", self.tokenizer, other.tokenizer),
             ("the tokenizer's precision", self.precision, other.precision),
             ("transform", self.transform, other.transform),
+            ("bits of a code (--pack)", self.bits_per_code, other.bits_per_code),
             ("--effort", self.effort, other.effort),
             ("--return-psnr", self.return_psnr, other.return_psnr),
             ("--shard-size", self.shard_size, other.shard_size),

@@ -3,6 +3,7 @@
 Called in processes of their own (``models/media/isolated.py``), so without torch.
 """
 
+import hashlib
 import io
 import struct
 from typing import Literal, NamedTuple
@@ -10,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from models.media.base import InvalidMedia
-from models.media.pixels import Pixels, open_image, read_pixels, upright_size
+from models.media.pixels import Pixels, open_image, read_crops, upright_size
 from models.media.png import SIGNATURE
 
 _SIZE = struct.Struct("<II")
@@ -26,23 +27,54 @@ class Box(NamedTuple):
     bottom: float
 
 
-def read_picture(data: bytes, width_px: int, height_px: int, channels: Literal[1, 3]) -> Pixels:
-    """Return width and height of the upright picture and its fitted pixels: what ``unpack`` takes apart.
+def read_picture(
+    data: bytes, width_px: int, height_px: int, channels: Literal[1, 3], num_crops: int = 1
+) -> Pixels:
+    """Return width and height of the upright picture and the pixels of its crops: ``unpack`` takes it apart.
 
     Raises: InvalidMedia; also for an animation, of which /encode would take the first frame.
     """
     if _is_animated(data):
         raise InvalidMedia("image: is animated; take it apart first, a file a frame")
+    digest = hashlib.sha256(data).digest() if num_crops > 1 else b""
     with open_image(io.BytesIO(data)) as opened:
-        pixels = read_pixels(opened, width_px, height_px, channels)
+        crops = read_crops(
+            opened,
+            width_px,
+            height_px,
+            channels,
+            lambda size: [None, *crop_boxes(size, width_px, height_px, digest, num_crops)[1:]],
+        )
         size = upright_size(opened)  # after the pixels: in a PNG the orientation may come behind them
-    return np.frombuffer(_SIZE.pack(*size) + pixels.tobytes(), np.uint8)
+    return np.frombuffer(_SIZE.pack(*size) + b"".join(crop.tobytes() for crop in crops), np.uint8)
 
 
 def unpack(packed: Pixels, width_px: int, height_px: int, channels: int) -> tuple[tuple[int, int], Pixels]:
-    """Return (width, height) of the picture, and its pixels (height_px, width_px, channels)."""
+    """Return (width, height) of the picture, and pixels (num_crops, height_px, width_px, channels)."""
     width, height = _SIZE.unpack(packed[: _SIZE.size].tobytes())
-    return (width, height), packed[_SIZE.size :].reshape(height_px, width_px, channels)
+    return (width, height), packed[_SIZE.size :].reshape(-1, height_px, width_px, channels)
+
+
+def crop_boxes(
+    size: tuple[int, int], width_px: int, height_px: int, sha256: bytes, num_crops: int
+) -> list[Box]:
+    """Return what is cut out of an upright picture of ``size`` whose file has this digest: its middle first.
+
+    The others have the same shape at 3/4 to 1 of its size, anywhere. They depend on the file alone, not on
+    its place among others: ``docs/codes.md`` says how.
+    """
+    width, height = size
+    middle = crop_box(size, width_px, height_px)
+    boxes = [middle]
+    for number in range(1, num_crops):
+        drawn = hashlib.sha256(sha256 + bytes([number])).digest()
+        scale, across, down = (value / 2**64 for value in struct.unpack_from("<QQQ", drawn))
+        scale = 0.75 + 0.25 * scale
+        cut_width = scale * (middle.right - middle.left)
+        cut_height = scale * (middle.bottom - middle.top)
+        left, top = across * (width - cut_width), down * (height - cut_height)
+        boxes.append(Box(left, top, min(left + cut_width, width), min(top + cut_height, height)))
+    return boxes
 
 
 def crop_box(size: tuple[int, int], width_px: int, height_px: int) -> Box:

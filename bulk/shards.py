@@ -18,6 +18,7 @@ from bulk.arrow import pyarrow
 from bulk.errors import BulkError
 from bulk.manifest import Manifest, partial_suffix, write_whole
 from bulk.pictures import Box
+from models.code_shards import pack, unpack
 from models.media.base import Array
 
 _FOOTER_KEY = b"smalti"
@@ -37,6 +38,7 @@ class Row:
     sha256: bytes | None = None
     psnr_db: float | None = None
     error: str | None = None
+    crop: int = 0
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -71,12 +73,15 @@ def write_shard(folder: Path, shard: int, rows: Sequence[Row], manifest: Manifes
         if row.codes is not None:
             codes[number] = row.codes
     kept = np.ascontiguousarray(codes[is_good])
-    about = {
+    about: dict[str, Any] = {
         "dtype": manifest.dtype.str,
         "shape": kept.shape,
         "error_rows": np.flatnonzero(~is_good).tolist(),
         "tokenizer": manifest.tokenizer,
     }
+    if (bits := manifest.bits_per_code) is not None:
+        about["bits_per_code"] = bits
+        kept = pack(kept.reshape(len(kept), -1), bits)
     sink = arrow.BufferOutputStream()
     arrow.parquet.write_table(
         _table(arrow, rows, codes, manifest), sink, compression="zstd", use_dictionary=False
@@ -116,21 +121,27 @@ def codes_of(table: Any, manifest: Manifest) -> tuple[Array, Array]:
     Raises: BulkError when a code is beyond the codebook.
     """
     good = np.flatnonzero(table.column("error").combine_chunks().is_null().to_numpy(zero_copy_only=False))
-    values = table.column("codes").combine_chunks().flatten().to_numpy()
+    column = table.column("codes")
+    if (bits := manifest.bits_per_code) is None:
+        values = column.combine_chunks().flatten().to_numpy()
+    else:
+        packed = np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(table.num_rows, -1)
+        values = unpack(packed, manifest.num_codes, bits, manifest.dtype)
     if values.size and values.max() >= manifest.codebook_size:
         raise BulkError(f"a code is from 0 to {manifest.codebook_size - 1}, and the shard has {values.max()}")
     return values.reshape(table.num_rows, *manifest.codes_shape)[good], good
 
 
 def _schema(arrow: Any, manifest: Manifest) -> Any:
-    num_codes = int(np.prod(manifest.codes_shape))
-    code = arrow.uint16() if manifest.dtype.itemsize == 2 else arrow.uint32()
+    if manifest.bits_per_code is None:
+        code = arrow.uint16() if manifest.dtype.itemsize == 2 else arrow.uint32()
+        codes = arrow.list_(arrow.field("item", code, nullable=False), manifest.num_codes)
+    else:
+        codes = arrow.binary(-(-manifest.num_codes * manifest.bits_per_code // 8))
     fields = [
         arrow.field("id", arrow.string(), nullable=False),
         arrow.field("is_flipped", arrow.bool_(), nullable=False),
-        arrow.field(
-            "codes", arrow.list_(arrow.field("item", code, nullable=False), num_codes), nullable=False
-        ),
+        arrow.field("codes", codes, nullable=False),
         arrow.field(
             "crop_box", arrow.list_(arrow.field("item", arrow.float64(), nullable=False), 4), nullable=False
         ),
@@ -139,6 +150,8 @@ def _schema(arrow: Any, manifest: Manifest) -> Any:
         arrow.field("sha256", arrow.binary(32)),
         arrow.field("error", arrow.string()),
     ]
+    if manifest.transform.crops > 1:
+        fields.append(arrow.field("crop", arrow.uint8(), nullable=False))
     if manifest.return_psnr:
         fields.append(arrow.field("psnr_db", arrow.float32()))
     return arrow.schema(fields)  # lists without nulls: many readers of parquet know no others of a fixed size
@@ -146,17 +159,26 @@ def _schema(arrow: Any, manifest: Manifest) -> Any:
 
 def _table(arrow: Any, rows: Sequence[Row], codes: Array, manifest: Manifest) -> Any:
     schema = _schema(arrow, manifest)
-    flat = arrow.array(codes.reshape(-1), schema.field("codes").type.value_type)
+    kind = schema.field("codes").type
+    if manifest.bits_per_code is None:
+        coded = arrow.FixedSizeListArray.from_arrays(
+            arrow.array(codes.reshape(-1), kind.value_type), type=kind
+        )
+    else:
+        packed = pack(codes.reshape(len(rows), -1), manifest.bits_per_code)
+        coded = arrow.array([row.tobytes() for row in packed], kind)
     columns = [
         arrow.array([row.id for row in rows], arrow.string()),
         arrow.array([row.is_flipped for row in rows], arrow.bool_()),
-        arrow.FixedSizeListArray.from_arrays(flat, type=schema.field("codes").type),
+        coded,
         arrow.array([row.crop_box or _NO_BOX for row in rows], schema.field("crop_box").type),
         arrow.array([row.size and row.size[0] for row in rows], arrow.uint32()),
         arrow.array([row.size and row.size[1] for row in rows], arrow.uint32()),
         arrow.array([row.sha256 for row in rows], arrow.binary(32)),
         arrow.array([row.error for row in rows], arrow.string()),
     ]
+    if manifest.transform.crops > 1:
+        columns.append(arrow.array([row.crop for row in rows], arrow.uint8()))
     if manifest.return_psnr:
         columns.append(arrow.array([row.psnr_db for row in rows], arrow.float32()))
     footer = json.dumps(manifest.footer(), sort_keys=True).encode()

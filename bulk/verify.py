@@ -1,5 +1,6 @@
 """A folder of codes, compared with itself and with its sources."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ def check_shards(folder: Path, manifest: Manifest) -> tuple[list[int], list[str]
     for shard in present:
         try:
             table = read_shard(folder, shard, manifest)
-            _check_bin(shard_path(folder, shard), codes_of(table, manifest)[0])
+            _check_bin(shard_path(folder, shard), codes_of(table, manifest)[0], manifest.bits_per_code)
         except BulkError as error:
             problems.append(str(error))
         else:
@@ -81,41 +82,52 @@ def verify(
     engine = load_engine()
     wanted = ((number, item) for number, item in enumerate(sources.walk()) if number in items)
     table: Any = None
+    codes: dict[int, Array] = {}  # of the rows without errors
     at = -1
     with Prefetch(
-        wanted, manifest.medium, chunk_size=16, shard_size=manifest.shard_size, num_processes=num_processes
+        wanted,
+        manifest.medium,
+        chunk_size=16,
+        shard_size=manifest.shard_size,
+        num_processes=num_processes,
+        num_crops=manifest.transform.crops,
     ) as prefetch:
         for chunk in prefetch:
             shard = chunk.first // manifest.shard_size
             if shard != at:
                 table, at = read_shard(folder, shard, manifest), shard
+                values, good = codes_of(table, manifest)
+                codes = dict(zip(good.tolist(), values, strict=True))
             first = (chunk.first - shard * manifest.shard_size) * manifest.rows_per_item
             kept = table.slice(first, len(chunk.pictures) * manifest.rows_per_item).to_pylist()
-            for made, row in zip(encode_pictures(chunk.pictures, manifest, engine), kept, strict=True):
-                if (problem := _difference(made, row)) is not None:
+            rows = encode_pictures(chunk.pictures, manifest, engine)
+            for number, (made, row) in enumerate(zip(rows, kept, strict=True), first):
+                if (problem := _difference(made, row, codes.get(number))) is not None:
                     problems.append(f"{row['id']}: {problem}")
     return Verdict(num_rows, len(items) * manifest.rows_per_item, tuple(problems))
 
 
-def _difference(made: Row, kept: dict[str, object]) -> str | None:
-    """Say how a row differs from what is made of its picture now."""
-    if made.id != kept["id"] or made.is_flipped != kept["is_flipped"]:
+def _difference(made: Row, kept: dict[str, object], codes: Array | None) -> str | None:
+    """Say how a row, and its codes, differ from what is made of its picture now."""
+    if (made.id, made.crop, made.is_flipped) != (kept["id"], kept.get("crop", 0), kept["is_flipped"]):
         return f"is made of {made.id} now"
     if made.sha256 != kept["sha256"]:
         return "its file has other bytes than when it was encoded"
     if made.error != kept["error"]:
         return f"was {kept['error'] or 'encoded'}, and is {made.error or 'encoded'} now"
-    is_same = made.codes is None or made.codes.reshape(-1).tolist() == kept["codes"]
+    is_same = made.codes is None or (codes is not None and np.array_equal(made.codes, codes))
     return None if is_same else "its codes are others than those made of it now"
 
 
-def _check_bin(path: Path, codes: Array) -> None:
+def _check_bin(path: Path, codes: Array, bits: int | None) -> None:
     """Raises: BulkError when the `.bin` beside a shard holds other codes."""
     bin_path = path.with_suffix(".bin")
     try:
         mapped = open_codes(bin_path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BulkError(f"{bin_path} is missing or broken: {error}") from error
-    is_whole = bin_path.stat().st_size == codes.nbytes
+    num_codes = math.prod(codes.shape[1:])
+    num_bytes = codes.nbytes if bits is None else len(codes) * -(-num_codes * bits // 8)
+    is_whole = bin_path.stat().st_size == num_bytes
     if mapped.dtype != codes.dtype or not is_whole or not np.array_equal(mapped, codes):
         raise BulkError(f"{bin_path} holds other codes than {path.name}")

@@ -28,6 +28,8 @@ class BulkOptions:
     shard: str | None = None
     shard_size: int | None = None
     flips: bool = False
+    crops: int = 1
+    pack: bool = False
     column: str | None = None
     decoders: int | None = None
 
@@ -64,6 +66,8 @@ def encode_folder(
     config = EncodeConfig(
         share=Share.parse(options.shard) if options.shard else Share(),
         with_flips=options.flips,
+        num_crops=options.crops,
+        is_packed=options.pack,
         effort=effort,
         return_psnr=return_psnr,
         num_processes=_num_processes(options.decoders),

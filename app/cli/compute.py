@@ -119,6 +119,12 @@ def encode(
         int | None, typer.Option(help="Pictures in a shard; 8192 if left out.", min=1)
     ] = None,
     flips: Annotated[bool, typer.Option("--flips", help="Also encode each picture flipped.")] = False,
+    crops: Annotated[
+        int, typer.Option(help="Rows a picture: its middle, then parts of it drawn by its bytes.", min=1)
+    ] = 1,
+    pack: Annotated[
+        bool, typer.Option("--pack", help="Keep codes in as few bits as the codebook needs, not in 16.")
+    ] = False,
     column: Annotated[str | None, typer.Option(help="Of parquet files: which holds the pictures.")] = None,
     decoders: Annotated[
         int | None, typer.Option(help="Processes that decode pictures.", min=1, max=64)
@@ -131,13 +137,15 @@ def encode(
     from app.sources import SourceFile
     from workers.messages import MAX_SAMPLES_PER_JOB, EncodeRequest
 
-    options = BulkOptions(shard, shard_size, flips, column, decoders)
+    options = BulkOptions(shard, shard_size, flips, crops, pack, column, decoders)
     if out is not None:
         _request(EncodeRequest, {"pipeline": pipeline, "effort": effort})
         encode_folder(sources, out, pipeline, options, effort=effort, return_psnr=return_psnr)
         return
     if options.are_given:
-        raise CommandError("--shard, --shard-size, --flips, --column and --decoders need --out DIR")
+        raise CommandError(
+            "--shard, --shard-size, --flips, --crops, --pack, --column and --decoders need --out DIR"
+        )
     images = list(map(Path, sources))
     fields = {"pipeline": pipeline, "effort": effort, "return_psnr": return_psnr}
     request = _request(EncodeRequest, fields)

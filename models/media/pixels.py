@@ -8,7 +8,7 @@ import io
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from models.media.colour import to_srgb
 from models.media.png import SIGNATURE, only_pixels
 
 Pixels = npt.NDArray[np.uint8]
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 MAX_IMAGE_BYTES = 10 * 2**20
 MAX_IMAGE_PIXELS = 32 * 2**20
@@ -125,17 +126,37 @@ def read_pixels(opened: Image.Image, width_px: int, height_px: int, channels: Li
 
     Raises: InvalidMedia when the file turns out to be broken.
     """
+    (pixels,) = read_crops(opened, width_px, height_px, channels, lambda _: [None])
+    return pixels
+
+
+def read_crops(
+    opened: Image.Image,
+    width_px: int,
+    height_px: int,
+    channels: Literal[1, 3],
+    boxes_of: Callable[[tuple[int, int]], Sequence[Box | None]],
+) -> list[Pixels]:
+    """Decode an opened image once, as ``read_pixels`` does, and resize several parts of it.
+
+    boxes_of: returns the parts of an upright image of this (width, height); None is its middle.
+
+    Raises: InvalidMedia when the file turns out to be broken.
+    """
+    mode: Literal["L", "RGB"] = "L" if channels == 1 else "RGB"
     try:
         opened.load()
         orientation = orientation_of(opened)  # after load(): in a PNG it may come behind the pixels
         image = opened if orientation == 1 else opened.transpose(_TRANSPOSES[orientation])
-        image = _plain(image, "L" if channels == 1 else "RGB")
-        if image.size != (width_px, height_px):
-            image = _fit(image, (width_px, height_px))
-        image = image.convert("L" if channels == 1 else "RGB")
+        image = _plain(image, mode)
+        size = (width_px, height_px)
+        crops = [
+            (image if box is None and image.size == size else _fit(image, size, box)).convert(mode)
+            for box in boxes_of(image.size)
+        ]
     except _BROKEN as error:
         raise InvalidMedia(f"image: the {opened.format} file is broken or truncated") from error
-    return np.asarray(image, dtype=np.uint8).reshape(height_px, width_px, channels)
+    return [np.asarray(crop, dtype=np.uint8).reshape(height_px, width_px, channels) for crop in crops]
 
 
 def _plain(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
@@ -178,12 +199,13 @@ def _flatten(image: Image.Image, profile: bytes | None) -> Image.Image:
     return image
 
 
-def _fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Cut out the middle and resize it; of RGBA one channel after the other, without the last."""
-    if image.mode != "RGBA":
+def _fit(image: Image.Image, size: tuple[int, int], box: Box | None) -> Image.Image:
+    """Cut out a part, or the middle, and resize it; of RGBA channel by channel, without the last."""
+    if image.mode == "RGBA":
+        return Image.merge("RGB", [_fit(image.getchannel(name), size, box) for name in "RGB"])
+    if box is None:
         return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
-    channels = (ImageOps.fit(image.getchannel(name), size, Image.Resampling.LANCZOS) for name in "RGB")
-    return Image.merge("RGB", list(channels))
+    return image.resize(size, Image.Resampling.LANCZOS, box=box)
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:

@@ -1,5 +1,6 @@
 """`smalti encode --out`: the codes of /encode, whatever the files are and however often it is ended."""
 
+import gzip
 import json
 import os
 import random
@@ -31,10 +32,21 @@ def rows_of(folder: Path) -> list[dict]:
     return pyarrow.concat_tables(tables).to_pylist()
 
 
-def encode_until(folder: Path, num_shards: int) -> None:
+def encode_until(folder: Path, num_shards: int, *options: str) -> None:
     """Start to encode pics/ in a process of its own, and kill it once so many shards are there."""
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "app.cli.main", "encode", "pics", "--out", str(folder), *OPTIONS],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "app.cli.main",
+            "encode",
+            "pics",
+            "--out",
+            str(folder),
+            *OPTIONS,
+            *options,
+        ],
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
@@ -80,13 +92,17 @@ def test_a_run_that_is_killed_and_started_again_ends_in_the_same_bytes(smalti, t
 
 
 @pytest.mark.ci
-def test_ten_kills_at_any_moment_leave_the_same_bytes(smalti, tmp_path):
-    write_pictures(tmp_path / "pics", 2000)
+@pytest.mark.parametrize("options", [(), ("--crops", "2", "--flips", "--pack")])
+def test_ten_kills_at_any_moment_leave_the_same_bytes(smalti, tmp_path, options):
+    write_pictures(tmp_path / "pics", 1000)
+    write_tar(tmp_path / "pics" / "some.tar", [f"{number}.png" for number in range(300)])
+    packed = gzip.compress((tmp_path / "pics" / "some.tar").read_bytes(), 1)
+    (tmp_path / "pics" / "some.tar.gz").write_bytes(packed)
     chance = random.Random(0)
     for kill in range(10):
-        encode_until(tmp_path / "killed", 10 * kill + chance.randrange(1, 10))
-    smalti("encode", "pics", "--out", "killed", *OPTIONS)
-    smalti("encode", "pics", "--out", "undisturbed", *OPTIONS)
+        encode_until(tmp_path / "killed", 10 * kill + chance.randrange(1, 10), *options)
+    smalti("encode", "pics", "--out", "killed", *OPTIONS, *options)
+    smalti("encode", "pics", "--out", "undisturbed", *OPTIONS, *options)
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
 

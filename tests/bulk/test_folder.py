@@ -14,7 +14,8 @@ import pytest
 
 from bulk.manifest import Manifest
 from bulk.verify import check_shards
-from tests.bulk.pictures import picture
+from tests.bulk.pictures import OPTIONS, picture, write_pictures
+from training.data.code_folder import read_codes as read_coded
 
 DOCS = Path(__file__).parents[2] / "docs" / "codes.md"
 
@@ -30,17 +31,23 @@ def rewrite(path: Path, **columns) -> None:
     pyarrow.parquet.write_table(table, path)
 
 
-def test_the_reader_in_the_docs_reads_what_the_docs_say(codes, tmp_path):
+def read_as_documented(tmp_path: Path, row: int) -> tuple[int, list]:
+    """Run the reader in the docs on codes/, without Smalti; return the number of rows, and the codes of one."""
     (snippet,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    script = "import sys\n" + snippet + "codes = Codes('codes')\nprint(len(codes), codes[18].tolist())\n"
+    script = "import sys\n" + snippet + f"codes = Codes('codes')\nprint(len(codes), codes[{row}].tolist())\n"
     script += "assert not {'torch', 'pyarrow', 'models'} & set(sys.modules)\n"
     run = subprocess.run(
         [sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True
     )
     number, last = run.stdout.split(maxsplit=1)
-    assert int(number) == 19
+    return int(number), json.loads(last)
+
+
+def test_the_reader_in_the_docs_reads_what_the_docs_say(codes, tmp_path):
+    number, last = read_as_documented(tmp_path, 18)
+    assert number == 19
     table = pyarrow.parquet.read_table(codes / "codes-000002.parquet")
-    assert np.ravel(json.loads(last)).tolist() == table.column("codes").to_pylist()[-1]
+    assert np.ravel(last).tolist() == table.column("codes").to_pylist()[-1]
     row, column = 2, 7  # of the last shard: as the bytes are stated
     (code,) = struct.unpack_from("<H", (codes / "codes-000002.bin").read_bytes(), (row * 36 + column) * 2)
     assert code == table.column("codes").to_pylist()[row][column]
@@ -57,6 +64,36 @@ def test_verify_finds_nothing_wrong_with_what_encode_made(smalti, codes):
     out, _ = smalti("verify", "codes", "elsewhere", "--decoders", "1", "--rows", "7")
     assert out == "20 rows read, 7 of them encoded again: all as they should be\n"
     assert "pics: there is no such file" in smalti("verify", "codes", status=1)[1]
+
+
+def test_packed_crops_and_flips_are_read_checked_and_decoded(smalti, tmp_path):
+    write_pictures(tmp_path / "pics", 5)
+    options = (*OPTIONS, "--crops", "2", "--flips")
+    smalti("encode", "pics", "--out", "plain", *options)
+    smalti("encode", "pics", "--out", "codes", *options, "--pack")
+    plain = pyarrow.parquet.read_table("plain/codes-000000.parquet").to_pylist()
+    table = pyarrow.parquet.read_table("codes/codes-000000.parquet")
+    kinds = [(row["id"], row["crop"], row["is_flipped"]) for row in table.to_pylist()]
+    assert kinds[:5] == [
+        ("0000.png", 0, False), ("0000.png", 0, True), ("0000.png", 1, False), ("0000.png", 1, True),
+        ("0001.png", 0, False),
+    ]  # fmt: skip
+    assert len({tuple(row["crop_box"]) for row in plain}) == 1 + 5
+    num_bytes = -(-36 * 5 // 8)  # codes of 5 bits
+    assert table.schema.field("codes").type == pyarrow.binary(num_bytes)
+    assert Path("codes/codes-000000.bin").stat().st_size == 20 * num_bytes
+    assert json.loads(table.schema.metadata[b"smalti"])["format"] == 2
+    number, codes = read_as_documented(tmp_path, 6)
+    assert number == 20
+    assert np.ravel(codes).tolist() == plain[6]["codes"]
+    assert "20 rows read, 20 of them encoded again: all" in smalti("verify", "codes")[0]
+    smalti("decode", "codes", "--out", "back")
+    names = sorted(path.name for path in Path("back").iterdir())[:4]
+    assert names == [f"0000.png{kind}.png" for kind in (".crop1.flipped", ".crop1", ".flipped", "")]
+    assert "5, 2 crops of each, each also flipped" in Path("codes/card.md").read_text()
+    fingerprint = json.loads(Path("codes/manifest.json").read_text())["tokenizer"]
+    read = read_coded(Path("codes"), fingerprint).codes.flatten(1).tolist()
+    assert read == [row["codes"] for row in plain]
 
 
 def test_verify_names_what_differs(smalti, codes, tmp_path):

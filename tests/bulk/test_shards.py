@@ -7,7 +7,7 @@ from bulk.errors import BulkError
 from bulk.manifest import Manifest, SourcesInfo, Transform
 from bulk.pictures import Box
 from bulk.shards import Row, codes_of, read_shard, write_shard
-from models.code_shards import open_codes
+from models.code_shards import open_codes, pack, unpack
 
 
 def manifest(**fields) -> Manifest:
@@ -42,6 +42,8 @@ def rows(shape, size) -> list[Row]:
         ({"codebook_size": 2**16}, "<u2", (3,)),
         ({"codebook_size": 2**16 + 1, "grid": (2, 3)}, "<u4", (2, 3)),
         ({"num_codebooks": 2}, "<u2", (2, 3)),
+        ({"codebook_size": 1000, "bits_per_code": 10, "format": 2}, "<u2", (3,)),
+        ({"codebook_size": 2**17, "bits_per_code": 17, "format": 2, "grid": (2, 3)}, "<u4", (2, 3)),
     ],
 )
 def test_codes_come_back_in_their_type_and_shape(tmp_path, fields, dtype, shape):
@@ -55,6 +57,17 @@ def test_codes_come_back_in_their_type_and_shape(tmp_path, fields, dtype, shape)
     assert mapped.dtype == codes.dtype == np.dtype(dtype)
     assert np.array_equal(mapped, expected)
     assert np.array_equal(codes, expected)
+
+
+def test_packed_codes_lie_as_the_docs_say_whatever_their_number():
+    for num_rows in (0, 1, 4097):
+        codes = np.random.default_rng(num_rows).integers(0, 1000, (num_rows, 7)).astype(np.uint16)
+        packed = pack(codes, 10)
+        assert packed.shape == (num_rows, 9)
+        assert np.array_equal(unpack(packed, 7, 10, codes.dtype), codes)
+        for row, expected in zip(packed[-3:], codes[-3:], strict=True):
+            number = int.from_bytes(row.tobytes(), "little")
+            assert [number >> 10 * at & 1023 for at in range(7)] == expected.tolist()
 
 
 def test_a_shard_of_errors_alone_can_be_read(tmp_path):

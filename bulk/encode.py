@@ -47,6 +47,10 @@ class EncodeConfig:
         if not 1 <= self.num_crops <= MAX_CROPS:
             raise BulkError(f"--crops must be 1 to {MAX_CROPS}, got {self.num_crops}")
 
+    def chunk_items(self, manifest: Manifest) -> int:
+        """Return how many pictures are encoded at once."""
+        return max(1, self.chunk_size // manifest.rows_per_item)
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -170,9 +174,9 @@ def encode(
     with (
         tqdm(total=sum(num_rows.values()), initial=num_kept, unit="row", desc="encode") as progress,
         Prefetch(
-            _wanted(sources, manifest, missing),
+            wanted_items(sources, manifest, missing),
             manifest.medium,
-            chunk_size=max(1, config.chunk_size // manifest.rows_per_item),
+            chunk_size=config.chunk_items(manifest),
             shard_size=manifest.shard_size,
             num_processes=config.num_processes,
             num_crops=manifest.transform.crops,
@@ -244,7 +248,7 @@ def encode_pictures(pictures: Sequence[Picture], manifest: Manifest, engine: Eng
     return rows
 
 
-def _wanted(sources: Sources, manifest: Manifest, missing: frozenset[int]) -> Iterator[tuple[int, Item]]:
+def wanted_items(sources: Sources, manifest: Manifest, missing: frozenset[int]) -> Iterator[tuple[int, Item]]:
     """Yield the numbers and items of the missing shards; after the last of them, nothing is walked over."""
     last = max(missing)
     for number, item in enumerate(sources.walk_unchanged()):

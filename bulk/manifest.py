@@ -129,10 +129,18 @@ class Manifest(_Part):
 
         Raises: BulkError naming what differs; OSError.
         """
-        if (folder / MANIFEST).exists():
-            self._check_same(Manifest.load(folder), folder)
-            return
-        write_whole(folder / MANIFEST, (self.model_dump_json(indent=2) + "\n").encode())
+        if not self.check_fits(folder):
+            write_whole(folder / MANIFEST, (self.model_dump_json(indent=2) + "\n").encode())
+
+    def check_fits(self, folder: Path) -> bool:
+        """Return whether the folder was begun, which then must have been with the same rows.
+
+        Raises: BulkError naming what differs.
+        """
+        if not (folder / MANIFEST).exists():
+            return False
+        self._check_same(Manifest.load(folder), folder)
+        return True
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":

@@ -32,6 +32,7 @@ class BulkOptions:
     pack: bool = False
     column: str | None = None
     decoders: int | None = None
+    estimate: bool = False
 
     @property
     def are_given(self) -> bool:
@@ -53,6 +54,7 @@ def encode_folder(
     from bulk.arrow import pyarrow
     from bulk.card import CARD_MARKDOWN, write_card
     from bulk.encode import EncodeConfig, encode, open_folder, plan
+    from bulk.estimate import Estimate, estimate
     from bulk.manifest import Share
     from bulk.shards import present_shards
     from bulk.sources import Sources
@@ -85,6 +87,11 @@ def encode_folder(
         precision=chosen_precision(settings),
         version=version("smalti"),
     )
+    if options.estimate:
+        manifest.check_fits(out)
+        present = frozenset(present_shards(out)) if out.is_dir() else frozenset[int]()
+        typer.echo(estimate(found, manifest, present, _engine(settings, catalog, manifest), config))
+        return
     open_folder(out, manifest)
     _tell_problems(found)
     if pipeline is None:
@@ -96,6 +103,10 @@ def encode_folder(
     missing = manifest.num_shards - len(present_shards(out))
     if missing:
         say(f"{missing} of {manifest.num_shards} shards are still missing; the card comes with the last")
+        if summary.num_rows:
+            num_items = summary.num_rows // manifest.rows_per_item
+            num_left = manifest.sources.num_items - sum(map(manifest.num_items_of, present_shards(out)))
+            say(str(Estimate(num_items, summary.elapsed_s, num_left)))
         return
     card = write_card(out, manifest)
     say(

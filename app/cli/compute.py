@@ -129,6 +129,9 @@ def encode(
     decoders: Annotated[
         int | None, typer.Option(help="Processes that decode pictures.", min=1, max=64)
     ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Encode for 20 s, keep nothing, tell how long it would take.")
+    ] = False,
 ) -> None:
     """Turn images into codes: JSON on standard output, as the result of POST /encode.
 
@@ -137,14 +140,15 @@ def encode(
     from app.sources import SourceFile
     from workers.messages import MAX_SAMPLES_PER_JOB, EncodeRequest
 
-    options = BulkOptions(shard, shard_size, flips, crops, pack, column, decoders)
+    options = BulkOptions(shard, shard_size, flips, crops, pack, column, decoders, estimate)
     if out is not None:
         _request(EncodeRequest, {"pipeline": pipeline, "effort": effort})
         encode_folder(sources, out, pipeline, options, effort=effort, return_psnr=return_psnr)
         return
     if options.are_given:
         raise CommandError(
-            "--shard, --shard-size, --flips, --crops, --pack, --column and --decoders need --out DIR"
+            "--shard, --shard-size, --flips, --crops, --pack, --column, --decoders and --estimate need"
+            " --out DIR"
         )
     images = list(map(Path, sources))
     fields = {"pipeline": pipeline, "effort": effort, "return_psnr": return_psnr}

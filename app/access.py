@@ -12,7 +12,7 @@ from app.metrics import HttpMetrics
 from app.root_path import path_below_root
 
 _OPEN = re.compile(r"/|/health/.*|/docs.*|/openapi\.json|/static-offline-docs/.*")
-_ADMIN = re.compile(r"/metrics.*", re.DOTALL)
+_ADMIN = re.compile(r"/(metrics|queue/|workers).*", re.DOTALL)
 _SIGNED = re.compile(r"/jobs/[^/]+/(outputs|images)/[^/]+")  # which browsers ask for without a header
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="smalti"'}
 

@@ -25,6 +25,7 @@ from app.queue import JobQueue
 from app.request_ids import IdentifyRequests
 from app.root_path import UseRootPath
 from app.routes import (
+    admin,
     decode,
     encode,
     events,
@@ -55,6 +56,7 @@ _TAGS = [
     {"name": "files", "description": "Files that are sent once and named by their id."},
     {"name": "pipelines", "description": "What there is to ask for."},
     {"name": "openai", "description": "OpenAI's Images API, for its unmodified clients."},
+    {"name": "administration", "description": "For keys with the scope admin, where there are keys."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
 
@@ -102,19 +104,8 @@ def create_app(settings: AppSettings) -> FastAPI:
     app.state.http_metrics = HttpMetrics()
     add_error_handlers(app)
     _add_door(app, settings, keys, app.state.http_metrics)
-    for routes in (
-        generate,
-        encode,
-        decode,
-        jobs,
-        outputs,
-        events,
-        files,
-        pipelines,
-        health,
-        metrics,
-        openai,
-    ):
+    work = (generate, encode, decode, jobs, outputs, events, files, pipelines)
+    for routes in (*work, admin, health, metrics, openai):
         app.include_router(routes.router)
     app.add_api_route("/", _home, include_in_schema=False)
     use_openapi(app)

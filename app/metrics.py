@@ -139,6 +139,9 @@ def _families(queue: QueueMetrics | None) -> Iterator[Family]:
     for queue_name, value in queue.lengths.items():
         length.add_metric([label("queue", queue_name)], value)
     yield length
+    yield GaugeMetricFamily(
+        f"{PREFIX}_queue_paused", "Whether an administrator holds the queue.", queue.is_paused
+    )
     phases = GaugeMetricFamily(f"{PREFIX}_workers", "Living workers.", labels=["phase"])
     running = GaugeMetricFamily(
         f"{PREFIX}_worker_running_samples", "Samples in a worker's batch.", labels=["worker"]

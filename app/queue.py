@@ -17,6 +17,7 @@ from app.job_events import JobEvent, JobEventReader, News, Watcher
 from app.job_list import JobPage, read_page
 from app.limits import Allowance
 from app.queue_checks import QueueChecks
+from app.queue_control import QueueControl
 from app.redis_connections import available, connect, disconnect
 from workers.errors import (
     IdempotencyKeyReused,
@@ -66,6 +67,7 @@ class JobQueue:
     def __init__(self, redis_url: str, *, max_length: int, result_ttl_s: int) -> None:
         self._redis = connect(redis_url, MAX_CONNECTIONS, _RETRY)
         self.checks = QueueChecks(redis_url)
+        self.control = QueueControl(self._redis)
         self._max_length = max_length
         self._result_ttl_s = result_ttl_s
         self._submit = self._redis.register_script(load_script("submit"))

@@ -9,15 +9,18 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from app.redis_connections import available, connect, disconnect
-from workers.messages import SeedVerdict
+from workers.messages import Progress, SeedVerdict
 from workers.queue.records import (
     HEALTH,
+    LEASES,
+    PAUSED,
     QUARANTINE,
     QUEUES,
     SEED_VERDICTS,
     SEPARATOR,
     TOTALS,
     WORKERS,
+    job_key,
     now_text,
     queue_key,
 )
@@ -26,7 +29,10 @@ CHECK_TIMEOUT_S = 1.0
 _MAX_CONNECTIONS = 4
 _WORKER_FIELDS = (
     "phase", "pipelines", "running_samples", "memory_bytes", "device_memory_bytes", "seed_verdicts",
+    "hostname", "device",
 )  # fmt: skip
+_RUNNING_FIELDS = ("worker_name", "operation", "pipeline", "slots", "step", "total")
+_MAX_RUNNING_TOLD = 10_000
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class QueueHealth:
     num_draining_workers: int
     queue_length: int
     pipelines: frozenset[str]
+    is_paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,20 @@ class WorkerGauges:
     memory_bytes: int
     device_memory_bytes: int
     seed_verdicts: Mapping[str, SeedVerdict]
+    host: str
+    device: str
+
+
+@dataclass(frozen=True)
+class RunningJob:
+    """A job that a worker has. progress: calls of the model, of all of its samples; None before the first."""
+
+    id: str
+    worker: str
+    operation: str
+    pipeline: str
+    num_samples: int
+    progress: Progress | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +80,7 @@ class QueueMetrics:
     totals: Mapping[str, float]
     lengths: Mapping[str, int]
     workers: Sequence[WorkerGauges]
+    is_paused: bool = False
 
 
 class QueueChecks:
@@ -72,25 +94,49 @@ class QueueChecks:
 
         Raises: QueueUnavailable, also where the server takes no writes.
         """
-        lengths, workers = await self._read_gauges(["set", HEALTH, now_text(), "EX", 60])
+        lengths, workers, is_paused = await self._read_gauges(["set", HEALTH, now_text(), "EX", 60])
         ready = [worker for worker in workers if worker.phase == "ready"]
         return QueueHealth(
             num_ready_workers=len(ready),
             num_draining_workers=sum(worker.phase == "draining" for worker in workers),
             queue_length=sum(lengths.values()),
             pipelines=frozenset(name for worker in ready for name in worker.pipelines),
+            is_paused=is_paused,
         )
+
+    async def workers(self) -> tuple[list[WorkerGauges], list[RunningJob]]:
+        """Return the living workers, and the jobs that run."""
+        _, workers, _ = await self._read_gauges()
+        async with (
+            available(),
+            asyncio.timeout(CHECK_TIMEOUT_S),
+            self._redis.pipeline(transaction=False) as pipeline,
+        ):
+            job_ids: Any = await self._redis.zrange(LEASES, 0, _MAX_RUNNING_TOLD - 1)
+            for job_id in job_ids:
+                pipeline.hmget(job_key(job_id), _RUNNING_FIELDS)
+            found = await pipeline.execute() if job_ids else []
+        running = [
+            RunningJob(
+                job_id, worker, operation, name, int(slots or 1),
+                Progress(step=int(step), total=int(total)) if step else None,
+            )
+            for job_id, (worker, operation, name, slots, step, total) in zip(job_ids, found, strict=True)
+            if worker  # others have just ended
+        ]  # fmt: skip
+        return sorted(workers, key=lambda worker: worker.name), running
 
     async def metrics(self) -> QueueMetrics:
         """Return what the queue and its workers have counted."""
-        lengths, workers = await self._read_gauges()
+        lengths, workers, is_paused = await self._read_gauges()
         async with available(), asyncio.timeout(CHECK_TIMEOUT_S):
             totals: Any = await self._redis.hgetall(TOTALS)
-        return QueueMetrics({name: float(value) for name, value in totals.items()}, lengths, workers)
+        totals = {name: float(value) for name, value in totals.items()}
+        return QueueMetrics(totals, lengths, workers, is_paused)
 
     async def seed_verdicts(self) -> dict[str, list[SeedVerdict]]:
         """Return what every living worker found of the seed promise, by pipeline."""
-        _, workers = await self._read_gauges()
+        _, workers, _ = await self._read_gauges()
         found: dict[str, list[SeedVerdict]] = {}
         for worker in sorted(workers, key=lambda worker: worker.name):
             for pipeline, verdict in worker.seed_verdicts.items():
@@ -101,8 +147,8 @@ class QueueChecks:
         """Close the connections."""
         await disconnect(self._redis)
 
-    async def _read_gauges(self, *commands: Sequence[Any]) -> tuple[dict[str, int], list[WorkerGauges]]:
-        """Return the lengths of the queues and the living workers, after these commands."""
+    async def _read_gauges(self, *commands: Sequence[Any]) -> tuple[dict[str, int], list[WorkerGauges], bool]:
+        """Return the queues' lengths, the living workers, and whether jobs are held, after these commands."""
         queues = (*QUEUES, QUARANTINE)
         async with (
             available(),
@@ -111,10 +157,11 @@ class QueueChecks:
         ):
             for command in commands:
                 pipeline.execute_command(*command)
+            pipeline.exists(PAUSED)
             pipeline.smembers(WORKERS)
             for queue in queues:
                 pipeline.llen(queue_key(queue))
-            keys, *lengths = (await pipeline.execute())[len(commands) :]
+            is_paused, keys, *lengths = (await pipeline.execute())[len(commands) :]
             for key in keys:
                 pipeline.hmget(key, _WORKER_FIELDS)
             found = await pipeline.execute() if keys else []
@@ -127,10 +174,12 @@ class QueueChecks:
                 memory_bytes=int(memory or 0),
                 device_memory_bytes=int(device_memory or 0),
                 seed_verdicts=SEED_VERDICTS.validate_json(verdicts or "{}"),
+                host=host or "",
+                device=device or "",
             )
-            for key, (phase, pipelines, num_samples, memory, device_memory, verdicts) in zip(
+            for key, (phase, pipelines, num_samples, memory, device_memory, verdicts, host, device) in zip(
                 keys, found, strict=True
             )
             if phase  # others are dead
         ]
-        return dict(zip(queues, lengths, strict=True)), workers
+        return dict(zip(queues, lengths, strict=True)), workers, bool(is_paused)

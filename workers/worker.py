@@ -47,13 +47,14 @@ NUM_SHARES = 5  # of the time while jobs run; the check gets one
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """How long things may take, how often they are tried, and what outputs say of themselves."""
+    """How long things may take, how often they are tried, and what outputs and worker say of themselves."""
 
     lease_s: float = 5.0
     max_tries: int = 3
     grace_s: float = 20.0
     ageing_s: float = 30.0
     tells_provenance: bool = True
+    device: str = ""  # what the engine computes on, as is told to administrators
 
 
 class Worker:
@@ -80,6 +81,7 @@ class Worker:
             max_tries=config.max_tries,
             ageing_s=config.ageing_s,
         )
+        self._consumer.device = config.device
         self._engine = engine
         self._config = config
         self._in_flight = InFlight()
@@ -321,6 +323,7 @@ def run_worker(settings: WorkerSettings) -> None:
             grace_s=settings.drain_grace_s,
             ageing_s=settings.ageing_s,
             tells_provenance=settings.provenance == "on",
+            device=engine.device,
         ),
         read_sources=source_reader(catalog, BlobStore(settings.blobs_dir)),
         pipelines=catalog.names,

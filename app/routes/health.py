@@ -27,7 +27,13 @@ class Readiness(BaseModel):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"status": "ready", "num_ready_workers": 2, "num_draining_workers": 0, "queue_length": 3}
+                {
+                    "status": "ready",
+                    "num_ready_workers": 2,
+                    "num_draining_workers": 0,
+                    "queue_length": 3,
+                    "is_paused": False,
+                }
             ]
         }
     )
@@ -36,6 +42,9 @@ class Readiness(BaseModel):
     num_ready_workers: int
     num_draining_workers: int = Field(description="Workers that finish what they have and take nothing new.")
     queue_length: int = Field(description="Jobs that wait.")
+    is_paused: bool = Field(
+        default=False, description="Whether jobs are accepted, but none is begun: see POST /queue/pause."
+    )
 
 
 @router.get("/live", operation_id="is_live", summary="Is this process alive?")
@@ -53,6 +62,8 @@ async def is_live() -> Liveness:
 async def is_ready(services: ServicesNeeded) -> Readiness:
     """Answer 200 when a job of any pipeline would be worked on now, and 503 with the reason when not.
 
+    While the queue is paused, it is 200 with `is_paused`: jobs are accepted.
+
     It tries what a job needs: to write into the queue and the stores, and a ready worker for each pipeline.
     """
     health = await services.queue.checks.check()
@@ -69,4 +80,5 @@ async def is_ready(services: ServicesNeeded) -> Readiness:
         num_ready_workers=health.num_ready_workers,
         num_draining_workers=health.num_draining_workers,
         queue_length=health.queue_length,
+        is_paused=health.is_paused,
     )

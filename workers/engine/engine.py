@@ -80,6 +80,11 @@ class Engine:
         self._num_steps_shared = 0
 
     @property
+    def device(self) -> str:
+        """What it computes on."""
+        return ", ".join(sorted(map(str, self._lanes)))
+
+    @property
     def free_slots(self) -> Slots:
         """How many samples could start now."""
         num_taken = Counter(running.priority for running in self._running)

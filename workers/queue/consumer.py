@@ -108,6 +108,7 @@ class Consumer:
         self._pipelines = tuple(pipelines)
         self.name = uuid4().hex
         self.phase: Phase = "starting"
+        self.device = ""
         self.meter = Meter()
         self.seed_verdicts: Mapping[str, SeedVerdict] = {}
         self._key = worker_key(self.name)
@@ -270,6 +271,7 @@ class Consumer:
             "successful_job_count": self._num_succeeded,
             "failed_job_count": self._num_failed,
             "phase": self.phase,
+            "device": self.device,
             "pipelines": SEPARATOR.join(self._pipelines),
             "running_samples": sum(claim.num_slots for claim in claims),
             "memory_bytes": memory_bytes(),

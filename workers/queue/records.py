@@ -42,6 +42,7 @@ MESSAGES_VERSION = 1  # raised when a worker of the version before could not do 
 JOB_EVENTS = f"{PREFIX}:job_events"  # pub/sub: "<job id> <event>" at every change of a job
 WORK_RATE = f"{PREFIX}:work_rate"  # running sums: seconds at work, cost and number of jobs done
 TOTALS = f"{PREFIX}:totals"  # what all workers have counted, by the fields of workers/metrics.py
+PAUSED = f"{PREFIX}:paused"  # is there while no job is to be claimed
 HEALTH = f"{PREFIX}:health"  # written to see whether the server takes writes
 SEPARATOR = "\n"  # of the pipelines in a worker's hash
 _CALLS_PER_SWEEP = 40  # a sweep over an image in search of codes costs about as many calls of a prior
@@ -77,6 +78,9 @@ def rq_result_key(job_id: str) -> str:
 def wake_up_key(pipeline: str = "") -> str:
     """The list that workers with a pipeline wait on for jobs; a lost entry loses no job."""
     return f"{PREFIX}:wake_up:{pipeline}"
+
+
+LEASES = f"{PREFIX}:leases"  # the ids of running jobs, by when their worker must have been heard of
 
 
 def events_key(job_id: str) -> str:

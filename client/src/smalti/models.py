@@ -273,6 +273,7 @@ class Health(Model):
     num_ready_workers: int = 0
     num_draining_workers: int = 0
     queue_length: int = 0
+    is_paused: bool = False
 
 
 def image_of(data: bytes) -> "Image":

@@ -400,6 +400,7 @@ def test_a_job_tells_its_calls_and_how_many_samples_shared_them(pipelines, jobs)
         return {name: (each.progress.step, each.batch_size) for name, each in ended.items()}
 
     four = jobs.generate("four", num_steps=4, sampler="euler", num_outputs=2)
+    assert Engine(pipelines).device == "cpu"
     assert told(four) == {"four": (8, 2.0)}
     alone_later = jobs.generate("eight", num_steps=8, sampler="euler")
     both = told(four, alone_later)

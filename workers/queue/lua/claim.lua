@@ -8,6 +8,7 @@ local ageing_s, version = tonumber(ARGV[7]), tonumber(ARGV[8])
 local serves = {}
 for i = 9, #ARGV do serves[ARGV[i]] = true end
 local answer = {string.format('%.6f', now), 0}
+if redis.call('EXISTS', 'OUR:paused') == 1 then return answer end
 local passed = {} -- queue → how many jobs at its front are for other workers
 
 -- the first job of a queue that this worker can do, or that has ended

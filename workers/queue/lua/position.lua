@@ -1,5 +1,6 @@
 -- Say how much work is before a job that waits.
 -- id, queue → {jobs before it, seconds until it is done or nil}; nothing when it was taken in this moment
+-- While the queue is paused nobody knows how long that takes.
 local id, origin = ARGV[1], ARGV[2]
 
 -- the jobs of a queue before this one, or all → their number and cost, and whether it is among them
@@ -36,5 +37,5 @@ for _, each in ipairs(redis.call('ZRANGE', 'OUR:leases', 0, -1)) do
 end
 local own = redis.call('HGET', 'RQ:job:' .. id, 'cost') or 1
 local rate = redis.call('HMGET', 'OUR:work_rate', 'seconds', 'cost')
-if not rate[1] then return {position} end
+if not rate[1] or redis.call('EXISTS', 'OUR:paused') == 1 then return {position} end
 return {position, tostring((cost + running + own) * rate[1] / rate[2])}

@@ -197,6 +197,7 @@ PROBLEMS: dict[str, Problem] = {
         problem_of("unknown_pipeline", "pipeline: there is no 'mnist'; known are fashion-mnist"),
         problem_of("invalid_image", "source: the bytes are not a PNG, JPEG or WebP file"),
         problem_of("invalid_codes", "codes[0][0][0]: a code is from 0 to 1023, got 1024"),
+        problem_of("moderation_refused", "prompt: names a person"),
         problem_of(
             "idempotency_key_reused",
             f"Idempotency-Key: it has made job {_JOB_ID} of another request; send a new key with each new"

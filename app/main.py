@@ -43,6 +43,7 @@ from app.settings import AppSettings
 from workers.blobs import BlobStore
 from workers.catalog import Catalog
 from workers.errors import QueueUnavailable
+from workers.moderation import load_moderation
 from workers.results import ResultStore
 from workers.settings import SettingsError
 
@@ -64,19 +65,25 @@ _TAGS = [
 def create_app(settings: AppSettings) -> FastAPI:
     """Return the application; it reaches for the queue when it starts, not before.
 
-    Raises: ConfigError when there is no pipeline to serve; SettingsError when there is no queue server, or no
-    key where others can reach it.
+    Raises: ConfigError when there is no pipeline to serve; SettingsError when there is no queue server, no
+    key where others can reach it, or no such moderation hook.
     """
     if settings.redis_url is None:
         raise SettingsError(
             "REDIS_URL is not set: name the queue server, or use `smalti up`, which has its own"
         )
     redis_url, keys = settings.redis_url, _keys(settings)
+    moderation = load_moderation(settings.moderation, settings.moderation_timeout_s)
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        queue = JobQueue(redis_url, max_length=settings.max_queue_length, result_ttl_s=settings.result_ttl_s)
+        queue = JobQueue(
+            redis_url,
+            max_length=settings.max_queue_length,
+            result_ttl_s=settings.result_ttl_s,
+            moderation=moderation,
+        )
         results, blobs = ResultStore(settings.results_dir), BlobStore(settings.blobs_dir)
         uploads = FileStore(settings.files_dir, settings.max_file_bytes_per_key)
         services = Services(settings, catalog, queue, results, blobs, uploads, limits=_limits(settings, keys))

@@ -34,6 +34,7 @@ WORK_FAILURES = (
     "unsupported_media_type",
     "invalid_request",
     "unknown_pipeline",
+    "moderation_refused",
     "idempotency_key_reused",
     "queue_full",
     "queue_share_exceeded",

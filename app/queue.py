@@ -30,6 +30,7 @@ from workers.errors import (
     RateLimitExceeded,
 )
 from workers.messages import JobStatus, JobView, Operation, PreviewImage, Progress, Resolved
+from workers.moderation import Moderation
 from workers.queue.records import (
     VIEW_FIELDS,
     WORK_RATE,
@@ -64,12 +65,15 @@ def new_job_id() -> str:
 class JobQueue:
     """The queue as the front end sees it. Every method may raise QueueUnavailable."""
 
-    def __init__(self, redis_url: str, *, max_length: int, result_ttl_s: int) -> None:
+    def __init__(
+        self, redis_url: str, *, max_length: int, result_ttl_s: int, moderation: Moderation | None = None
+    ) -> None:
         self._redis = connect(redis_url, MAX_CONNECTIONS, _RETRY)
         self.checks = QueueChecks(redis_url)
         self.control = QueueControl(self._redis)
         self._max_length = max_length
         self._result_ttl_s = result_ttl_s
+        self._moderation = moderation
         self._submit = self._redis.register_script(load_script("submit"))
         self._cancel = self._redis.register_script(load_script("cancel"))
         self._end_overdue = self._redis.register_script(load_script("end_overdue"))
@@ -91,9 +95,11 @@ class JobQueue:
         another where the idempotency key has made one before. owner: the name of the API key that the job
         belongs to. allowance: what that key may ask for; a job that is there already takes nothing of it.
 
-        Raises: QueueFull; QueueShareExceeded; RateLimitExceeded; PipelineNotServed when there are workers,
-            but none that has the pipeline; IdempotencyKeyReused.
+        Raises: ModerationRefused; QueueFull; QueueShareExceeded; RateLimitExceeded; IdempotencyKeyReused;
+            PipelineNotServed when there are workers, but none that has the pipeline.
         """
+        if self._moderation is not None:
+            await self._moderation.check_request(request, owner)
         job_id = job_id or new_job_id()
         fields = job_fields(request, result_ttl_s=self._result_ttl_s, owner=owner, trace=current_trace.get())
         deadline_s = "" if request.deadline_s is None else request.deadline_s

@@ -5,6 +5,7 @@ ServiceError
 │   ├── InvalidSource     a file that can't be used
 │   ├── InvalidCodes      codes out of range, of a wrong grid, or of another tokenizer
 │   └── UnknownPipeline   no such pipeline, or no such class in it
+├── ModerationRefused     the operator's hook refused it
 ├── IdempotencyKeyReused  the key has made a job of another request
 ├── QueueFull             too many jobs wait
 │   └── QueueShareExceeded  too many jobs of one API key wait
@@ -49,6 +50,10 @@ class InvalidCodes(InvalidRequest):
 
 class UnknownPipeline(InvalidRequest):
     code = "unknown_pipeline"
+
+
+class ModerationRefused(ServiceError):
+    code = "moderation_refused"
 
 
 class IdempotencyKeyReused(ServiceError):

@@ -29,6 +29,7 @@ from workers.messages import (
     SampleCodes,
 )
 from workers.metrics import CODES, IMAGES, STEPS
+from workers.moderation import Moderation
 from workers.queue.consumer import Claim, Consumer, Destination, Outcome
 from workers.results import ResultStore
 from workers.traces import working_for
@@ -98,11 +99,13 @@ class Outbox:
         on_ended: Callable[[Claim], None],
         *,
         tells_provenance: bool,
+        moderation: Moderation | None = None,
     ) -> None:
         self._consumer = consumer
         self._results = results
         self._on_ended = on_ended
         self._tells_provenance = tells_provenance
+        self._moderation = moderation if moderation is not None and moderation.checks_outputs else None
         self._items: SimpleQueue[Item | None] = SimpleQueue()
         self._pool = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix="encoder")
         self._gives_up_at: float | None = None
@@ -112,12 +115,19 @@ class Outbox:
         self._thread.start()
 
     def put(self, item: Item) -> None:
-        """Send something, soon."""
-        self._items.put(item)
+        """Send something, soon; of what the moderation hook looks at, no preview, and the rest after that."""
+        if self._moderation is None:
+            self._items.put(item)
+        elif isinstance(item, Computed):
+            self._moderate(self._moderation, item)
+        elif not isinstance(item, PreviewReady):
+            self._items.put(item)
 
     def close(self, timeout_s: float) -> None:
         """Send all that is left, for at most this long."""
         self._gives_up_at = time.monotonic() + timeout_s
+        if self._moderation is not None:
+            self._moderation.close(timeout_s)
         self._items.put(None)
         self._thread.join(timeout_s + MAX_BACKOFF_S)
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -139,6 +149,15 @@ class Outbox:
                 self._send(batch)
             except Exception:  # the thread must live; the jobs' leases go on, so log loudly
                 logger.critical("could not send %d items", len(batch), exc_info=True)
+
+    def _moderate(self, moderation: Moderation, item: Computed) -> None:
+        claim = item.claim
+
+        def put(checked: Finished) -> None:
+            self._items.put(Computed(claim, checked))
+
+        with working_for(claim.trace):
+            moderation.check_outputs_later(claim.request, claim.owner, item.finished, put)
 
     def _send(self, batch: Sequence[Item]) -> None:
         ended = [item for item in batch if isinstance(item, Computed | Failed)]

@@ -58,6 +58,14 @@ class ServiceSettings(BaseSettings):
     result_ttl_s: int = Field(
         default=3600, ge=1, le=10 * _YEAR_S, description="How long a finished job can be looked up."
     )
+    moderation: str = Field(
+        default="",
+        pattern=r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)?$",
+        description="A hook that may refuse requests and outputs, as package.module:object.",
+    )
+    moderation_timeout_s: float = Field(
+        default=10, gt=0, le=600, description="A call of the hook that takes longer counts as a refusal."
+    )
     log_level: LogLevel = "INFO"
     log_format: LogFormat = Field(default="text", description="json: one object a line, for programs.")
 
@@ -207,6 +215,8 @@ def _problem(error: ErrorDetails) -> str:
             claim = f"must be {limits['expected']}"
         case "bool_parsing":
             claim = "must be true or false"
+        case "string_pattern_mismatch" if variable == "SMALTI_MODERATION":
+            claim = "must be package.module:object"
         case "string_pattern_mismatch" if variable == "SMALTI_DEVICE":
             claim = "must be auto, cpu, mps, cuda or cuda:N"
         case "value_error":

@@ -28,6 +28,7 @@ from workers.in_flight import InFlight
 from workers.intake import Arrival, Inbox, Intake, Lost
 from workers.messages import Resolved
 from workers.metrics import BATCH_SIZE, STEP_SECONDS
+from workers.moderation import Moderation, load_moderation
 from workers.outbox import Computed, Failed, Outbox, PreviewReady, ProgressMade, Released
 from workers.queue.consumer import Claim, Consumer, Destination
 from workers.results import ResultStore
@@ -47,7 +48,7 @@ NUM_SHARES = 5  # of the time while jobs run; the check gets one
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """How long things may take, how often they are tried, and what outputs and worker say of themselves."""
+    """How long things may take, how often they are tried, what is told of them, and who checks outputs."""
 
     lease_s: float = 5.0
     max_tries: int = 3
@@ -55,6 +56,7 @@ class WorkerConfig:
     ageing_s: float = 30.0
     tells_provenance: bool = True
     device: str = ""  # what the engine computes on, as is told to administrators
+    moderation: Moderation | None = None
 
 
 class Worker:
@@ -87,7 +89,11 @@ class Worker:
         self._in_flight = InFlight()
         self._inbox: Inbox = SimpleQueue()
         self._outbox = Outbox(
-            self._consumer, results, self._in_flight.remove, tells_provenance=config.tells_provenance
+            self._consumer,
+            results,
+            self._in_flight.remove,
+            tells_provenance=config.tells_provenance,
+            moderation=config.moderation,
         )
         self._intake = Intake(
             self._consumer,
@@ -302,13 +308,14 @@ class Worker:
 def run_worker(settings: WorkerSettings) -> None:
     """Load the pipelines, warm the engine, and work until SIGTERM or SIGINT.
 
-    Raises: ConfigError when there is no pipeline to serve, or one can't be used; StorageUnavailable when
-    results can't be written.
+    Raises: ConfigError when there is no pipeline to serve, or one can't be used; SettingsError when there is
+    no such moderation hook; StorageUnavailable when results can't be written.
     """
     from workers.engine.loading import load_engine
 
     assert settings.redis_url is not None
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
+    moderation = load_moderation(settings.moderation, settings.moderation_timeout_s)
     results = ResultStore(settings.results_dir)
     results.check()
     engine = load_engine(settings, catalog)
@@ -324,6 +331,7 @@ def run_worker(settings: WorkerSettings) -> None:
             ageing_s=settings.ageing_s,
             tells_provenance=settings.provenance == "on",
             device=engine.device,
+            moderation=moderation,
         ),
         read_sources=source_reader(catalog, BlobStore(settings.blobs_dir)),
         pipelines=catalog.names,

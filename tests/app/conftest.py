@@ -27,6 +27,7 @@ from workers.catalog import Catalog
 from workers.compute import Engine, Finished
 from workers.files import encode_output
 from workers.messages import JobView, Resolved
+from workers.moderation import load_moderation
 from workers.queue import embedded_server
 from workers.queue.consumer import Consumer
 from workers.results import ResultStore
@@ -104,7 +105,9 @@ def working(settings: AppSettings, engine: Engine) -> Iterator[Worker]:
         settings.redis_url,
         engine,
         ResultStore(settings.results_dir),
-        WorkerConfig(grace_s=0),
+        WorkerConfig(
+            grace_s=0, moderation=load_moderation(settings.moderation, settings.moderation_timeout_s)
+        ),
         read_sources=source_reader(catalog, BlobStore(settings.blobs_dir)),
         pipelines=catalog.names,
     )

@@ -24,8 +24,14 @@ ROOT = Path(__file__).parents[2]
 WAIT = {"Prefer": "wait=10"}
 SIZE = 604  # of the output in the examples
 # Of these only a worker, or the disk, is the cause.
-# Of a service with API keys: test_keys.py, test_limits.py.
-WITH_KEYS = {"unauthorized", "forbidden", "queue_share_exceeded", "rate_limit_exceeded"}
+# Of a service with API keys, or a hook: test_keys.py, test_limits.py, test_moderation.py.
+WITH_KEYS = {
+    "unauthorized",
+    "forbidden",
+    "queue_share_exceeded",
+    "rate_limit_exceeded",
+    "moderation_refused",
+}
 NOT_OVER_HTTP = {
     "out_of_memory",
     "not_finite",

@@ -50,7 +50,7 @@ UNREGISTERED_TTL_S = 60  # as RQ's own workers
 class Claim:
     """A job that a worker has taken. ``execution`` numbers the claim; an older claim can't change the job.
 
-    version: of the job's messages. trace: of the request that made it.
+    version: of the job's messages. trace: of the request that made it. owner: the name of its API key.
     """
 
     job_id: str
@@ -60,6 +60,7 @@ class Claim:
     deadline: float | None = field(compare=False)  # on time.monotonic
     version: int = field(compare=False, default=MESSAGES_VERSION)
     trace: Trace | None = field(compare=False, default=None)
+    owner: str = field(compare=False, default="")
 
     @property
     def num_slots(self) -> int:
@@ -153,9 +154,9 @@ class Consumer:
             if "deadline_at" in job:
                 deadline = time.monotonic() + float(job["deadline_at"]) - float(clock)
             version = int(job.get("version", 0))
-            num_tries = int(job["tries"])
+            num_tries, owner = int(job["tries"]), job.get("owner", "")
             jobs.append(
-                Claim(job_id.decode(), job["execution"], request, num_tries, deadline, version, trace)
+                Claim(job_id.decode(), job["execution"], request, num_tries, deadline, version, trace, owner)
             )
         return Claims(tuple(jobs), bool(must_drain))
 

@@ -1,7 +1,7 @@
 """The Python client of Smalti: prompts to pictures, pictures to codes and back."""
 
-from smalti.async_client import AsyncClient, AsyncJob
-from smalti.client import Client, Job
+from smalti.async_client import AsyncClient
+from smalti.client import Client
 from smalti.errors import (
     AnswerLost,
     AnswerUnreadable,
@@ -20,9 +20,11 @@ from smalti.errors import (
     UnusableSource,
     WaitTimeout,
 )
+from smalti.job import AsyncJob, Job
 from smalti.models import (
     Codes,
     Event,
+    File,
     Health,
     JobInfo,
     JobMetrics,
@@ -43,6 +45,7 @@ __all__ = [
     "ConnectionFailed",
     "Event",
     "FieldError",
+    "File",
     "Health",
     "InvalidRequest",
     "Job",

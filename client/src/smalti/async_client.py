@@ -10,11 +10,14 @@ from typing import Any, Literal, Self, Unpack, overload
 
 import httpx
 
+from smalti.calls import upload_of
+from smalti.encoding import encode_all
 from smalti.errors import SmaltiError
 from smalti.fields import DecodeFields, Encoded, EncodeFields, GenerateFields, Operation, Source
-from smalti.following import follow
+from smalti.job import AsyncJob
 from smalti.many import check_many, fields_of, total_of
-from smalti.models import Event, Health, JobInfo, Pipeline, Result
+from smalti.models import File, Health, JobInfo, Pipeline, Result
+from smalti.pages import listed
 from smalti.progress import Bar
 from smalti.running import AsyncIO
 from smalti.service import (
@@ -89,13 +92,20 @@ class AsyncClient:
         cancel_on_timeout: bool = False,
         **fields: Unpack[EncodeFields],
     ) -> Result:
-        """Turn a picture, or a list of at most 64, into codes: paths, bytes, images, arrays of pixels.
+        """Turn a picture, or a list of them, into codes: paths, bytes, images, arrays of pixels, uploads.
+
+        More than one request takes (64 pictures, 64 MiB) become several jobs, and one result in their order.
 
         Raises: as ``generate``; UnusableSource, also for a path that can't be read.
         """
-        return await self._work(
-            "encode", {"source": source, **fields}, timeout_s, progress, cancel_on_timeout
+        work = encode_all(
+            self._service,
+            {"source": source, **fields},
+            self._timeout_s if timeout_s is None else timeout_s,
+            progress=progress,
+            cancel_on_timeout=cancel_on_timeout,
         )
+        return await work
 
     async def decode(
         self,
@@ -210,7 +220,7 @@ class AsyncClient:
 
     async def submit(
         self, operation: Operation, *, idempotency_key: str | None = None, **fields: Any
-    ) -> "AsyncJob":
+    ) -> AsyncJob:
         """Make a job and return at once. fields: of generate, encode (``source``) or decode (``codes``).
 
         idempotency_key: drawn when left out; the same key makes one job, where the service knows such keys.
@@ -218,9 +228,44 @@ class AsyncClient:
         info = await self._service.submit(operation, fields, idempotency_key)
         return AsyncJob(self._service, info, self._timeout_s)
 
-    async def job(self, job_id: str) -> "AsyncJob":
+    async def job(self, job_id: str) -> AsyncJob:
         """Look up a job. Raises: NotFound."""
         return AsyncJob(self._service, await self._service.look_up(job_id), self._timeout_s)
+
+    async def jobs(
+        self, *, status: str | None = None, operation: Operation | None = None
+    ) -> AsyncGenerator[AsyncJob]:
+        """Yield the API key's jobs, the newest first; the service is asked for more as they are needed."""
+        filters = {"status": status, "operation": operation}
+        async with aclosing(listed(self._service.connection, "jobs", JobInfo, filters)) as found:
+            async for info in found:
+                yield AsyncJob(self._service, info, self._timeout_s)
+
+    async def retry(self, job: AsyncJob | str) -> AsyncJob:
+        """Have a failed job done again, as a new one. Raises: RequestFailed for one that has not failed."""
+        info = await self._service.retry(job if isinstance(job, str) else job.id)
+        return AsyncJob(self._service, info, self._timeout_s)
+
+    async def upload(self, source: Source, *, name: str | None = None, media_type: str | None = None) -> File:
+        """Send a file to be kept, at most 64 MiB; requests then take it as a source.
+
+        name and media_type: as the path says when left out. Raises: UnusableSource; InvalidRequest.
+        """
+        return await self._service.upload(upload_of(source, name, media_type))
+
+    async def files(self) -> AsyncGenerator[File]:
+        """Yield the API key's files, the newest first."""
+        async with aclosing(listed(self._service.connection, "files", File)) as found:
+            async for info in found:
+                yield info
+
+    async def file(self, file_id: str) -> File:
+        """Look up a file. Raises: NotFound."""
+        return await self._service.file(file_id)
+
+    async def delete(self, file: File | str) -> None:
+        """Remove a file. Raises: NotFound."""
+        await self._service.delete_file(file if isinstance(file, str) else file.id)
 
     async def fetch(self, result: Result) -> Result:
         """Get the bytes of outputs that are not here, such as those of a result that was kept as JSON."""
@@ -234,55 +279,3 @@ class AsyncClient:
     async def health(self) -> Health:
         """Return whether a job would be worked on now; it raises only where nothing answers."""
         return await self._service.health()
-
-
-class AsyncJob:
-    """A job on the service. info: as it was last seen."""
-
-    def __init__(self, service: Service, info: JobInfo, timeout_s: float) -> None:
-        self._service = service
-        self._timeout_s = timeout_s
-        self.info = info
-
-    @property
-    def id(self) -> str:
-        """What ``client.job`` finds it by."""
-        return self.info.id
-
-    async def refresh(self) -> JobInfo:
-        """Look it up again."""
-        self.info = await self._service.look_up(self.id)
-        return self.info
-
-    async def wait(
-        self,
-        timeout_s: float | None = None,
-        *,
-        progress: bool = False,
-        cancel_on_timeout: bool = False,
-        fetch: bool = True,
-    ) -> Result:
-        """Return its result once it has ended, with the bytes of its outputs unless ``fetch`` is False.
-
-        timeout_s: the client's own when left out. Raises: JobFailed; JobCancelled; WaitTimeout.
-        """
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        self.info = await self._service.wait(
-            self.info, timeout_s, progress=progress, cancel_on_timeout=cancel_on_timeout
-        )
-        return await self._service.result_of(self.info, fetch=fetch)
-
-    async def events(self, timeout_s: float | None = None) -> AsyncGenerator[Event]:
-        """Yield what happens to it, until it has ended or the time is over: status, progress, previews."""
-        async with aclosing(follow(self._service.connection, self.id, timeout_s)) as events:
-            async for event in events:
-                self.info = event.job or self.info
-                yield event
-
-    async def cancel(self) -> JobInfo:
-        """Cancel it; a job that has ended stays as it is."""
-        self.info = await self._service.cancel(self.id)
-        return self.info
-
-    def __repr__(self) -> str:
-        return f"AsyncJob({self.id!r}, {self.info.status!r})"

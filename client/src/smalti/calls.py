@@ -1,17 +1,31 @@
 """Requests as they go out: what to send where, and whether it makes a job."""
 
+import base64
+import mimetypes
+import os
 import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from smalti.errors import NoBytes, UnusableSource
 from smalti.fields import Encoded, Operation, Source
-from smalti.models import Codes, Result
-from smalti.sources import files_of
+from smalti.models import Codes, File, Result
+from smalti.sources import bytes_of, files_of
 
 JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class FormFile:
+    """A file in a form."""
+
+    field: str
+    name: str
+    content: bytes
+    media_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -27,13 +41,14 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
     form: Mapping[str, str] | None = None
-    files: Sequence[bytes] = ()
+    files: Sequence[FormFile] = ()
+    content: bytes | None = None
     read_timeout_s: float | None = None
 
     @property
     def makes_job(self) -> bool:
-        """Whether sending it twice could make two jobs."""
-        return self.method == "POST"
+        """Whether sending it twice could make two jobs; a second upload of a file only expires."""
+        return self.method == "POST" and self.path != "files"
 
 
 def work_call(
@@ -43,9 +58,7 @@ def work_call(
 
     Raises: UnusableSource; NoBytes; MissingPackage.
     """
-    key = idempotency_key or uuid.uuid4().hex
-    if not re.fullmatch(r"[ -~]{1,255}", key):
-        raise ValueError(f"idempotency_key: is 1 to 255 characters of printable ASCII, got {key[:64]!r}")
+    key = key_of(idempotency_key)
     headers = {"Accept": JSON, "Idempotency-Key": key}
     if wait_s > 0:
         headers["Prefer"] = f"wait={wait_s:.3f}"
@@ -56,17 +69,45 @@ def work_call(
         case "encode":
             if source is None:
                 raise UnusableSource("source: is required; give a path, bytes, an image or a list of them")
+            files = files_of(source)
+            if any(isinstance(file, File) for file in files):
+                return Call("POST", operation, headers, json={"source": [*map(_inline, files)], **given})
             form = {name: _text(value) for name, value in given.items()}
             # A boundary of its own, so that another try has the same bytes: a key stands for one body.
             boundary = uuid.uuid5(uuid.NAMESPACE_OID, key).hex
             headers["Content-Type"] = f"multipart/form-data; boundary={boundary}"
-            return Call("POST", operation, headers, form=form, files=files_of(source))
+            parts = [FormFile("source", "source", file) for file in files if isinstance(file, bytes)]
+            return Call("POST", operation, headers, form=form, files=parts)
         case "decode":
             body = codes_body(given.pop("codes", None))
             return Call("POST", operation, headers, json={**body, **given})
         case "generate":
             return Call("POST", operation, headers, json=given)
     raise ValueError(f"operation: is generate, encode or decode, got {operation!r}")
+
+
+def upload_of(source: Source, name: str | None, media_type: str | None) -> FormFile:
+    """Return a file as a form has it, with the name that its path has where none is given.
+
+    Raises: UnusableSource; MissingPackage.
+    """
+    if name is None:
+        name = Path(source).name if isinstance(source, (str, os.PathLike)) else "file"
+    media_type = media_type or mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return FormFile("file", name, bytes_of(source), media_type)
+
+
+def key_of(idempotency_key: str | None) -> str:
+    """Return the key that was given, checked, or a new one. Raises: ValueError."""
+    key = idempotency_key or uuid.uuid4().hex
+    if not re.fullmatch(r"[ -~]{1,255}", key):
+        raise ValueError(f"idempotency_key: is 1 to 255 characters of printable ASCII, got {key[:64]!r}")
+    return key
+
+
+def _inline(file: bytes | File) -> Any:
+    """Return a file as JSON has it."""
+    return {"file": file.id} if isinstance(file, File) else base64.b64encode(file).decode()
 
 
 def codes_body(encoded: Encoded | None) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Connection:
         self._io = io
         self._config = config
         self._base = httpx.URL(config.base_url.rstrip("/") + "/")
-        self._keyed: frozenset[str] | None = None  # paths that know Idempotency-Key
+        self._keyed: frozenset[str] | None = None  # patterns of paths that know Idempotency-Key
 
     async def request(self, call: Call, retry_s: float | None = None) -> httpx.Response:
         """Return a successful answer.
@@ -146,7 +146,8 @@ class Connection:
             headers=headers,
             json=call.json,
             data=call.form,
-            files=[("source", ("source", file)) for file in call.files] or None,
+            files=[(each.field, (each.name, each.content, each.media_type)) for each in call.files] or None,
+            content=call.content,
             extensions={"timeout": timeout.as_dict()},
         )
 
@@ -169,7 +170,7 @@ class Connection:
                 self._keyed = _keyed_paths(answer.json())
             except (SmaltiError, ValueError, LookupError, AttributeError):  # or no such document
                 return False
-        return "/" + path in self._keyed
+        return any(re.fullmatch(known, "/" + path) for known in self._keyed)
 
 
 def failure_of(response: httpx.Response) -> RequestFailed:
@@ -222,9 +223,9 @@ def _retry_after_s(response: httpx.Response) -> float | None:
 
 
 def _keyed_paths(openapi: Any) -> frozenset[str]:
-    """Return the paths at which a POST has the header Idempotency-Key."""
+    """Return patterns of the paths at which a POST has the header Idempotency-Key."""
     return frozenset(
-        path
+        re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))
         for path, methods in openapi["paths"].items()
         for parameter in methods.get("post", {}).get("parameters", ())
         if str(parameter.get("name")).lower() == "idempotency-key" and parameter.get("in") == "header"

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, Union
 
-from smalti.models import Codes, Result
+from smalti.models import Codes, File, Result
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -22,7 +22,7 @@ class BinaryFile(Protocol):
 
 
 # A str is a path; an array is (height, width[, 1, 3 or 4]) of uint8.
-Source: TypeAlias = Union[str, os.PathLike[str], bytes, BinaryFile, "Image", "npt.NDArray[Any]"]
+Source: TypeAlias = Union[str, os.PathLike[str], bytes, BinaryFile, File, "Image", "npt.NDArray[Any]"]
 Encoded: TypeAlias = Union[Result, Codes, Mapping[str, Any], list[Any], "npt.NDArray[Any]"]
 
 

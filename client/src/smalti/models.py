@@ -220,6 +220,18 @@ class JobInfo(Model):
         return self.status in ENDS
 
 
+class File(Model):
+    """A file on the service, which requests may name instead of having it in them."""
+
+    id: str
+    name: str = ""
+    media_type: str = ""
+    num_bytes: int = 0
+    sha256: str = ""
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+
+
 class Event(Model):
     """Something that happened to a job: ``kind`` is status, progress or preview.
 

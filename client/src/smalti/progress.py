@@ -45,9 +45,9 @@ class Bar:
         elif self._is_on and not self._has_tqdm:
             self._show_line(event.status)
 
-    def count(self) -> None:
-        """Show that one more is done."""
-        self._num_done += 1
+    def count(self, number: int = 1) -> None:
+        """Show that so many more are done."""
+        self._num_done += number
         self._show(self._num_done, self._total)
 
     def _show(self, num_done: int, total: int | None) -> None:

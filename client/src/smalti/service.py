@@ -8,17 +8,18 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from smalti.calls import Call, work_call
+from smalti.calls import Call, FormFile, key_of, work_call
 from smalti.connection import Connection, ConnectionConfig, read
 from smalti.errors import AnswerUnreadable, JobCancelled, JobFailed, RequestFailed, WaitTimeout
 from smalti.fields import Operation
 from smalti.following import JOB, follow, look_up
-from smalti.models import Health, JobInfo, Output, Pipeline, Result
+from smalti.models import File, Health, JobInfo, Output, Pipeline, Result
 from smalti.progress import Bar
 from smalti.running import IO
 
 _PIPELINES = TypeAdapter(list[Pipeline])
 _HEALTH = TypeAdapter(Health)
+_FILE = TypeAdapter(File)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_S = 600.0
@@ -77,6 +78,23 @@ class Service:
             if failure.job_id is None:
                 raise
             return await self.look_up(failure.job_id)  # it was made, and has failed
+
+    async def retry(self, job_id: str) -> JobInfo:
+        """Make a new job of a failed one, and return it. Raises: NotFound; RequestFailed."""
+        call = Call("POST", f"jobs/{job_id}/retry", {"Idempotency-Key": key_of(None)})
+        return read(await self.connection.request(call), JOB)
+
+    async def upload(self, file: FormFile) -> File:
+        """Send a file to be kept. Raises: InvalidRequest where it is too large."""
+        return read(await self.connection.request(Call("POST", "files", files=[file])), _FILE)
+
+    async def file(self, file_id: str) -> File:
+        """Look up a file. Raises: NotFound."""
+        return read(await self.connection.request(Call("GET", f"files/{file_id}")), _FILE)
+
+    async def delete_file(self, file_id: str) -> None:
+        """Remove a file. Raises: NotFound."""
+        await self.connection.request(Call("DELETE", f"files/{file_id}"))
 
     async def look_up(self, job_id: str) -> JobInfo:
         """Return a job as it is. Raises: NotFound."""

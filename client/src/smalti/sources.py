@@ -1,27 +1,63 @@
-"""What encode takes, as bytes of files: paths, bytes, open files, Pillow images and arrays of pixels."""
+"""What encode takes, as files: paths, bytes, open files, Pillow images, arrays of pixels, and uploads."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from smalti.errors import MissingPackage, UnusableSource
 from smalti.fields import Source
-from smalti.models import png_of
+from smalti.models import File, png_of
+
+Files = list[bytes | File]
+
+MAX_FILES, MAX_BYTES = 64, 64 * 2**20  # of a request
 
 
-def files_of(source: Source | Sequence[Source]) -> list[bytes]:
-    """Return the bytes of one file, or of each in a list or tuple.
+def files_of(source: Source | Sequence[Source]) -> Files:
+    """Return the bytes of one file, or of each in a list or tuple; an upload as it is.
 
     Raises: UnusableSource; MissingPackage.
     """
+    return list(_each_file(source))
+
+
+def parts_of(source: Source | Sequence[Source]) -> Iterator[Files]:
+    """Yield files, as many together as one request takes; each is read when its turn comes.
+
+    Raises: UnusableSource; MissingPackage.
+    """
+    part: Files = []
+    num_bytes = 0
+    for file in _each_file(source):
+        size = file.num_bytes if isinstance(file, File) else len(file)
+        if part and (len(part) == MAX_FILES or num_bytes + size > MAX_BYTES):
+            yield part
+            part, num_bytes = [], 0
+        part.append(file)
+        num_bytes += size
+    yield part
+
+
+def bytes_of(source: Any) -> bytes:
+    """Return the bytes of one file, or picture. Raises: UnusableSource; MissingPackage."""
+    if isinstance(source, File):
+        raise UnusableSource(f"source: file {source.id} is on the service already")
+    file = _file_of(source)
+    assert isinstance(file, bytes)
+    return file
+
+
+def _each_file(source: Source | Sequence[Source]) -> Iterator[bytes | File]:
     each = list(source) if isinstance(source, (list, tuple)) else [source]
     if not each:
         raise UnusableSource("source: the list is empty; give at least one picture")
-    return [_file_of(one) for one in each]
+    yield from map(_file_of, each)
 
 
-def _file_of(source: Any) -> bytes:
+def _file_of(source: Any) -> bytes | File:
+    if isinstance(source, File):
+        return source
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source)
     if isinstance(source, (str, os.PathLike)):
@@ -39,8 +75,8 @@ def _file_of(source: Any) -> bytes:
             return data
         raise UnusableSource("source: the file is open as text; open it with mode 'rb'")
     raise UnusableSource(
-        "source: give a path, bytes, a file open for reading, a Pillow image or a NumPy array of uint8,"
-        f" got {type(source).__name__}"
+        "source: give a path, bytes, a file open for reading, an upload, a Pillow image or a NumPy array of"
+        f" uint8, got {type(source).__name__}"
     )
 
 

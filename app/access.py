@@ -13,6 +13,7 @@ from app.root_path import path_below_root
 
 _OPEN = re.compile(r"/|/health/.*|/docs.*|/openapi\.json|/static-offline-docs/.*")
 _ADMIN = re.compile(r"/(metrics|queue/|workers).*", re.DOTALL)
+_BATCH = re.compile(r"/batches.*", re.DOTALL)
 _SIGNED = re.compile(r"/jobs/[^/]+/(outputs|images)/[^/]+")  # which browsers ask for without a header
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="smalti"'}
 
@@ -59,7 +60,11 @@ class CheckKey:
                 "Authorization: this address takes an API key, as `Authorization: Bearer KEY`; "
                 + ("the one that came is unknown" if kind else "none came")
             )
-        needed: KeyScope = "admin" if _ADMIN.fullmatch(path) else "generate"
+        needed: KeyScope = "generate"
+        if _ADMIN.fullmatch(path):
+            needed = "admin"
+        elif _BATCH.fullmatch(path):
+            needed = "batch"
         if not key.may(needed):
             raise Forbidden(f"Authorization: the key {key.name} lacks the scope {needed}, which this needs")
         return key

@@ -18,6 +18,7 @@ MAX_BODY_BYTES: Mapping[str, int] = {
     "/encode": 64 * MIB + 64 * 2**10,  # each file in it is at most 10 MiB
     "/decode": 4 * MIB,
     "/files": 64 * MIB + 64 * 2**10,  # one file, and what a form puts around it
+    "/batches": 64 * MIB,
     "/v1/images/edits": 64 * MIB,  # which is refused, but not for its size
     "/v1/images/variations": 64 * MIB,
 }

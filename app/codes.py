@@ -17,28 +17,44 @@ async def with_codes(job: JobView, services: "Services") -> JobView:
 
     Raises: JobNotFound when they have expired.
     """
-    job = with_addresses(job, services)
-    if job.result is None or job.result.codes is None or job.result.codes.codes is not None:
+    if job.result is None:
         return job
-    codes = await asyncio.to_thread(services.results.read_codes, job.id)
-    filled = job.result.codes.model_copy(update={"codes": codes})
-    return job.model_copy(update={"result": job.result.model_copy(update={"codes": filled})})
+    lifetime_s = services.settings.result_ttl_s
+    if job.result.codes is None:  # which reads no file
+        return job.model_copy(update={"result": shown_result(job.result, job.id, services, lifetime_s)})
+    result = await asyncio.to_thread(shown_result, job.result, job.id, services, lifetime_s)
+    return job.model_copy(update={"result": result})
 
 
 def with_addresses(job: JobView, services: "Services") -> JobView:
-    """Return the job with addresses of its outputs that can be got as they are.
-
-    Where keys are needed they are signed, for as long as a result is kept; a proxy's prefix comes before.
-    """
+    """Return the job with addresses of its outputs that can be got as they are."""
     if job.result is None:
         return job
-    settings, outputs = services.settings, []
-    for output in job.result.outputs:
+    result = _with_addresses(job.result, services, services.settings.result_ttl_s)
+    return job.model_copy(update={"result": result})
+
+
+def shown_result(result: Result, job_id: str, services: "Services", lifetime_s: int) -> Result:
+    """Return a result as it is shown: with its codes, and addresses of its outputs for so long.
+
+    Raises: JobNotFound when the codes have expired.
+    """
+    result = _with_addresses(result, services, lifetime_s)
+    if result.codes is None or result.codes.codes is not None:
+        return result
+    filled = result.codes.model_copy(update={"codes": services.results.read_codes(job_id)})
+    return result.model_copy(update={"codes": filled})
+
+
+def _with_addresses(result: Result, services: "Services", lifetime_s: int) -> Result:
+    """Where keys are needed, addresses are signed; a proxy's prefix comes before."""
+    outputs = []
+    for output in result.outputs:
         url = output.url
         if url is not None:
-            url = settings.root_path + shown_address(url, settings.result_ttl_s)
+            url = services.settings.root_path + shown_address(url, lifetime_s)
         outputs.append(output.model_copy(update={"url": url}))
-    return job.model_copy(update={"result": job.result.model_copy(update={"outputs": outputs})})
+    return result.model_copy(update={"outputs": outputs})
 
 
 def codes_of_answer(body: Any) -> Any:

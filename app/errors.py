@@ -134,6 +134,7 @@ _KINDS: dict[str, _Kind] = {
     "queue_unavailable": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The queue does not answer"),
     "not_ready": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready"),
     "too_busy": _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Too much is asked for at once"),
+    "batch_not_found": _Kind(HTTPStatus.NOT_FOUND, "The batch was not found"),
     "job_not_found": _Kind(HTTPStatus.NOT_FOUND, "The job or output was not found"),
     "file_not_found": _Kind(HTTPStatus.NOT_FOUND, "The file was not found"),
     "file_quota_exceeded": _Kind(

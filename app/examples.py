@@ -3,6 +3,8 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from app.batches.records import BatchStatus
+from app.batches.views import BatchView, RowCounts
 from app.errors import Problem, problem_of
 from app.field_errors import FieldError
 from models.media.base import medium_of
@@ -96,6 +98,35 @@ ENCODED_JOB = _succeeded(
     )
 )
 DECODED_JOB = _succeeded(Result(operation="decode", pipeline="fashion-mnist", outputs=[_IMAGE]))
+
+# --- batches ---------------------------------------------------------------------------------------------
+
+NEW_BATCH = BatchView(
+    id="5f0c6a1e9b7d4c3e8a2f",
+    status=BatchStatus.QUEUED,
+    created_at=_CREATED,
+    num_rows=0,
+    counts=RowCounts(queued=0, running=0, succeeded=0, failed=0, cancelled=0),
+)
+RUNNING_BATCH = NEW_BATCH.model_copy(
+    update={
+        "status": BatchStatus.RUNNING,
+        "started_at": _STARTED,
+        "num_rows": 1000,
+        "counts": RowCounts(queued=590, running=32, succeeded=376, failed=2, cancelled=0),
+        "rows_per_s": 31.1,
+        "seconds_left": 20.0,
+    }
+)
+ENDED_BATCH = RUNNING_BATCH.model_copy(
+    update={
+        "status": BatchStatus.SUCCEEDED,
+        "ended_at": _CREATED + timedelta(seconds=32),
+        "expires_at": _CREATED + timedelta(days=7, seconds=32),
+        "counts": RowCounts(queued=0, running=0, succeeded=998, failed=2, cancelled=0),
+        "seconds_left": None,
+    }
+)
 
 # --- requests --------------------------------------------------------------------------------------------
 
@@ -210,6 +241,7 @@ PROBLEMS: dict[str, Problem] = {
         problem_of("rate_limit_exceeded", "the API key ada may submit 60 jobs in 60 s; the next in 0.7 s"),
         problem_of("queue_unavailable", "the queue does not answer; try again soon"),
         problem_of("not_ready", "no worker is ready; the first is ready once its models are loaded and warm"),
+        problem_of("batch_not_found", f"there is no batch {NEW_BATCH.id!r}, or it has expired"),
         problem_of("job_not_found", f"there is no job {_JOB_ID}, or its result has expired"),
         problem_of(
             "file_not_found",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio
+from rq.job import JobStatus as RQStatus
 
 from workers.errors import InvalidRequest
 from workers.messages import OPERATIONS, JobStatus, JobView, Operation
@@ -61,6 +62,21 @@ async def read_page(
         if len(entries) < _CHUNK:
             return JobPage(await _views(client, found), None)
     return JobPage(await _views(client, found), f"{score}-{last_id}")
+
+
+async def read_statuses(client: redis.asyncio.Redis, job_ids: Sequence[str]) -> list[JobStatus | None]:
+    """Return the states of jobs; None for one that isn't there."""
+    async with client.pipeline(transaction=False) as pipeline:
+        for job_id in job_ids:
+            pipeline.hget(job_key(job_id), "status")
+        answers: list[str | None] = await pipeline.execute() if job_ids else []
+    return [None if answer is None else STATUSES[RQStatus(answer)] for answer in answers]
+
+
+async def read_views(client: redis.asyncio.Redis, job_ids: Sequence[str]) -> list[JobView]:
+    """Return those of the jobs that are there, as they are."""
+    jobs = await _jobs(client, job_ids)
+    return await _views(client, [each for each in zip(job_ids, jobs, strict=True) if "status" in each[1]])
 
 
 def _read_cursor(cursor: str | None) -> tuple[str, str | None]:

@@ -13,6 +13,9 @@ from fastapi_offline import FastAPIOffline
 
 from app.access import CheckKey
 from app.admission import AdmitBodies, BodyLimits
+from app.batches.feeder import Feeder
+from app.batches.records import batch_id_of_job
+from app.batches.store import BatchStore
 from app.browsers import AllowOrigins, CheckSite, SecureHeaders
 from app.errors import InternalErrors, add_error_handlers
 from app.files import FileStore
@@ -26,6 +29,7 @@ from app.request_ids import IdentifyRequests
 from app.root_path import UseRootPath
 from app.routes import (
     admin,
+    batches,
     decode,
     encode,
     events,
@@ -42,7 +46,7 @@ from app.services import Services
 from app.settings import AppSettings
 from workers.blobs import BlobStore
 from workers.catalog import Catalog
-from workers.errors import QueueUnavailable
+from workers.errors import QueueUnavailable, StorageUnavailable
 from workers.moderation import load_moderation
 from workers.results import ResultStore
 from workers.settings import SettingsError
@@ -55,6 +59,7 @@ _TAGS = [
     {"name": "work", "description": "Requests that become jobs."},
     {"name": "jobs", "description": "Jobs, their progress and their outputs."},
     {"name": "files", "description": "Files that are sent once and named by their id."},
+    {"name": "batches", "description": "Many requests at once, beside interactive ones."},
     {"name": "pipelines", "description": "What there is to ask for."},
     {"name": "openai", "description": "OpenAI's Images API, for its unmodified clients."},
     {"name": "administration", "description": "For keys with the scope admin, where there are keys."},
@@ -86,14 +91,18 @@ def create_app(settings: AppSettings) -> FastAPI:
         )
         results, blobs = ResultStore(settings.results_dir), BlobStore(settings.blobs_dir)
         uploads = FileStore(settings.files_dir, settings.max_file_bytes_per_key)
-        services = Services(settings, catalog, queue, results, blobs, uploads, limits=_limits(settings, keys))
+        kept_batches = BatchStore(settings.batches_dir, settings.batch_ttl_s)
+        services = Services(
+            settings, catalog, queue, results, blobs, uploads, kept_batches, limits=_limits(settings, keys)
+        )
         app.state.services = services
-        sweeping = asyncio.create_task(_sweep_forever(services))
+        tasks = [asyncio.create_task(_sweep_forever(services)), asyncio.create_task(Feeder(services).run())]
         try:
             yield
         finally:
-            sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             services.decoders.close()
             await queue.close()
 
@@ -111,7 +120,7 @@ def create_app(settings: AppSettings) -> FastAPI:
     app.state.http_metrics = HttpMetrics()
     add_error_handlers(app)
     _add_door(app, settings, keys, app.state.http_metrics)
-    work = (generate, encode, decode, jobs, outputs, events, files, pipelines)
+    work = (generate, encode, decode, jobs, outputs, events, files, batches, pipelines)
     for routes in (*work, admin, health, metrics, openai):
         app.include_router(routes.router)
     app.add_api_route("/", _home, include_in_schema=False)
@@ -172,25 +181,39 @@ async def _sweep_forever(services: Services) -> None:
             await sweep(services)
         except OSError as error:
             logger.warning("the data folder could not be swept: %s", error.strerror)
+        except StorageUnavailable as error:
+            logger.warning("the data folder could not be swept: %s", error)
         except QueueUnavailable:
             pass  # which is logged already
         await asyncio.sleep(_SWEEP_EVERY_S)
 
 
 async def sweep(services: Services, margin_s: float = _SWEEP_MARGIN_S) -> None:
-    """Remove the files of expired jobs, sources that no job refers to any more, and expired uploads.
+    """Remove what has expired: batches, files of jobs, uploads; and sources that no job refers to any more.
 
-    Raises: OSError, which a TimeoutError is, too; QueueUnavailable.
+    Raises: OSError, which a TimeoutError is, too; QueueUnavailable; StorageUnavailable.
     """
     loop = asyncio.get_running_loop()
 
     def is_referenced(sha256s: Sequence[str]) -> Sequence[bool]:
         return asyncio.run_coroutine_threadsafe(services.queue.referenced_blobs(sha256s), loop).result(10)
 
-    num_jobs = await asyncio.to_thread(services.results.sweep, services.settings.result_ttl_s + margin_s)
+    store, settings = services.batches, services.settings
+    num_batches = await asyncio.to_thread(store.sweep)
+    kept = await asyncio.to_thread(store.ids)
+    num_jobs = await asyncio.to_thread(
+        services.results.sweep,
+        settings.result_ttl_s + margin_s,
+        lambda job_id: batch_id_of_job(job_id) in kept,
+    )
     num_blobs = await asyncio.to_thread(services.blobs.sweep, is_referenced, margin_s)
-    num_files = await asyncio.to_thread(services.files.sweep, services.settings.file_ttl_s)
-    if num_jobs or num_blobs or num_files:
+    named = await asyncio.to_thread(store.files_in_use)
+    num_files = await asyncio.to_thread(services.files.sweep, settings.file_ttl_s, named.__contains__)
+    if num_batches or num_jobs or num_blobs or num_files:
         logger.info(
-            "swept the results of %d expired jobs, %d sources and %d uploads", num_jobs, num_blobs, num_files
+            "swept %d expired batches, the results of %d expired jobs, %d sources and %d uploads",
+            num_batches,
+            num_jobs,
+            num_blobs,
+            num_files,
         )

@@ -14,7 +14,7 @@ from redis.backoff import ExponentialBackoff
 
 from app.idempotency import Idempotency
 from app.job_events import JobEvent, JobEventReader, News, Watcher
-from app.job_list import JobPage, read_page
+from app.job_list import JobPage, read_page, read_statuses, read_views
 from app.limits import Allowance
 from app.queue_checks import QueueChecks
 from app.queue_control import QueueControl
@@ -88,12 +88,14 @@ class JobQueue:
         *,
         owner: str = "",
         allowance: Allowance | None = None,
+        result_ttl_s: int | None = None,
     ) -> JobView:
         """Put a job in the queue; its sources must be in the blob store already.
 
         job_id: a new one, for a caller that watches the job before it is there. The job that is returned has
         another where the idempotency key has made one before. owner: the name of the API key that the job
         belongs to. allowance: what that key may ask for; a job that is there already takes nothing of it.
+        result_ttl_s: how long the job is kept after its end, where that isn't as usual.
 
         Raises: ModerationRefused; QueueFull; QueueShareExceeded; RateLimitExceeded; IdempotencyKeyReused;
             PipelineNotServed when there are workers, but none that has the pipeline.
@@ -101,7 +103,8 @@ class JobQueue:
         if self._moderation is not None:
             await self._moderation.check_request(request, owner)
         job_id = job_id or new_job_id()
-        fields = job_fields(request, result_ttl_s=self._result_ttl_s, owner=owner, trace=current_trace.get())
+        result_ttl_s = result_ttl_s or self._result_ttl_s
+        fields = job_fields(request, result_ttl_s=result_ttl_s, owner=owner, trace=current_trace.get())
         deadline_s = "" if request.deadline_s is None else request.deadline_s
         flat = [part for item in fields.items() for part in item]
         kept_at, digest = "", ""
@@ -131,7 +134,7 @@ class JobQueue:
         if verdict == "pipeline_not_served":
             raise PipelineNotServed(request.pipeline)
         if verdict == "idempotency_key_reused":
-            raise IdempotencyKeyReused(made[0])
+            raise IdempotencyKeyReused(f"job {made[0]}")
         if verdict == "replayed":
             logger.info("job_id=%s asked for again", made[0])
             return await self.get(made[0])
@@ -241,6 +244,24 @@ class JobQueue:
         async with available():
             await self._cancel(args=[job_id, now_text()])
         return await self.get(job_id)
+
+    async def statuses(self, job_ids: Sequence[str]) -> list[JobStatus | None]:
+        """Return the states of jobs; None for one that isn't there."""
+        async with available():
+            return await read_statuses(self._redis, job_ids)
+
+    async def views(self, job_ids: Sequence[str]) -> list[JobView]:
+        """Return those of the jobs that are there, as they are; without queue positions."""
+        async with available():
+            return await read_views(self._redis, job_ids)
+
+    async def forget_soon(self, job_ids: Sequence[str], keep_s: int) -> None:
+        """Keep jobs that have ended, whose results are elsewhere by now, only so much longer."""
+        async with available(), self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.expire(job_key(job_id), keep_s)
+                pipeline.expire(result_key(job_id), keep_s)
+            await pipeline.execute()
 
     async def referenced_blobs(self, sha256s: Sequence[str]) -> list[bool]:
         """Say of each blob whether a job refers to it that has not ended, or can be tried again."""

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import Request as HttpRequest
 
+from app.batches.store import BatchStore
 from app.decoding import Decoders
 from app.files import FileStore
 from app.keys import KeyLimits
@@ -25,7 +26,9 @@ class Services:
     results: ResultStore
     blobs: BlobStore
     files: FileStore
+    batches: BatchStore
     is_ending: asyncio.Event = field(default_factory=asyncio.Event)
+    has_new_batch: asyncio.Event = field(default_factory=asyncio.Event)  # which this process has got
     decoders: Decoders = field(default_factory=Decoders)
     limits: KeyLimits = field(default_factory=KeyLimits)
 

@@ -27,6 +27,18 @@ class AppSettings(ServiceSettings):
     max_queue_length: int = Field(
         default=256, ge=1, le=10**6, description="Waiting jobs; one more is answered 429."
     )
+    batch_queue_length: int = Field(
+        default=128,
+        ge=1,
+        le=10**6,
+        description="Rows of batches that wait in the queue at a time, at most; as many as run, mostly.",
+    )
+    batch_ttl_s: int = Field(
+        default=7 * _DAY_S,
+        ge=1,
+        le=10 * 365 * _DAY_S,
+        description="How long a batch, its results and its outputs are kept after its end.",
+    )
     default_wait_s: float = Field(
         default=50,
         gt=0,

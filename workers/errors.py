@@ -59,10 +59,9 @@ class ModerationRefused(ServiceError):
 class IdempotencyKeyReused(ServiceError):
     code = "idempotency_key_reused"
 
-    def __init__(self, job_id: str) -> None:
+    def __init__(self, made: str) -> None:
         super().__init__(
-            f"Idempotency-Key: it has made job {job_id} of another request;"
-            " send a new key with each new request"
+            f"Idempotency-Key: it has made {made} of another request; send a new key with each new request"
         )
 
 

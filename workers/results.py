@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,14 +89,16 @@ class ResultStore:
         """Remove what is stored of one job, if there is anything."""
         shutil.rmtree(self._job_folder(job_id), ignore_errors=True)
 
-    def sweep(self, older_than_s: float) -> int:
+    def sweep(self, older_than_s: float, is_kept: Callable[[str], bool] = lambda job_id: False) -> int:
         """Remove jobs whose last file was stored this long ago; return how many.
 
-        Several processes may sweep at once.
+        Several processes may sweep at once. is_kept: says of a job whether it stays, however old it is.
         """
         oldest = time.time() - older_than_s
         num_removed = 0
         for folder in self._folder.glob("??/*"):
+            if is_kept(folder.name):
+                continue
             try:
                 is_old = folder.stat().st_mtime < oldest
             except FileNotFoundError:

@@ -96,13 +96,18 @@ class ServiceSettings(BaseSettings):
         return self.data_dir / "files"
 
     @property
+    def batches_dir(self) -> Path:
+        return self.data_dir / "batches"
+
+    @property
     def verdicts_dir(self) -> Path:
         return self.data_dir / "seed-verdicts"
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """The data folder and those in it that processes write to."""
-        return self.data_dir, self.results_dir, self.blobs_dir, self.files_dir, self.verdicts_dir
+        own = self.results_dir, self.blobs_dir, self.files_dir, self.batches_dir, self.verdicts_dir
+        return self.data_dir, *own
 
 
 class WorkerSettings(ServiceSettings):

@@ -1,5 +1,6 @@
 """The parts of an address, checked in one place: which job, and which of its outputs."""
 
+import asyncio
 import re
 from typing import Annotated
 
@@ -7,8 +8,9 @@ from fastapi import Depends, Path
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticKnownError
 
-from app.examples import QUEUED_JOB
-from app.keys import current_key
+from app.batches.store import BatchNotFound
+from app.examples import NEW_BATCH, QUEUED_JOB
+from app.keys import current_viewer
 from app.services import ServicesNeeded
 from workers.errors import JobNotFound
 
@@ -45,11 +47,29 @@ async def _visible(job_id: Annotated[str, Depends(_known_form)], services: Servi
 
     Raises: JobNotFound.
     """
-    key = current_key.get()
-    if key is not None and not key.may("admin") and await services.queue.owner(job_id) != key.name:
+    viewer = current_viewer()
+    if viewer is None:
+        return job_id
+    owner = await asyncio.to_thread(services.batches.owner_of_job, job_id)
+    if (await services.queue.owner(job_id) if owner is None else owner) != viewer:
         raise JobNotFound(f"there is no job {job_id}, or its result has expired")
     return job_id
 
 
+async def _visible_batch(
+    batch_id: Annotated[str, Path(description="20 hexadecimal digits.", examples=[NEW_BATCH.id])],
+    services: ServicesNeeded,
+) -> str:
+    """Return the id of a batch that the request's key may see: its own, or any for an administrator.
+
+    Raises: BatchNotFound.
+    """
+    record = await asyncio.to_thread(services.batches.get, batch_id)
+    if current_viewer() not in (None, record.owner):
+        raise BatchNotFound(batch_id)
+    return batch_id
+
+
 JobId = Annotated[str, Depends(_visible)]
+BatchId = Annotated[str, Depends(_visible_batch)]
 Index = Annotated[int, Field(ge=0), BeforeValidator(_read_index), Path(description="From 0.", examples=[0])]

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.errors import PROBLEM_MEDIA_TYPE
-from app.examples import FILE_ID, PROBLEMS, QUEUED_JOB
+from app.examples import FILE_ID, NEW_BATCH, PROBLEMS, QUEUED_JOB
 from app.main import create_app
 from app.settings import AppSettings
 from tests.app.conftest import problem_of, serving
@@ -167,6 +167,7 @@ PROVOKE: dict[str, Callable[[Service], httpx.Response]] = {
     "queue_full": fill_queue,
     "queue_unavailable": stop_queue,
     "not_ready": lambda service: service.client.get("/health/ready"),
+    "batch_not_found": lambda service: service.client.get(f"/batches/{NEW_BATCH.id}"),
     "job_not_found": lambda service: service.client.get(f"/jobs/{QUEUED_JOB.id}"),
     "range_not_satisfiable": read_beyond_end,
     "file_not_found": lambda service: service.client.get(f"/files/{FILE_ID}"),

@@ -1,0 +1,312 @@
+"""Rows of batches become jobs, a few at a time, and jobs that have ended become rows again.
+
+Of all API processes one feeds: the one that holds the lock of the batches' folder. When it dies another goes
+on from what is in the files. A row's job has an id that follows from the row, so one that was submitted
+already is found and not done again.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from app.batches.file import BatchFile, RepeatedId
+from app.batches.intake import Unreadable, take_in
+from app.batches.records import BatchRecord, RowEnd, job_id_of_row
+from app.batches.rows import end_of_row, failed_row, resolve_row
+from app.batches.shares import Need, share
+from app.batches.sqlite import FileIsGone
+from app.batches.store import BatchNotFound
+from app.errors import TooBusy
+from app.files import FileNotKnown
+from app.services import Services
+from workers.errors import (
+    InternalError,
+    InvalidRequest,
+    JobNotFound,
+    PipelineNotServed,
+    QueueFull,
+    QueueUnavailable,
+    StorageUnavailable,
+)
+from workers.messages import JobStatus
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 2**20
+MAX_OPEN = 64  # batches that are worked on at a time
+_MIN_PLACES = 8  # rows that wait in the queue, where no more run
+_MIN_PAUSE_S, _MAX_PAUSE_S = 0.05, 0.5
+_MAX_BACKOFF_S = 10.0
+_NUM_SUBMITTING = 8  # rows at a time, whose files are decoded meanwhile
+_JOB_TTL_S = 86400  # a row's job waits so long to be written down, should no process be there to do so
+_WRITTEN_TTL_S = 60  # and is kept so long after that
+_PASSING = (QueueFull, QueueUnavailable, PipelineNotServed, StorageUnavailable, TooBusy)
+
+
+class _Backoff:
+    """When to try again what failed, later each time."""
+
+    def __init__(self) -> None:
+        self._wait_s, self._until = 0.0, 0.0
+
+    @property
+    def is_over(self) -> bool:
+        return asyncio.get_running_loop().time() >= self._until
+
+    def failed(self) -> None:
+        self._wait_s = min(max(2 * self._wait_s, 0.1), _MAX_BACKOFF_S)
+        self._until = asyncio.get_running_loop().time() + self._wait_s
+
+    def succeeded(self) -> None:
+        self._wait_s = 0.0
+
+
+class _Worked:
+    """A batch that is worked on. to_submit: rows that were taken; outstanding: those that became jobs."""
+
+    def __init__(self, record: BatchRecord, file: BatchFile, to_submit: Sequence[int]) -> None:
+        self.record, self.file = record, file
+        self.to_submit = list(to_submit)
+        self.outstanding: set[int] = set()
+        self.backoff = _Backoff()
+
+    def job_id(self, number: int) -> str:
+        return job_id_of_row(self.record.id, number)
+
+
+class Feeder:
+    """The task that feeds, once it has the lock."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._store, self._queue = services.batches, services.queue
+        self._worked: dict[str, _Worked] = {}
+        self._backoff = _Backoff()
+        self._num_waiting = self._num_running = 0  # of our jobs, when they were last looked at
+        self._is_ending = threading.Event()
+
+    async def run(self) -> None:
+        """Feed until this is cancelled."""
+        lock = None
+        try:
+            while lock is None:
+                try:
+                    lock = await asyncio.to_thread(self._store.try_lock)
+                except StorageUnavailable as error:
+                    logger.warning("batches: %s", error)
+                if lock is None:
+                    await asyncio.sleep(_MAX_PAUSE_S)
+            pause_s = _MIN_PAUSE_S
+            while True:
+                has_moved = await self._round()
+                pause_s = _MIN_PAUSE_S if has_moved else min(2 * pause_s, _MAX_PAUSE_S)
+                await self._pause(pause_s)
+        finally:
+            self._is_ending.set()
+            for worked in self._worked.values():
+                worked.file.close()
+            if lock is not None:
+                os.close(lock)
+
+    async def _pause(self, pause_s: float) -> None:
+        """Wait, unless this process gets a batch."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._services.has_new_batch.wait()
+
+    async def _round(self) -> bool:
+        """Look at everything once; return whether anything has changed."""
+        self._services.has_new_batch.clear()
+        try:
+            await self._look_for_batches()
+            has_moved = await self._write_down_ended()
+            if self._backoff.is_over:
+                has_moved |= await self._submit_next()
+            return has_moved
+        except (QueueUnavailable, StorageUnavailable) as error:
+            logger.warning("batches wait: %s", error)
+            self._backoff.failed()
+        except Exception:  # the task must live
+            logger.exception("batches could not be worked on")
+            self._backoff.failed()
+        return False
+
+    async def _look_for_batches(self) -> None:
+        """Open batches that are new, and close those that have ended."""
+        for worked in list(self._worked.values()):
+            try:
+                worked.record = await asyncio.to_thread(worked.file.record)
+                is_over = worked.record.status.is_terminal
+            except FileIsGone:
+                is_over = True
+            if is_over:
+                self._worked.pop(worked.record.id).file.close()
+        if len(self._worked) >= MAX_OPEN:
+            return
+        fresh = await asyncio.to_thread(self._store.unfinished, frozenset(self._worked))
+        for record in _in_turn(fresh)[: MAX_OPEN - len(self._worked)]:
+            await self._begin(record)
+
+    async def _begin(self, record: BatchRecord) -> None:
+        try:
+            file = await asyncio.to_thread(self._store.open, record.id)
+        except BatchNotFound:
+            return
+        is_to_do = False
+        try:
+            is_to_do = record.started_at is not None or await self._take_in(record, file)
+            if is_to_do:  # rows that an earlier feeder took may be jobs already, which submitting finds
+                record, taken = await asyncio.to_thread(lambda: (file.record(), file.running()))
+                self._worked[record.id] = _Worked(record, file, taken)
+        finally:
+            if record.id not in self._worked:
+                file.close()
+
+    async def _take_in(self, record: BatchRecord, file: BatchFile) -> bool:
+        """Read the rows of a batch; return whether there are some to do."""
+        began = asyncio.get_running_loop().time()
+        try:
+            chunks = file.source_chunks() if record.file is None else self._upload_chunks(record.file)
+            await asyncio.to_thread(take_in, file, chunks, self._is_ending)
+        except (Unreadable, RepeatedId, FileNotKnown) as error:
+            await asyncio.to_thread(file.fail, str(error))
+            logger.info("batch_id=%s failed: %s", record.id, error)
+            return False
+        except asyncio.CancelledError:
+            self._is_ending.set()
+            raise
+        now = await asyncio.to_thread(file.record)
+        took_s = asyncio.get_running_loop().time() - began
+        logger.info("batch_id=%s has %d rows, read in %.1f s", record.id, now.num_rows, took_s)
+        return not now.status.is_terminal
+
+    def _upload_chunks(self, file_id: str) -> Iterator[bytes]:
+        with self._services.files.find(file_id, None).open() as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+
+    async def _write_down_ended(self) -> bool:
+        """Look at all rows that are jobs, and write down those that have ended."""
+        self._num_waiting = self._num_running = 0
+        has_moved = False
+        for worked in list(self._worked.values()):
+            numbers = sorted(worked.outstanding)
+            statuses = await self._queue.statuses([worked.job_id(number) for number in numbers])
+            self._num_waiting += statuses.count(JobStatus.QUEUED)
+            self._num_running += statuses.count(JobStatus.RUNNING)
+            lost = [number for number, status in zip(numbers, statuses, strict=True) if status is None]
+            worked.outstanding.difference_update(lost)
+            worked.to_submit += lost
+            ended = [n for n, status in zip(numbers, statuses, strict=True) if status and status.is_terminal]
+            if worked.record.is_cancelled:
+                left = [n for n, status in zip(numbers, statuses, strict=True) if status and n not in ended]
+                await self._cancel(worked, left)
+            if ended:
+                await self._end(worked, ended)
+                has_moved = True
+        return has_moved
+
+    async def _end(self, worked: _Worked, numbers: Sequence[int]) -> None:
+        jobs = {job.id: job for job in await self._queue.views([worked.job_id(number) for number in numbers])}
+        ends = [end_of_row(n, jobs[worked.job_id(n)]) for n in numbers if worked.job_id(n) in jobs]
+        ends.sort(key=lambda end: str(jobs[worked.job_id(end.number)].ended_at))
+        await self._write(worked, ends)
+        await self._queue.forget_soon(list(jobs), _WRITTEN_TTL_S)
+
+    async def _write(self, worked: _Worked, ends: Sequence[RowEnd]) -> None:
+        try:
+            await asyncio.to_thread(worked.file.end_rows, ends)
+        except FileIsGone:
+            logger.warning("batch_id=%s is gone", worked.record.id)
+        worked.outstanding.difference_update(end.number for end in ends)
+
+    async def _cancel(self, worked: _Worked, numbers: Sequence[int]) -> None:
+        """Cancel jobs, and end the rows that didn't become any."""
+        for number in numbers:
+            with suppress(JobNotFound):
+                await self._queue.cancel(worked.job_id(number))
+        left, worked.to_submit = worked.to_submit, []
+        if left:
+            await self._write(worked, [RowEnd(number, JobStatus.CANCELLED, None) for number in left])
+
+    async def _submit_next(self) -> bool:
+        """Fill the places in the queue, each batch getting its share."""
+        most = max(1, min(self._services.settings.batch_queue_length, max(_MIN_PLACES, self._num_running)))
+        ready = [w for w in self._worked.values() if w.backoff.is_over and not w.record.is_cancelled]
+        needs = [
+            Need(w.record.id, w.record.owner, w.record.num_queued + len(w.to_submit), len(w.outstanding))
+            for w in ready
+        ]
+        shares = share(most - self._num_waiting, needs)
+        for worked in ready:
+            num_new = shares.get(worked.record.id, 0) - len(worked.to_submit)
+            if num_new > 0:
+                worked.to_submit += await asyncio.to_thread(worked.file.claim, num_new)
+        free = asyncio.Semaphore(_NUM_SUBMITTING)
+        await asyncio.gather(
+            *(
+                self._submit(worked, number, free)
+                for worked in ready
+                for number in worked.to_submit[: shares.get(worked.record.id, 0)]
+            )
+        )
+        if shares:  # those that have had places come last in the next round
+            for batch_id in shares:
+                self._worked[batch_id] = self._worked.pop(batch_id)
+        return bool(shares)
+
+    async def _submit(self, worked: _Worked, number: int, free: asyncio.Semaphore) -> None:
+        """Make a row a job; one that can't be has ended, and one that can't be now stays."""
+        async with free:
+            if not (self._backoff.is_over and worked.backoff.is_over):
+                return
+            try:
+                end = await self._made_job(worked, number)
+                if end is not None:
+                    await self._write(worked, [end])
+            except _PASSING as error:
+                backoff = worked.backoff if isinstance(error, PipelineNotServed) else self._backoff
+                backoff.failed()
+                logger.info("batch_id=%s waits: %s", worked.record.id, error)
+                return
+            worked.backoff.succeeded()
+            self._backoff.succeeded()
+            worked.to_submit.remove(number)
+            if end is None:
+                worked.outstanding.add(number)
+
+    async def _made_job(self, worked: _Worked, number: int) -> RowEnd | None:
+        """Submit a row; return its end where it can't become a job.
+
+        Raises: one of _PASSING.
+        """
+        job_id = worked.job_id(number)
+        try:
+            line = await asyncio.to_thread(worked.file.request_of, number)
+            resolved = await resolve_row(line, job_id, worked.record.owner, self._services)
+            await self._queue.submit(
+                resolved,
+                job_id,
+                owner=worked.record.owner,
+                result_ttl_s=min(_JOB_TTL_S, self._store.ttl_s),
+            )
+        except _PASSING:
+            raise
+        except InvalidRequest as error:
+            return failed_row(number, error)
+        except Exception:  # the boundary of a row
+            logger.exception("batch_id=%s row %d can't become a job", worked.record.id, number)
+            return failed_row(number, InternalError("the row can't become a job; the server's log says more"))
+        return None
+
+
+def _in_turn(records: Sequence[BatchRecord]) -> list[BatchRecord]:
+    """Order batches so that API keys take turns, each with its oldest first."""
+    by_owner: dict[str, list[BatchRecord]] = {}
+    for record in records:
+        by_owner.setdefault(record.owner, []).append(record)
+    turns = [(turn, each) for own in by_owner.values() for turn, each in enumerate(own)]
+    return [record for _, record in sorted(turns, key=lambda each: (each[0], each[1].created_at))]

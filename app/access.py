@@ -15,7 +15,25 @@ _OPEN = re.compile(r"/|/health/.*|/docs.*|/openapi\.json|/static-offline-docs/.*
 _ADMIN = re.compile(r"/(metrics|queue/|workers).*", re.DOTALL)
 _BATCH = re.compile(r"/batches.*", re.DOTALL)
 _SIGNED = re.compile(r"/jobs/[^/]+/(outputs|images)/[^/]+")  # which browsers ask for without a header
+API_KEY, SIGNATURE = "API key", "Signed address"  # as OpenAPI names what lets a request in
+SECURITY_SCHEMES = {
+    API_KEY: {"type": "http", "scheme": "bearer"},
+    SIGNATURE: {
+        "type": "apiKey",
+        "in": "query",
+        "name": "signature",
+        "description": "An address as a result tells it, with its whole query.",
+    },
+}
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="smalti"'}
+
+
+def security_of(method: str, path: str) -> list[dict[str, list[str]]]:
+    """Return what OpenAPI says that a request needs where there are keys: one of these, or nothing."""
+    if _OPEN.fullmatch(path):
+        return []
+    is_signed = method in ("get", "head") and _SIGNED.fullmatch(path)
+    return [{API_KEY: []}, {SIGNATURE: []}] if is_signed else [{API_KEY: []}]
 
 
 class CheckKey:

@@ -15,7 +15,7 @@ from workers.queue.records import STATUSES, VIEW_FIELDS, job_key, job_view, jobs
 MAX_JOBS = 100  # on a page
 _CHUNK = 200  # jobs that are looked at together
 _MAX_SEEN = 2_000  # for one page, however few of them match
-_CURSOR = re.compile(r"([0-9]{1,17}(?:\.[0-9]{1,9})?)-([0-9a-f]{32})")
+CURSOR = re.compile(r"([0-9]{1,17}(?:\.[0-9]{1,9})?)-([0-9a-f]{32})")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ async def read_views(client: redis.asyncio.Redis, job_ids: Sequence[str]) -> lis
 def _read_cursor(cursor: str | None) -> tuple[str, str | None]:
     if cursor is None:
         return "+inf", None
-    parts = _CURSOR.fullmatch(cursor)
+    parts = CURSOR.fullmatch(cursor)
     if parts is None:
         raise InvalidRequest(f"cursor: is not the `next` of a page, got {cursor[:64]!r}")
     return parts[1], parts[2]

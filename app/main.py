@@ -23,6 +23,7 @@ from app.keys import KeyLimits, Keys, is_loopback, load_keys
 from app.limits import Rate, TellAllowance
 from app.methods import AnswerMethods
 from app.metrics import CountRequests, HttpMetrics
+from app.openai_stream import CompletedImage, PartialImage
 from app.openapi import DESCRIPTION, any_problem, use_openapi
 from app.queue import JobQueue
 from app.request_ids import IdentifyRequests
@@ -42,6 +43,7 @@ from app.routes import (
     outputs,
     pipelines,
 )
+from app.routes.events import JobUpdate
 from app.services import Services
 from app.settings import AppSettings
 from workers.blobs import BlobStore
@@ -61,7 +63,11 @@ _TAGS = [
     {"name": "files", "description": "Files that are sent once and named by their id."},
     {"name": "batches", "description": "Many requests at once, beside interactive ones."},
     {"name": "pipelines", "description": "What there is to ask for."},
-    {"name": "openai", "description": "OpenAI's Images API, for its unmodified clients."},
+    {
+        "name": "openai",
+        "x-displayName": "OpenAI",
+        "description": "OpenAI's Images API, for its unmodified clients.",
+    },
     {"name": "administration", "description": "For keys with the scope admin, where there are keys."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -124,7 +130,7 @@ def create_app(settings: AppSettings) -> FastAPI:
     for routes in (*work, admin, health, metrics, openai):
         app.include_router(routes.router)
     app.add_api_route("/", _home, include_in_schema=False)
-    use_openapi(app)
+    use_openapi(app, has_keys=bool(keys), models=(JobUpdate, PartialImage, CompletedImage))
     return app
 
 

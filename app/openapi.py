@@ -1,18 +1,22 @@
 """What FastAPI can't read off the routes for the OpenAPI document: answers, headers and problems."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
+from app.access import SECURITY_SCHEMES, security_of
 from app.errors import PROBLEM_MEDIA_TYPE, Problem
+from app.event_stream import EVENT_STREAM
 from app.examples import PROBLEMS, QUEUED_JOB
 from app.negotiation import JSON_MEDIA_TYPE
 from models.media.base import MEDIA, medium_of
 from workers.messages import JobView
 
 Responses = dict[int | str, dict[str, Any]]
+_REF = "#/components/schemas/{model}"
 
 DESCRIPTION = """\
 Generate images of a class or a prompt, turn an image into a small grid of codes, and codes into an image.
@@ -79,6 +83,7 @@ IDEMPOTENCY_KEY: dict[str, Any] = {
 }
 _RATE_HEADERS = ("RateLimit", "RateLimit-Policy")
 _HEADERS_OF_STATUS = {429: ("Retry-After", *_RATE_HEADERS), 503: ("Retry-After",)}
+_OF_A_JOB = ("get_job", "follow_job", "cancel_job", "retry_job")  # operations that take a job's id
 _HEADERS = {
     "Location": "The address of what was made.",
     "Content-Location": "The address of the job, or of its output.",
@@ -108,7 +113,7 @@ def problems(*codes: str) -> Responses:
             {
                 "description": problem.title,
                 "content": {
-                    PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
+                    PROBLEM_MEDIA_TYPE: {"schema": {"$ref": _REF.format(model="Problem")}, "examples": {}}
                 },
                 "headers": headers_of(*_HEADERS_OF_STATUS.get(problem.status, ())),
             },
@@ -125,7 +130,7 @@ def any_problem() -> Responses:
 
 
 def job_responses(finished: JobView, *, has_output: bool) -> Responses:
-    """Describe the answers to a request for work that did not fail."""
+    """Describe the answers to a request for work that did not fail, and what its job leads to."""
     headers = ["Content-Location", "Preference-Applied", "Idempotency-Replayed", *_RATE_HEADERS]
     description = "The finished job: with `Prefer: wait`."
     if has_output:
@@ -134,7 +139,7 @@ def job_responses(finished: JobView, *, has_output: bool) -> Responses:
     done = one_job_response(200, description, *headers, finished=finished)
     if has_output:
         done[200]["content"] |= outputs_content()
-    return done | one_job_response(
+    found = done | one_job_response(
         202,
         "The job waits or runs.",
         "Location",
@@ -143,6 +148,11 @@ def job_responses(finished: JobView, *, has_output: bool) -> Responses:
         *_RATE_HEADERS,
         queued=QUEUED_JOB,
     )
+    for response in found.values():
+        response["links"] = {
+            name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}} for name in _OF_A_JOB
+        }
+    return found
 
 
 def one_job_response(status: int, description: str, *headers: str, **examples: JobView) -> Responses:
@@ -184,23 +194,44 @@ def outputs_content() -> dict[str, Any]:
     }
 
 
-def use_openapi(app: FastAPI) -> None:
-    """Let the application's document know the shape of problems, whose media type FastAPI doesn't support."""
+def event_stream(example: str, *events: type[BaseModel]) -> dict[str, Any]:
+    """Describe server-sent events whose data is JSON of these types; to be named to ``use_openapi``, too."""
+    refs = [{"$ref": _REF.format(model=event.__name__)} for event in events]
+    data = {
+        "type": "string",
+        "contentMediaType": JSON_MEDIA_TYPE,
+        "contentSchema": refs[0] if len(refs) == 1 else {"anyOf": refs},
+    }
+    texts = {name: {"type": "string"} for name in ("event", "id")}
+    item = {"type": "object", "required": ["data"], "properties": {"data": data, **texts}}
+    return {EVENT_STREAM: {"itemSchema": item, "example": example}}
+
+
+def use_openapi(app: FastAPI, *, has_keys: bool, models: Sequence[type[BaseModel]]) -> None:
+    """Let the application's document know what FastAPI doesn't support: whole, each time it is asked for.
+
+    That is the shape of problems and events (``models``), and what an address needs where there are keys.
+    """
     build = app.openapi
 
-    def with_problems() -> dict[str, Any]:
+    def complete() -> dict[str, Any]:
         document = build()
-        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        document["components"]["securitySchemes"] = {"API key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{}, {"API key": []}]  # needed where the service has keys
-        for path in document["paths"].values():
-            for operation in path.values():
+        kinds: list[type[BaseModel]] = [Problem, *models]
+        _, shapes = models_json_schema([(kind, "serialization") for kind in kinds], ref_template=_REF)
+        document["components"]["schemas"] |= shapes["$defs"]
+        refusals = {str(status): each for status, each in problems("unauthorized", "forbidden").items()}
+        document["components"]["securitySchemes"] = SECURITY_SCHEMES
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                security = security_of(method, path)
+                operation["security"] = security if has_keys or not security else [{}, *security]
+                if security:
+                    operation["responses"] = refusals | operation["responses"]
                 for response in operation["responses"].values():
                     response.setdefault("headers", {}).update(headers_of("X-Request-Id"))
-        document["components"]["schemas"] |= problem.pop("$defs", {}) | {"Problem": problem}
         return document
 
-    app.openapi = with_problems  # type: ignore[method-assign]
+    app.openapi = complete  # type: ignore[method-assign]
 
 
 def _values(examples: Mapping[str, BaseModel]) -> dict[str, Any]:

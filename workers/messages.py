@@ -7,13 +7,14 @@ The catalog makes a client's request (``GenerateRequest``, ``EncodeRequest``, ``
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     Strict,
     StrictBool,
@@ -22,6 +23,8 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from models.options import OptionFields, Precision
 
@@ -264,6 +267,13 @@ class Output(Message):
         default=None, description="Of what the codes decode to, against the source; 100 where they are equal."
     )
     error: JobError | None = None
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        fields = {name: value for name, value in core_schema.items() if name != "serialization"}
+        return handler(cast(CoreSchema, fields))  # as the serializer below hides the fields
 
     @model_serializer(mode="wrap")
     def _without_nulls(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from app.codes import with_codes
 from app.event_stream import EVENT_STREAM, HEADERS, KEEP_ALIVE, with_signs_of_life
 from app.examples import GENERATED_JOB
 from app.job_events import JobEvent
-from app.openapi import Responses, problems
+from app.openapi import Responses, event_stream, problems
 from app.routes.places import JobId
 from app.services import Services, ServicesNeeded
 from workers.errors import JobNotFound, QueueUnavailable
@@ -49,7 +49,7 @@ _RESPONSES: Responses = {
             "Events of kind `status`, `progress` and, if the request has `preview`, `preview`; the one that"
             " ends the job is the last. Of previews only the latest is kept, and none when the job has ended."
         ),
-        "content": {EVENT_STREAM: {"schema": {"type": "string"}, "example": _EXAMPLE}},
+        "content": event_stream(_EXAMPLE, JobUpdate),
     },
     204: {"description": "The job has ended, and the client has heard of it."},
 }

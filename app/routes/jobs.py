@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from app.codes import with_addresses
 from app.examples import CANCELLED_JOB, GENERATED_JOB, QUEUED_JOB, RUNNING_JOB
-from app.job_list import MAX_JOBS
+from app.job_list import CURSOR, MAX_JOBS
 from app.keys import current_owner
 from app.negotiation import parse_prefer
 from app.openapi import (
@@ -32,6 +32,13 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 _PAGE: Any = {"jobs": [QUEUED_JOB.model_dump(mode="json")], "next": f"1767323045.123456-{QUEUED_JOB.id}"}
 
 
+_CURSOR: Any = Query(
+    max_length=64,
+    description="The `next` of the page before.",
+    json_schema_extra={"pattern": f"^{CURSOR.pattern}$"},  # said there only: a cursor's own message is better
+)
+
+
 class JobList(BaseModel):
     """A page of jobs, the newest first. Codes are not in it: look the job up for them."""
 
@@ -41,13 +48,18 @@ class JobList(BaseModel):
     next: str | None = Field(description="The `cursor` of the next page; null on the last one.")
 
 
-@router.get("", operation_id="list_jobs", summary="List one's jobs", responses=problems("queue_unavailable"))
+@router.get(
+    "",
+    operation_id="list_jobs",
+    summary="List one's jobs",
+    responses=problems("invalid_request", "queue_unavailable"),
+)
 async def list_jobs(
     services: ServicesNeeded,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
     operation: Annotated[Operation | None, Query(description="Only jobs of this kind.")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_JOBS, description="The most on a page.")] = 20,
-    cursor: Annotated[str | None, Query(max_length=64, description="The `next` of the page before.")] = None,
+    cursor: Annotated[str | None, _CURSOR] = None,
 ) -> JobList:
     """Show the jobs of the request's API key, or all where there are no keys.
 

@@ -9,7 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from app.errors import NotReady, job_problem_response
-from app.event_stream import EVENT_STREAM
+from app.examples import PROBLEMS
 from app.idempotency import idempotency_of
 from app.keys import shown_address
 from app.negotiation import JSON_MEDIA_TYPE
@@ -30,8 +30,8 @@ from app.openai_images import (
     pipeline_of,
     wants_urls,
 )
-from app.openai_stream import STOPPING, stream_images
-from app.openapi import IDEMPOTENCY_KEY, Responses, headers_of
+from app.openai_stream import STOPPING, CompletedImage, PartialImage, stream_images
+from app.openapi import IDEMPOTENCY_KEY, Responses, event_stream, headers_of
 from app.routes.bodies import JsonRoute, takes_json
 from app.services import Services, ServicesNeeded
 from app.submit import CANCELLED, submit
@@ -39,6 +39,10 @@ from models.spec import SPEC_FILE, PipelineSpec
 from workers.errors import ServiceError
 from workers.messages import JobStatus, JobView
 
+_REFUSALS = [
+    (problem.status, problem.code, problem.detail, None)
+    for problem in (PROBLEMS["unauthorized"], PROBLEMS["forbidden"])
+]
 _MARGIN_S = 10.0  # between the end of a job's time, and the end of the wait for it
 
 
@@ -50,7 +54,7 @@ def _failures(*examples: tuple[int, str, str, str | None]) -> Responses:
             "description": message,
             "content": {JSON_MEDIA_TYPE: {"example": failure_of(status, code, message, param).model_dump()}},
         }
-        for status, code, message, param in examples
+        for status, code, message, param in (*_REFUSALS, *examples)
     }
     other = failure_of(500, "internal_error", "The server's log says more.").model_dump()
     found["default"] = {
@@ -69,7 +73,7 @@ _ANSWERS: Responses = {
         "description": "The pictures; with `stream`, events: partial pictures, then each picture.",
         "content": {
             JSON_MEDIA_TYPE: {"example": IMAGES_ANSWER.model_dump(exclude_none=True)},
-            EVENT_STREAM: {"schema": {"type": "string"}, "example": IMAGES_EVENTS},
+            **event_stream(IMAGES_EVENTS, PartialImage, CompletedImage),
         },
         "headers": headers_of("Idempotency-Replayed", "Smalti-Job-Id", "Smalti-Seed"),
     }
@@ -87,6 +91,7 @@ router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
     | _failures(
         (400, "invalid_request", "n: should be less than or equal to 10, got 11", "n"),
         _NO_MODEL,
+        (415, "unsupported_media_type", "Content-Type: send application/json, got text/plain", None),
         (429, "queue_full", "256 jobs wait, which is the most that may", None),
     ),
     openapi_extra={"parameters": [IDEMPOTENCY_KEY]},

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
@@ -21,6 +22,23 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _SUFFIXES = {kind: suffix for name in MEDIA for suffix, kind in medium_of(name).formats.items()}
+_RANGE: dict[str, Any] = {
+    "name": "Range",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "example": "bytes=0-1023",
+    "description": "One range of bytes: `bytes=FIRST-LAST`, `bytes=FIRST-` or `bytes=-LENGTH`. What can't be"
+    " read is all of them.",
+}
+_IF_NONE_MATCH: dict[str, Any] = {
+    "name": "If-None-Match",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "The `ETag` of what the client has already.",
+}
+_PARAMETERS = {"parameters": [_RANGE, _IF_NONE_MATCH]}
 _RESPONSES = output_responses() | problems(
     "job_not_found", "not_acceptable", "range_not_satisfiable", "invalid_request", "queue_unavailable"
 )
@@ -32,6 +50,7 @@ _RESPONSES = output_responses() | problems(
     summary="Fetch an output of a job",
     response_class=Response,
     responses=_RESPONSES,
+    openapi_extra=_PARAMETERS,
 )
 async def get_output(http: HttpRequest, job_id: JobId, index: Index, services: ServicesNeeded) -> Response:
     """Send an output's bytes. They never change, so they may be cached as long as one likes."""
@@ -45,6 +64,7 @@ async def get_output(http: HttpRequest, job_id: JobId, index: Index, services: S
     summary="Fetch an image of a job",
     response_class=Response,
     responses=_RESPONSES,
+    openapi_extra=_PARAMETERS,
 )
 async def get_image(http: HttpRequest, job_id: JobId, index: Index, services: ServicesNeeded) -> Response:
     """Send an image's bytes, counting a job's images alone."""

@@ -159,13 +159,16 @@ def service(module_service: Service) -> Iterator[Service]:
 
 
 @contextmanager
-def serving_weights(redis_url: str, weights: Path, data_dir: Path) -> Iterator[httpx.Client]:
-    """The API, ready, with a worker that computes with all pipelines in ``weights``."""
+def serving_weights(redis_url: str, weights: Path, data_dir: Path, **changes) -> Iterator[httpx.Client]:
+    """The API, ready, with a worker that computes with all pipelines in ``weights``.
+
+    ``changes`` are other settings.
+    """
     # Here, as this brings PyTorch, which other tests of the API do without.
     from workers.engine.loading import load_engine
     from workers.settings import WorkerSettings
 
-    settings = AppSettings(redis_url=redis_url, weights_dir=weights, data_dir=data_dir)
+    settings = AppSettings(redis_url=redis_url, weights_dir=weights, data_dir=data_dir, **changes)
     catalog = Catalog.load(weights, ())
     for_worker = WorkerSettings(weights_dir=weights, data_dir=data_dir, max_batch_size=8, device="cpu")
     engine = load_engine(for_worker, catalog)

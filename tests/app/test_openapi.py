@@ -4,9 +4,12 @@ import json
 import re
 
 from app.errors import Problem
-from tests.app.conftest import SPEC, WAIT, job_of, read_job
+from app.keys import make_key
+from app.main import create_app
+from app.routes.events import JobUpdate
+from tests.app.conftest import SPEC, WAIT, job_of, read_job, settings_for
 from tests.waiting import wait_until
-from workers.messages import PipelineInfo
+from workers.messages import Output, PipelineInfo
 
 
 def test_pipelines_are_listed_with_an_example_that_works(service):
@@ -60,7 +63,7 @@ def test_openapi_has_an_example_of_every_body_and_each_is_valid(service):
             for media_type, content in response.get("content", {}).items():
                 if media_type.startswith("image/"):
                     continue
-                name = content["schema"].get("$ref", "").rpartition("/")[2]
+                name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
                 examples = [example["value"] for example in content.get("examples", {}).values()]
                 examples += (
                     [content["example"]]
@@ -98,3 +101,49 @@ def test_the_request_examples_of_openapi_are_served(service):
                 "invalid_request",
                 "unknown_pipeline",
             }
+
+
+def test_the_document_has_the_fields_of_an_output_and_of_each_event(service):
+    document = service.client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    assert schemas["Output"]["properties"].keys() == Output.model_fields.keys()
+
+    stream = document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]
+    data = stream["text/event-stream"]["itemSchema"]["properties"]["data"]
+    assert data["contentSchema"] == {"$ref": "#/components/schemas/JobUpdate"}
+    assert schemas["JobUpdate"]["properties"].keys() == JobUpdate.model_fields.keys()
+
+
+def test_the_document_allows_the_cursors_that_there_are(service):
+    service.client.post("/generate", json={})
+    service.client.post("/generate", json={})
+    page = service.client.get("/jobs", params={"limit": 1}).json()
+    parameters = service.client.get("/openapi.json").json()["paths"]["/jobs"]["get"]["parameters"]
+    (pattern,) = (each["schema"]["pattern"] for each in parameters if each["name"] == "cursor")
+    assert re.search(pattern, page["next"])
+    assert not re.search(pattern, "0" * 64)
+
+
+def test_the_document_says_which_addresses_take_a_key(tmp_path):
+    _, line = make_key("ada", ["generate"])
+    for keys, choice in (("", [{}]), (line, [])):
+        document = create_app(settings_for(tmp_path, "redis://127.0.0.1:1", api_keys=keys)).openapi()
+        paths, bearer, signed = document["paths"], {"API key": []}, {"Signed address": []}
+        assert paths["/health/ready"]["get"]["security"] == []
+        assert paths["/jobs/{job_id}/outputs/{index}"]["get"]["security"] == [*choice, bearer, signed]
+        assert paths["/generate"]["post"]["security"] == [*choice, bearer]
+        assert {"401", "403"} <= paths["/pipelines"]["get"]["responses"].keys()
+        assert {"401", "403", "415"} <= paths["/v1/images/generations"]["post"]["responses"].keys()
+
+
+def test_a_job_in_the_document_leads_to_operations_on_it(service):
+    paths = service.client.get("/openapi.json").json()["paths"]
+    taking = {
+        operation["operationId"]
+        for operations in paths.values()
+        for operation in operations.values()
+        if any(each["name"] == "job_id" for each in operation.get("parameters", ()))
+    }
+    for response in (paths["/generate"]["post"]["responses"][status] for status in ("200", "202")):
+        assert response["links"]
+        assert {link["operationId"] for link in response["links"].values()} <= taking

@@ -286,18 +286,18 @@ def test_the_readme_names_every_address() -> None:
 
 
 def test_the_api_page_names_every_field_of_a_request() -> None:
-    page = (ROOT / "docs/api.md").read_text()
+    page = (ROOT / "docs/http.md").read_text()
     for kind in (GenerateRequest, EncodeRequest, DecodeRequest):
         assert [name for name in kind.model_fields if f"`{name}`" not in page] == []
 
 
 def test_the_api_page_has_every_error() -> None:
-    table = dict(re.findall(r"^\| `(\w+)` \| (\d{3}) \|", (ROOT / "docs/api.md").read_text(), re.M))
+    table = dict(re.findall(r"^\| `(\w+)` \| (\d{3}) \|", (ROOT / "docs/http.md").read_text(), re.M))
     codes = {"not_found", "method_not_allowed", *PROBLEMS, *(f"invalid_{medium}" for medium in MEDIA)}
     assert set(table) == codes | {kind.code for kind in all_kinds(ServiceError)}
     for code, status in table.items():
         assert problem_of(code, "").status == int(status), code
-    assert PROBLEM_MEDIA_TYPE in (ROOT / "docs/api.md").read_text()
+    assert PROBLEM_MEDIA_TYPE in (ROOT / "docs/http.md").read_text()
 
 
 def all_kinds(kind: type[ServiceError]) -> Iterator[type[ServiceError]]:

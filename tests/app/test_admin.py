@@ -10,6 +10,7 @@ from app.queue import JobQueue
 from tests.app.conftest import WAIT, job_of, problem_of, serving, settings_for
 from tests.app.queue_jobs import REQUEST, RESULT, run
 from tests.waiting import wait_until
+from workers.compute import Slots
 from workers.errors import QueueFull
 from workers.messages import Progress
 from workers.queue import embedded_server
@@ -50,11 +51,11 @@ def test_a_paused_queue_is_no_longer_than_another_and_deadlines_hold(redis_url, 
             await queue.submit(REQUEST)
         with pytest.raises(QueueFull):
             await queue.submit(REQUEST)
-        assert consumer.claim(4, is_idle=True).jobs == ()
+        assert consumer.claim(Slots(4, 4), is_idle=True).jobs == ()
         time.sleep(0.02)
         assert (await queue.get(late.id)).error.code == "deadline_exceeded"
         await queue.control.resume()
-        assert len(consumer.claim(4, is_idle=True).jobs) == 2
+        assert len(consumer.claim(Slots(4, 4), is_idle=True).jobs) == 2
 
     run(redis_url, use, max_length=3)
 
@@ -74,7 +75,7 @@ def test_a_pause_survives_a_restart_of_everything(tmp_path):
     try:
         run(server.url, look)
         worker = Consumer(server.url, ["tiny"], lease_s=1, max_tries=3, ageing_s=1)
-        assert worker.claim(4, is_idle=True).jobs == ()
+        assert worker.claim(Slots(4, 4), is_idle=True).jobs == ()
         worker.close()
     finally:
         server.stop()
@@ -88,7 +89,7 @@ def test_workers_are_shown_with_their_jobs(redis_url, consumer, tmp_path):
         return (await queue.submit(REQUEST.model_copy(update={"num_samples": 2}))).id
 
     job_id = run(redis_url, claim_one)
-    [claim] = consumer.claim(4, is_idle=True).jobs
+    [claim] = consumer.claim(Slots(4, 4), is_idle=True).jobs
     consumer.heartbeat([claim])
     with serving(create_app(settings)) as client:
         [worker] = client.get("/workers").json()

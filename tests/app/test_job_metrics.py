@@ -10,6 +10,7 @@ from app.queue import JobQueue
 from tests.app.conftest import WAIT, job_of, read_job
 from tests.app.queue_jobs import REQUEST, RESULT, run
 from tests.fake_engine import FAILURES
+from workers.compute import Slots
 from workers.errors import NotFinite
 from workers.messages import JobMetrics, Progress
 from workers.queue.consumer import Outcome
@@ -20,7 +21,7 @@ def test_waiting_and_computing_are_told_apart(redis_url, consumer):
     async def use(queue: JobQueue) -> JobMetrics:
         job = await queue.submit(REQUEST)
         time.sleep(0.1)
-        [claim] = consumer.claim(1, is_idle=True).jobs
+        [claim] = consumer.claim(Slots(1, 1), is_idle=True).jobs
         running = await queue.get(job.id)
         assert (running.metrics, running.expires_at) == (None, None)
         time.sleep(0.2)
@@ -37,7 +38,7 @@ def test_waiting_and_computing_are_told_apart(redis_url, consumer):
 def test_a_failed_job_tells_what_it_took_until_then(redis_url, consumer):
     async def use(queue: JobQueue) -> JobMetrics:
         job = await queue.submit(REQUEST)
-        [claim] = consumer.claim(1, is_idle=True).jobs
+        [claim] = consumer.claim(Slots(1, 1), is_idle=True).jobs
         consumer.finish([Outcome(claim, NotFinite("NaN"), Progress(step=1, total=4), 1.0)])
         return (await queue.get(job.id)).metrics
 
@@ -48,11 +49,11 @@ def test_a_failed_job_tells_what_it_took_until_then(redis_url, consumer):
 def test_a_job_that_no_worker_took_has_waited_all_its_time(redis_url, consumer):
     async def use(queue: JobQueue) -> tuple[JobMetrics, JobMetrics]:
         never, again = [(await queue.submit(REQUEST)).id for _ in range(2)]
-        claims = {claim.job_id: claim for claim in consumer.claim(2, is_idle=True).jobs}
+        claims = {claim.job_id: claim for claim in consumer.claim(Slots(2, 2), is_idle=True).jobs}
         time.sleep(0.05)
         consumer.release(claims.values(), "front")  # which was no try
         time.sleep(0.05)
-        [claim] = consumer.claim(1, is_idle=True).jobs
+        [claim] = consumer.claim(Slots(1, 1), is_idle=True).jobs
         assert claim.job_id == again
         consumer.finish([Outcome(claim, RESULT)])
         await queue.cancel(never)
@@ -67,7 +68,7 @@ def test_a_job_that_no_worker_took_has_waited_all_its_time(redis_url, consumer):
 def test_a_job_that_an_older_worker_has_ended_has_no_metrics(redis_url, consumer):
     async def use(queue: JobQueue) -> None:
         job = await queue.submit(REQUEST)
-        consumer.finish([Outcome(claim, RESULT) for claim in consumer.claim(1, is_idle=True).jobs])
+        consumer.finish([Outcome(claim, RESULT) for claim in consumer.claim(Slots(1, 1), is_idle=True).jobs])
         with redis.Redis.from_url(redis_url) as client:
             client.hdel(job_key(job.id), "queue_s", "total_s", "batch_size")
         seen = await queue.get(job.id)
@@ -80,7 +81,7 @@ def test_a_job_says_when_it_expires(redis_url, consumer):
     async def use(queue: JobQueue) -> None:
         job = await queue.submit(REQUEST)
         assert job.expires_at is None
-        consumer.finish([Outcome(claim, RESULT) for claim in consumer.claim(1, is_idle=True).jobs])
+        consumer.finish([Outcome(claim, RESULT) for claim in consumer.claim(Slots(1, 1), is_idle=True).jobs])
         done = await queue.get(job.id)
         assert done.expires_at == done.ended_at + timedelta(seconds=60)
         with redis.Redis.from_url(redis_url) as client:

@@ -16,6 +16,7 @@ from app.queue import JobQueue
 from app.settings import AppSettings
 from tests.app.conftest import problem_of, serving, settings_for
 from tests.app.queue_jobs import REQUEST, run
+from workers.compute import Slots
 from workers.errors import QueueShareExceeded, RateLimitExceeded
 from workers.queue.consumer import Consumer
 from workers.queue.records import PREFIX, QUARANTINE, QUEUES, job_key, queue_key
@@ -218,7 +219,9 @@ def test_what_counts_as_waiting_is_what_waits_whatever_happened(redis_url, seed)
                         owner = draw.choice(("", "ada", "bob"))
                         await queue.submit(late, owner=owner, allowance=Allowance(max_waiting=99))
                     case "claim":
-                        claimed += consumer.claim(draw.randint(1, 3), is_idle=True).jobs
+                        claimed += consumer.claim(
+                            Slots(draw.randint(1, 3), draw.randint(0, 3)), is_idle=True
+                        ).jobs
                     case "cancel":
                         ids = [id for each in (*QUEUES, QUARANTINE) for id in ids_of(client, each)]
                         if ids:
@@ -302,7 +305,7 @@ def test_jobs_of_one_key_and_of_none_are_taken_as_they_come(redis_url, consumer)
     async def use(queue: JobQueue) -> None:
         for owner in ("ada", ""):
             made = [(await queue.submit(REQUEST, owner=owner)).id for _ in range(40)]
-            assert [claim.job_id for claim in consumer.claim(40, is_idle=True).jobs] == made
+            assert [claim.job_id for claim in consumer.claim(Slots(40, 40), is_idle=True).jobs] == made
 
     run(redis_url, use, max_length=100)
 
@@ -315,7 +318,7 @@ def test_turns_go_on_fairly_while_jobs_are_taken(redis_url, consumer):
                 await queue.submit(REQUEST, owner="ada")
             for _ in range(6):  # one that comes again as soon as it is served
                 await queue.submit(REQUEST, owner="bob")
-                for claim in consumer.claim(2, is_idle=True).jobs:
+                for claim in consumer.claim(Slots(2, 2), is_idle=True).jobs:
                     taken.append(client.hget(job_key(claim.job_id), "owner"))
         return taken
 

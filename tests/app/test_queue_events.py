@@ -8,6 +8,7 @@ import redis
 
 from app.queue import JobQueue
 from tests.app.queue_jobs import REQUEST, RESULT, run
+from workers.compute import Slots
 from workers.messages import (
     JobStatus,
     Progress,
@@ -24,7 +25,7 @@ def test_events_replay_and_follow(redis_url, consumer):
         rest: Coroutine[Any, Any, list[Any]] = _collect(events)
         following = asyncio.create_task(rest)
         await asyncio.sleep(0.05)
-        [claim] = consumer.claim(4, is_idle=True).jobs
+        [claim] = consumer.claim(Slots(4, 4), is_idle=True).jobs
         consumer.publish_progress([(claim, Progress(step=2, total=4))])
         late = queue.events(view.id, first.id)
         assert [(await anext(late)).status for _ in range(2)] == ["running", "running"]
@@ -47,7 +48,7 @@ def test_all_who_follow_a_job_share_one_reader(redis_url, consumer):
             client.config_resetstat()
             following = [asyncio.create_task(_collect(queue.events(view.id))) for _ in range(1200)]
             await asyncio.sleep(0.3)
-            [claim] = consumer.claim(1, is_idle=True).jobs
+            [claim] = consumer.claim(Slots(1, 1), is_idle=True).jobs
             for step in range(1, 4):
                 consumer.publish_progress([(claim, Progress(step=step, total=4))])
                 await asyncio.sleep(0.02)

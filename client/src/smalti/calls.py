@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smalti.errors import NoBytes, UnusableSource
+from smalti.arguments import check_sendable, shown
+from smalti.errors import InvalidArgument, NoBytes, UnusableSource
 from smalti.fields import Encoded, Operation, Source
 from smalti.models import Codes, File, Result
 from smalti.sources import bytes_of, files_of
@@ -69,6 +70,7 @@ def work_call(
         case "encode":
             if source is None:
                 raise UnusableSource("source: is required; give a path, bytes, an image or a list of them")
+            check_sendable(given)
             files = files_of(source)
             if any(isinstance(file, File) for file in files):
                 return Call("POST", operation, headers, json={"source": [*map(_inline, files)], **given})
@@ -83,7 +85,7 @@ def work_call(
             return Call("POST", operation, headers, json={**body, **given})
         case "generate":
             return Call("POST", operation, headers, json=given)
-    raise ValueError(f"operation: is generate, encode or decode, got {operation!r}")
+    raise InvalidArgument("operation", f"is generate, encode or decode, got {shown(operation)}")
 
 
 def upload_of(source: Source, name: str | None, media_type: str | None) -> FormFile:
@@ -98,10 +100,12 @@ def upload_of(source: Source, name: str | None, media_type: str | None) -> FormF
 
 
 def key_of(idempotency_key: str | None) -> str:
-    """Return the key that was given, checked, or a new one. Raises: ValueError."""
+    """Return the key that was given, checked, or a new one. Raises: InvalidArgument."""
     key = idempotency_key or uuid.uuid4().hex
-    if not re.fullmatch(r"[ -~]{1,255}", key):
-        raise ValueError(f"idempotency_key: is 1 to 255 characters of printable ASCII, got {key[:64]!r}")
+    if not isinstance(key, str) or not re.fullmatch(r"[ -~]{1,255}", key):
+        raise InvalidArgument(
+            "idempotency_key", f"is 1 to 255 characters of printable ASCII, got {shown(key)}"
+        )
     return key
 
 
@@ -139,4 +143,5 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
+    """Return what a form can say."""
     return str(value).lower() if isinstance(value, bool) else str(value)

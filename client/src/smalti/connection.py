@@ -3,7 +3,7 @@
 import random
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,11 +14,13 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from smalti.arguments import check_seconds, check_sendable, shown
 from smalti.calls import Call
 from smalti.errors import (
     AnswerLost,
     AnswerUnreadable,
     ConnectionFailed,
+    InvalidArgument,
     RequestFailed,
     SmaltiError,
     request_failed,
@@ -31,6 +33,7 @@ _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _OWN_FAULTS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)  # which no other try makes good
 _REFUSED = frozenset({"queue_full", "not_ready", "pipeline_not_served", "too_busy"})  # surely without a job
 _PASSING = frozenset({502, 503, 504})
+_MAX_REQUEST_TIMEOUT_S = 86400.0  # sockets know no endless one that is a number
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 0.25, 8.0
 
 
@@ -51,15 +54,17 @@ class ConnectionConfig:
     def __post_init__(self) -> None:
         try:
             url = httpx.URL(self.base_url)
-        except httpx.InvalidURL as error:
-            raise ValueError(f"base_url: {error}, got {self.base_url!r}") from None
+        except (httpx.InvalidURL, TypeError) as error:
+            raise InvalidArgument("base_url", f"{error}, got {shown(self.base_url)}") from None
         if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
-            raise ValueError(f"base_url: is like http://127.0.0.1:8000, got {self.base_url!r}")
-        if self.api_key is not None and not re.fullmatch(r"[!-~]+", self.api_key):
-            raise ValueError("api_key: is printable ASCII without spaces; is there a line break at its end?")
-        for name in ("retry_s", "request_timeout_s"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: is 0 or more seconds, got {getattr(self, name)!r}")
+            raise InvalidArgument("base_url", f"is like http://127.0.0.1:8000, got {shown(self.base_url)}")
+        key: object = self.api_key
+        if key is not None and not (isinstance(key, str) and re.fullmatch(r"[!-~]+", key)):
+            raise InvalidArgument(
+                "api_key", "is printable ASCII without spaces; is there a line break at its end?"
+            )
+        check_seconds("retry_s", self.retry_s)
+        check_seconds("request_timeout_s", self.request_timeout_s, _MAX_REQUEST_TIMEOUT_S)
 
     def __repr__(self) -> str:
         return f"ConnectionConfig({self.base_url!r})"  # the key is nobody's business
@@ -87,7 +92,7 @@ class Connection:
         for num_tries in count():
             failure: SmaltiError
             try:
-                response = await self._io.send(self._build(call))
+                response = await self._io.send(self._checked(call))
             except httpx.TransportError as error:
                 failure = self._fault(call, error)
                 is_safe = isinstance(error, _NEVER_SENT)
@@ -118,7 +123,7 @@ class Connection:
 
         Raises: httpx.TransportError.
         """
-        response = await self._io.send(self._build(call), stream=True)
+        response = await self._io.send(self._checked(call), stream=True)
         try:
             yield response
         finally:
@@ -131,6 +136,16 @@ class Connection:
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         await self._io.sleep(seconds)
+
+    def _checked(self, call: Call) -> httpx.Request:
+        """Return a request. Raises: InvalidArgument naming a field that can't be sent."""
+        try:
+            return self._build(call)
+        except (ValueError, TypeError, RecursionError):
+            for fields in (call.json, call.form):
+                if isinstance(fields, Mapping):
+                    check_sendable(fields)
+            raise
 
     def _build(self, call: Call) -> httpx.Request:
         url = self._base.join(call.path)

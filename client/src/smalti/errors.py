@@ -12,6 +12,21 @@ class SmaltiError(Exception):
     """Anything that this package raises."""
 
 
+class InvalidArgument(SmaltiError, ValueError):
+    """What a method was given can't be sent, and nothing was: ``field`` names it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: {message}")
+
+
+class ClientClosed(SmaltiError, RuntimeError):
+    """The client was closed, and is asked for more."""
+
+    def __init__(self) -> None:
+        super().__init__("the client is closed: make another, or do this inside its `with` block")
+
+
 class MissingPackage(SmaltiError, ImportError):
     """An optional package is asked for and not installed."""
 

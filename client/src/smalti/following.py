@@ -1,6 +1,7 @@
 """What happens to a job: server-sent events where they come through, else looking again and again."""
 
 import json
+import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -8,8 +9,10 @@ from contextlib import aclosing
 import httpx
 from pydantic import TypeAdapter
 
+from smalti.arguments import check_seconds, shown
 from smalti.calls import Call
 from smalti.connection import Connection, read
+from smalti.errors import InvalidArgument
 from smalti.models import Event, JobInfo
 from smalti.server_sent_events import EventParser, ServerSentEvent
 
@@ -32,6 +35,8 @@ async def follow(connection: Connection, job_id: str, timeout_s: float | None) -
 
     Raises: NotFound; ConnectionFailed; RequestFailed; AnswerUnreadable.
     """
+    if timeout_s is not None:
+        check_seconds("timeout_s", timeout_s)
     ends_at = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
     last_id, num_empty = "", 0
     while True:
@@ -65,6 +70,8 @@ async def look_up(connection: Connection, job_id: str, wait_s: float = 0) -> Job
 
     Raises: NotFound; ConnectionFailed; RequestFailed; AnswerUnreadable.
     """
+    if not isinstance(job_id, str) or not re.fullmatch(r"[\w-]{1,128}", job_id, re.ASCII):
+        raise InvalidArgument("job_id", f"is the id that a job was given, got {shown(job_id)}")
     call = Call("GET", f"jobs/{job_id}")
     if wait_s > 0:
         call = Call("GET", call.path, {"Prefer": f"wait={wait_s:.3f}"}, read_timeout_s=wait_s + 30)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
+from smalti.arguments import shown
+from smalti.errors import InvalidArgument
 from smalti.fields import Operation
 
 MAX_CONCURRENCY = 256
@@ -10,13 +12,13 @@ _MAIN_FIELD = {"generate": "prompt", "encode": "source", "decode": "codes"}
 
 
 def check_many(requests: Iterable[Any], concurrency: int) -> None:
-    """Check what ``map`` is asked for. Raises: ValueError."""
+    """Check what ``map`` is asked for. Raises: InvalidArgument."""
     if isinstance(requests, (str, bytes, Mapping)):
-        raise ValueError(
-            f"requests: is a list or another iterable of them, got one {type(requests).__name__}"
+        raise InvalidArgument(
+            "requests", f"is a list or another iterable of them, got one {type(requests).__name__}"
         )
-    if not 1 <= concurrency <= MAX_CONCURRENCY:
-        raise ValueError(f"concurrency: is 1 to {MAX_CONCURRENCY}, got {concurrency}")
+    if not isinstance(concurrency, int) or not 1 <= concurrency <= MAX_CONCURRENCY:
+        raise InvalidArgument("concurrency", f"is 1 to {MAX_CONCURRENCY}, got {shown(concurrency)}")
 
 
 def fields_of(operation: Operation, request: Any) -> dict[str, Any]:

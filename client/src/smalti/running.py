@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 import httpx
 
+from smalti.errors import ClientClosed
+
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 
@@ -42,6 +44,8 @@ class SyncIO:
         self._http = http
 
     async def send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
+        if self._http.is_closed:
+            raise ClientClosed
         return self._http.send(request, stream=stream)
 
     async def chunks(self, response: httpx.Response) -> AsyncIterator[bytes]:
@@ -62,6 +66,8 @@ class AsyncIO:
         self._http = http
 
     async def send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
+        if self._http.is_closed:
+            raise ClientClosed
         return await self._http.send(request, stream=stream)
 
     async def chunks(self, response: httpx.Response) -> AsyncIterator[bytes]:

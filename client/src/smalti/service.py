@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from smalti.arguments import check_seconds
 from smalti.calls import Call, FormFile, key_of, work_call
 from smalti.connection import Connection, ConnectionConfig, read
 from smalti.errors import AnswerUnreadable, JobCancelled, JobFailed, RequestFailed, WaitTimeout
@@ -55,6 +56,7 @@ class Service:
 
         fields: may hold an ``idempotency_key``, too. Raises: as ``submit``, ``wait`` and ``result_of``.
         """
+        check_seconds("timeout_s", timeout_s)
         fields = dict(fields)
         key = fields.pop("idempotency_key", None)
         wait_s = 0.0 if progress else max(0.0, min(QUICK_S, timeout_s, self._request_timeout_s / 2))

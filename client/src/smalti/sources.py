@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from smalti.arguments import shown
 from smalti.errors import MissingPackage, UnusableSource
 from smalti.fields import Source
 from smalti.models import File, png_of
@@ -12,6 +13,8 @@ from smalti.models import File, png_of
 Files = list[bytes | File]
 
 MAX_FILES, MAX_BYTES = 64, 64 * 2**20  # of a request
+
+_MAX_PIXELS = 32 * 2**20  # of a picture, for every service
 
 
 def files_of(source: Source | Sequence[Source]) -> Files:
@@ -65,6 +68,8 @@ def _file_of(source: Any) -> bytes | File:
             return Path(source).read_bytes()
         except OSError as error:  # so that one of many fails alone
             raise UnusableSource(f"source: can't read {os.fspath(source)!r}: {error.strerror}") from error
+        except ValueError as error:  # such as a null byte
+            raise UnusableSource(f"source: {shown(os.fspath(source))} can't be a path: {error}") from error
     if hasattr(source, "__array_interface__") and hasattr(source, "dtype"):
         return _png_of_array(source)
     if hasattr(source, "save") and hasattr(source, "mode"):
@@ -89,6 +94,8 @@ def _png_of_array(array: Any) -> bytes:
             "source: an array is one picture, (height, width) or (height, width, 1, 3 or 4) of uint8, got"
             f" {shape} of {array.dtype}; give several as a list"
         )
+    if (num_pixels := shape[0] * shape[1]) > _MAX_PIXELS:
+        raise UnusableSource(f"source: a picture has at most {_MAX_PIXELS} pixels, got {num_pixels}")
     try:
         from PIL import Image
     except ImportError:

@@ -14,7 +14,9 @@ from app.root_path import path_below_root
 _OPEN = re.compile(r"/|/health/.*|/docs.*|/openapi\.json|/static-offline-docs/.*")
 _ADMIN = re.compile(r"/(metrics|queue/|workers).*", re.DOTALL)
 _BATCH = re.compile(r"/batches.*", re.DOTALL)
-_SIGNED = re.compile(r"/jobs/[^/]+/(outputs|images)/[^/]+")  # which browsers ask for without a header
+_SIGNED = re.compile(
+    r"/jobs/[^/]+/(events|(outputs|images)/[^/]+)"
+)  # which browsers ask for without a header
 API_KEY, SIGNATURE = "API key", "Signed address"  # as OpenAPI names what lets a request in
 SECURITY_SCHEMES = {
     API_KEY: {"type": "http", "scheme": "bearer"},
@@ -22,7 +24,7 @@ SECURITY_SCHEMES = {
         "type": "apiKey",
         "in": "query",
         "name": "signature",
-        "description": "An address as a result tells it, with its whole query.",
+        "description": "An address as a job tells it, with its whole query.",
     },
 }
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="smalti"'}

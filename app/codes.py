@@ -27,11 +27,12 @@ async def with_codes(job: JobView, services: "Services") -> JobView:
 
 
 def with_addresses(job: JobView, services: "Services") -> JobView:
-    """Return the job with addresses of its outputs that can be got as they are."""
+    """Return the job with addresses of its events and outputs that can be got as they are."""
+    lifetime_s = services.settings.result_ttl_s
+    job = job.model_copy(update={"events_url": _shown(f"/jobs/{job.id}/events", services, lifetime_s)})
     if job.result is None:
         return job
-    result = _with_addresses(job.result, services, services.settings.result_ttl_s)
-    return job.model_copy(update={"result": result})
+    return job.model_copy(update={"result": _with_addresses(job.result, services, lifetime_s)})
 
 
 def shown_result(result: Result, job_id: str, services: "Services", lifetime_s: int) -> Result:
@@ -47,14 +48,18 @@ def shown_result(result: Result, job_id: str, services: "Services", lifetime_s: 
 
 
 def _with_addresses(result: Result, services: "Services", lifetime_s: int) -> Result:
-    """Where keys are needed, addresses are signed; a proxy's prefix comes before."""
-    outputs = []
-    for output in result.outputs:
-        url = output.url
-        if url is not None:
-            url = services.settings.root_path + shown_address(url, lifetime_s)
-        outputs.append(output.model_copy(update={"url": url}))
+    outputs = [
+        output
+        if output.url is None
+        else output.model_copy(update={"url": _shown(output.url, services, lifetime_s)})
+        for output in result.outputs
+    ]
     return result.model_copy(update={"outputs": outputs})
+
+
+def _shown(path: str, services: "Services", lifetime_s: int) -> str:
+    """Return an address as a client can use it: signed where keys are needed, behind a proxy's prefix."""
+    return services.settings.root_path + shown_address(path, lifetime_s)
 
 
 def codes_of_answer(body: Any) -> Any:

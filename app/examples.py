@@ -49,7 +49,12 @@ _IMAGE = Output(
 # --- jobs ------------------------------------------------------------------------------------------------
 
 QUEUED_JOB = JobView(
-    id=_JOB_ID, operation="generate", status=JobStatus.QUEUED, created_at=_CREATED, queue_position=3
+    id=_JOB_ID,
+    operation="generate",
+    status=JobStatus.QUEUED,
+    created_at=_CREATED,
+    queue_position=3,
+    events_url=f"/jobs/{_JOB_ID}/events",
 )
 RUNNING_JOB = QUEUED_JOB.model_copy(
     update={
@@ -82,6 +87,7 @@ def _succeeded(result: Result) -> JobView:
         started_at=_STARTED,
         ended_at=_ENDED,
         num_tries=1,
+        events_url=f"/jobs/{_JOB_ID}/events",
         result=result,
         metrics=JobMetrics(queue_s=0.02, compute_s=0.38, total_s=0.4, num_steps=num_steps, batch_size=2.5),
         expires_at=_EXPIRES,

@@ -363,6 +363,9 @@ class JobView(Message):
     queue_position: int | None = Field(default=None, description="Jobs before this one; 0 is next.")
     progress: Progress | None = None
     seconds_left: float | None = Field(default=None, description="An estimate.")
+    events_url: str | None = Field(
+        default=None, description="Where its events are; with a signature where the service has API keys."
+    )
     result: Result | None = None
     error: JobError | None = None
     metrics: JobMetrics | None = Field(default=None, description="Once it has ended.")

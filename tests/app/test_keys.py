@@ -1,5 +1,6 @@
 """API keys: who gets in, what each may do, and whose jobs are whose."""
 
+import json
 import re
 import stat
 import time
@@ -134,6 +135,28 @@ def test_the_address_of_an_output_is_signed_and_for_that_output_alone(client):
     problem_of(client.delete(url), 401, "unauthorized")
     # Who comes with a key is judged by that.
     assert client.get(url, headers=bearer("bob")).status_code == 404
+
+
+def test_a_browser_follows_a_job_by_its_address_alone(client):
+    job, other = (generate(client, name).json() for name in ("ada", "bob"))
+    url = job["events_url"]
+    shown = client.get(url)
+    assert shown.headers["content-type"].startswith("text/event-stream")
+    (data,) = re.findall(r"^data: (.+)$", shown.text, re.M)
+    ended = json.loads(data)["job"]
+    assert client.get(ended["result"]["outputs"][0]["url"]).headers["content-type"] == "image/png"
+    assert client.get(ended["events_url"]).status_code == 200
+    path, _, query = url.partition("?")
+    for bad in (
+        path,
+        f"/jobs/{other['id']}/events?{query}",
+        f"{path}/?{query}",
+        f"/jobs/{job['id']}/outputs/0?{query}",
+        f"/jobs/{job['id']}?{query}",
+    ):
+        problem_of(client.get(bad), 401, "unauthorized")
+    listed = client.get("/jobs", headers=bearer("ada")).json()["jobs"]
+    assert all(client.get(each["events_url"]).status_code == 200 for each in listed)
 
 
 def test_an_openai_client_gets_in_by_its_key_and_gets_signed_addresses(client):

@@ -209,6 +209,7 @@ class JobInfo(Model):
     queue_position: int | None = None
     progress: Progress | None = None
     seconds_left: float | None = None
+    events_url: str | None = None
     result: Result | None = None
     error: ErrorInfo | None = None
     metrics: JobMetrics | None = None

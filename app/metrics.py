@@ -116,10 +116,10 @@ class CountRequests:
             self._metrics.count_request(method, route, status, time.perf_counter() - began_s)
 
 
-def render(http: HttpMetrics, queue: QueueMetrics | None) -> bytes:
+def render(http: HttpMetrics, queue: QueueMetrics | None, others: Iterable[Family] = ()) -> bytes:
     """Return all metrics as text; those of the queue and the workers only if the queue answers."""
     registry = CollectorRegistry()
-    registry.register(_Families(_families(queue)))
+    registry.register(_Families([*_families(queue), *others]))
     return generate_latest(http.registry) + generate_latest(registry)
 
 

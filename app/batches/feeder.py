@@ -24,11 +24,11 @@ from app.files import FileNotKnown
 from app.services import Services
 from workers.errors import (
     InternalError,
-    InvalidRequest,
     JobNotFound,
     PipelineNotServed,
     QueueFull,
     QueueUnavailable,
+    ServiceError,
     StorageUnavailable,
 )
 from workers.messages import JobStatus
@@ -295,7 +295,7 @@ class Feeder:
             )
         except _PASSING:
             raise
-        except InvalidRequest as error:
+        except ServiceError as error:
             return failed_row(number, error)
         except Exception:  # the boundary of a row
             logger.exception("batch_id=%s row %d can't become a job", worked.record.id, number)

@@ -88,9 +88,12 @@ class BatchFile:
         """Yield what the rows are to be read from, where that came with the request."""
         connection = connect(self._path, "rw")  # of its own, as rows are written while this is read
         try:
-            with storing(), connection.blobopen("batch", "source", 1, readonly=True) as blob:
-                while chunk := blob.read(_CHUNK_BYTES):
-                    yield chunk
+            with storing():
+                if connection.execute("SELECT source IS NULL FROM batch").fetchone()[0]:
+                    return  # it has ended, or was read, meanwhile
+                with connection.blobopen("batch", "source", 1, readonly=True) as blob:
+                    while chunk := blob.read(_CHUNK_BYTES):
+                        yield chunk
         finally:
             connection.close()
 

@@ -20,7 +20,6 @@ from workers.storage import make_private, open_lock, storing_in
 
 logger = logging.getLogger(__name__)
 
-MAX_UNFINISHED = 100  # batches of one API key
 _ID = re.compile(r"[0-9a-f]{20}")
 _SUFFIX = ".db"
 _BESIDE = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a file that is open, or was when killed
@@ -40,11 +39,12 @@ class BatchNotFound(ServiceError):
 class BatchStore:
     """Batches by id, each `<folder>/<id>.db`. Any process may call any method.
 
-    ttl_s: how long a batch is kept after its end.
+    ttl_s: how long a batch is kept after its end. max_unfinished: how many of one API key may be under way.
     """
 
-    def __init__(self, folder: Path, ttl_s: int) -> None:
+    def __init__(self, folder: Path, ttl_s: int, max_unfinished: int = 100) -> None:
         self._folder = folder
+        self._max_unfinished = max_unfinished
         self.ttl_s = ttl_s
         self._ended: dict[str, BatchRecord] = {}  # which don't change any more
 
@@ -68,7 +68,7 @@ class BatchStore:
         if idempotency is not None and (made := self._find(batch_id)):
             return _replayed(made, digest), True
         num_unfinished = sum(each.owner == owner for each in self.unfinished())
-        if num_unfinished >= MAX_UNFINISHED:
+        if num_unfinished >= self._max_unfinished:
             raise QueueFull(
                 f"{num_unfinished} batches have not ended, which is the most that may", retry_after_s=60
             )

@@ -1,13 +1,16 @@
 """GET /metrics."""
 
+import asyncio
+
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from app.batches.metrics import batch_families
 from app.metrics import render
 from app.services import ServicesNeeded
-from workers.errors import QueueUnavailable
+from workers.errors import QueueUnavailable, StorageUnavailable
 
 router = APIRouter(tags=["health"])
 
@@ -30,4 +33,9 @@ async def get_metrics(http: HttpRequest, services: ServicesNeeded) -> Response:
         queue = await services.queue.checks.metrics()
     except QueueUnavailable:
         queue = None
-    return Response(render(http.app.state.http_metrics, queue), media_type=CONTENT_TYPE_LATEST)
+    try:
+        unfinished = await asyncio.to_thread(services.batches.unfinished)
+    except StorageUnavailable:
+        unfinished = []
+    text = render(http.app.state.http_metrics, queue, batch_families(unfinished))
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

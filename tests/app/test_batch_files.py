@@ -1,0 +1,193 @@
+"""Batches as files: what each change leaves behind, in every state in which a process may die."""
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from app.batches.file import RepeatedId
+from app.batches.intake import Interrupted, Unreadable, take_in
+from app.batches.records import BatchStatus, RowEnd, batch_id_of_job, job_id_of_row
+from app.batches.shares import Need, share
+from app.batches.store import BatchNotFound, BatchStore
+from app.idempotency import Idempotency
+from workers.errors import IdempotencyKeyReused, QueueFull
+from workers.messages import JobStatus
+from workers.results import ResultStore
+
+NEVER = threading.Event()
+
+
+def source(num_rows: int) -> bytes:
+    return b"".join(b'{"id": "r%d", "operation": "generate", "body": {}}\n' % n for n in range(num_rows))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BatchStore:
+    return BatchStore(tmp_path / "batches", ttl_s=60)
+
+
+def running(store: BatchStore, num_rows: int = 5, owner: str = "") -> str:
+    """Return the id of a batch whose rows are read."""
+    record, _ = store.create(owner, source(num_rows))
+    with store.opened(record.id) as file:
+        take_in(file, file.source_chunks(), NEVER)
+    return record.id
+
+
+def test_rows_are_read_once_and_what_they_came_from_goes(store):
+    record, is_replay = store.create("ada", source(5))
+    assert (record.status, is_replay) == (BatchStatus.QUEUED, False)
+    with store.opened(record.id) as file:
+        for _ in range(2):  # the second time as after a crash: nothing is left to do
+            take_in(file, [source(5)], NEVER)
+        now = file.record()
+        assert (now.status, now.num_rows, now.num_queued) == (BatchStatus.RUNNING, 5, 5)
+        assert json.loads(file.request_of(3))["id"] == "r2"
+        assert list(file.source_chunks()) == []
+
+
+@pytest.mark.parametrize("problem", [Unreadable, RepeatedId, Interrupted])
+def test_what_could_not_be_read_whole_leaves_nothing(store, problem):
+    record, _ = store.create("", source(200))
+    text, is_ending = source(200), threading.Event()
+    match problem:
+        case _ if problem is Unreadable:
+            text = b"\n\n"
+        case _ if problem is RepeatedId:
+            text += b'{"id": "r7", "operation": "generate", "body": {}}'
+        case _:
+            is_ending.set()
+    with store.opened(record.id) as file:
+        with pytest.raises(problem):
+            take_in(file, [text], is_ending)
+        assert file.record() == record
+        take_in(file, file.source_chunks(), NEVER)
+        assert file.record().num_rows == 200
+
+
+def test_lines_are_found_whatever_the_chunks(store):
+    text = b"\xef\xbb\xbf" + source(30).replace(b"\n", b"\r\n") + b"\n \n" + b"x" * 70
+    for size in (1, 7, 64, 10_000):
+        record, _ = store.create("", b"")
+        with store.opened(record.id) as file:
+            take_in(file, [text[i : i + size] for i in range(0, len(text), size)], NEVER)
+            assert (file.record().num_rows, file.record().num_failed) == (31, 1)
+            file.cancel()
+
+
+def test_a_row_is_taken_once_and_ends_once(store):
+    with store.opened(running(store)) as file, store.opened(file.record().id) as other:
+        assert (file.claim(2), other.claim(2), other.running()) == ([1, 2], [3, 4], [1, 2, 3, 4])
+        file.end_rows([RowEnd(2, JobStatus.SUCCEEDED, "{}"), RowEnd(1, JobStatus.FAILED, "{}")])
+        other.end_rows([RowEnd(2, JobStatus.FAILED, "{}")])
+        assert [(row.number, row.status, row.sequence) for row in file.ended_rows(0, 9)] == [
+            (2, "succeeded", 1),
+            (1, "failed", 2),
+        ]
+        assert [row.number for row in file.ended_rows_in_order(0, 9)] == [1, 2]
+        now = file.record()
+        assert (now.num_queued, now.num_running, now.num_succeeded, now.num_failed) == (1, 2, 1, 1)
+        file.claim(9)
+        file.end_rows([RowEnd(number, JobStatus.CANCELLED, None) for number in (3, 4, 5)])
+        assert (file.record().status, file.record().num_cancelled) == (BatchStatus.SUCCEEDED, 3)
+
+
+def test_a_batch_is_cancelled_in_every_state(store):
+    unread, _ = store.create("", source(3))
+    assert store.cancel(unread.id).status == BatchStatus.CANCELLED
+    with store.opened(unread.id) as file:
+        take_in(file, [source(3)], NEVER)  # by a process that had begun to
+        assert (file.record().num_rows, file.claim(9)) == (0, [])
+    with store.opened(running(store)) as file:
+        file.claim(2)
+        batch_id = file.record().id
+        now = store.cancel(batch_id)
+        assert (now.status, now.is_cancelled, now.num_cancelled) == (BatchStatus.RUNNING, True, 3)
+        file.end_rows([RowEnd(1, JobStatus.SUCCEEDED, "{}"), RowEnd(2, JobStatus.CANCELLED, None)])
+        done = store.cancel(batch_id)
+        assert (done.status, done.num_succeeded, done.num_cancelled) == (BatchStatus.CANCELLED, 1, 4)
+        assert [row.number for row in file.ended_rows(0, 9)] == [3, 4, 5, 1, 2]
+
+
+def test_an_idempotency_key_makes_one_batch(store, tmp_path):
+    key = Idempotency("ada", "night-7", "digest")
+    made, is_replay = store.create("ada", source(1), idempotency=key)
+    other_process = BatchStore(tmp_path / "batches", ttl_s=60)
+    again, is_replayed = other_process.create("ada", source(1), idempotency=key)
+    assert (made.id, is_replay, is_replayed) == (again.id, False, True)
+    with pytest.raises(IdempotencyKeyReused, match=made.id):
+        store.create("ada", source(2), idempotency=Idempotency("ada", "night-7", "another"))
+    bobs, _ = store.create("bob", source(1), idempotency=Idempotency("bob", "night-7", "digest"))
+    assert bobs.id != made.id
+
+
+def test_a_key_may_have_so_many_batches_under_way(tmp_path):
+    store = BatchStore(tmp_path / "batches", ttl_s=60, max_unfinished=3)
+    ids = [store.create("ada", source(1))[0].id for _ in range(3)]
+    with pytest.raises(QueueFull, match="batches have not ended"):
+        store.create("ada", source(1))
+    store.create("bob", source(1))
+    store.cancel(ids[0])
+    store.create("ada", source(1))
+
+
+def test_batches_and_their_outputs_go_when_their_time_is_over(store, tmp_path):
+    kept, gone, under_way = (running(store, 1) for _ in range(3))
+    results = ResultStore(tmp_path / "results")
+    for batch_id in (kept, gone, under_way):
+        results.put(job_id_of_row(batch_id, 1), 0, b"png", "png")
+        os.utime(tmp_path / "results" / batch_id[:2] / job_id_of_row(batch_id, 1), (0, 0))
+    for batch_id in (kept, gone):
+        store.cancel(batch_id)
+    with sqlite3.connect(tmp_path / "batches" / f"{gone}.db") as connection:
+        connection.execute("UPDATE batch SET ended_at = ?", (time.time() - 61,))
+    connection.close()
+    assert store.sweep() == 1
+    assert store.ids() == {kept, under_way}
+    assert results.sweep(1, lambda job_id: batch_id_of_job(job_id) in store.ids()) == 1
+    assert results.read(job_id_of_row(kept, 1), 0).data == b"png"
+    with pytest.raises(BatchNotFound):
+        store.get(gone)
+    assert sorted(path.name for path in (tmp_path / "batches").iterdir()) == sorted(
+        f"{each}.db" for each in (kept, under_way)
+    )
+
+
+def test_what_a_killed_process_left_half_made_is_no_batch_and_goes(store, tmp_path):
+    running(store)
+    half = tmp_path / "batches" / ".new-0123"
+    half.write_bytes(b"SQLite format 3\0")
+    (tmp_path / "batches" / f"{'0' * 20}.db").write_bytes(b"")  # which none of ours could leave
+    assert len(store.all()) == 1
+    os.utime(half, (0, 0))
+    store.sweep()
+    assert not half.exists()
+
+
+def test_one_process_has_the_lock_and_loses_it_with_its_end(store):
+    lock = store.try_lock()
+    assert lock is not None
+    assert store.try_lock() is None
+    os.close(lock)
+    other = store.try_lock()
+    assert other is not None
+    os.close(other)
+
+
+def test_keys_come_to_have_equally_many_places_and_so_do_the_batches_of_a_key():
+    def need(batch_id: str, owner: str, num_waiting: int, num_outstanding: int = 0) -> Need:
+        return Need(batch_id, owner, num_waiting, num_outstanding)
+
+    assert share(8, [need("a", "ada", 100), need("b", "ada", 100), need("c", "bob", 100)]) == {
+        "a": 2,
+        "b": 2,
+        "c": 4,
+    }
+    assert share(8, [need("large", "ada", 10**5, 8), need("small", "ada", 3)]) == {"small": 3, "large": 5}
+    assert share(8, [need("a", "ada", 100, 8), need("b", "bob", 100)]) == {"b": 8}
+    assert share(0, [need("a", "ada", 1)]) == share(-3, [need("a", "ada", 1)]) == share(5, []) == {}

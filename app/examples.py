@@ -24,6 +24,7 @@ from workers.messages import (
     PipelineInfo,
     Progress,
     Result,
+    RetryRequest,
     SeedVerdict,
 )
 
@@ -168,6 +169,10 @@ ENCODE_EXAMPLES = _examples(
 DECODE_EXAMPLES = _examples(
     codes_of_a_result=DecodeRequest(codes=_CODES),
     codes_and_their_tokenizer=DecodeRequest(codes=_CODES.codes or [], tokenizer=_TOKENIZER),
+)
+
+RETRY_EXAMPLES = _examples(
+    as_it_was=RetryRequest(), told_when_it_ends=RetryRequest(webhook_url="https://example.com/hook")
 )
 
 # --- pipelines -------------------------------------------------------------------------------------------

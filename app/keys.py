@@ -111,6 +111,10 @@ class Keys:
         """Return the key with this secret."""
         return self._by_sha256.get(hashlib.sha256(secret.encode()).hexdigest())
 
+    def named(self, name: str) -> Key | None:
+        """Return the key of this name."""
+        return self._by_name.get(name)
+
     def signer(self, path: str, query: str) -> Key | None:
         """Return the key that has signed an address, where one has, and its signature holds."""
         try:

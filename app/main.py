@@ -46,6 +46,8 @@ from app.routes import (
 from app.routes.events import JobUpdate
 from app.services import Services
 from app.settings import AppSettings
+from app.webhooks.delivery import Delivery
+from app.webhooks.sender import Sender
 from workers.blobs import BlobStore
 from workers.catalog import Catalog
 from workers.errors import QueueUnavailable, StorageUnavailable
@@ -103,6 +105,10 @@ def create_app(settings: AppSettings) -> FastAPI:
         )
         app.state.services = services
         tasks = [asyncio.create_task(_sweep_forever(services)), asyncio.create_task(Feeder(services).run())]
+        if settings.webhook_secret is not None:
+            sender = Sender(settings.webhook_secret.get_secret_value(), settings.webhook_hosts)
+            delivery = Delivery(services, keys, sender, settings.webhook_retries_s)
+            tasks.append(asyncio.create_task(delivery.run()))
         try:
             yield
         finally:

@@ -19,6 +19,7 @@ from app.limits import Allowance
 from app.queue_checks import QueueChecks
 from app.queue_control import QueueControl
 from app.redis_connections import available, connect, disconnect
+from app.webhooks.queue import WebhookQueue
 from workers.errors import (
     IdempotencyKeyReused,
     JobNotFound,
@@ -71,6 +72,7 @@ class JobQueue:
         self._redis = connect(redis_url, MAX_CONNECTIONS, _RETRY)
         self.checks = QueueChecks(redis_url)
         self.control = QueueControl(self._redis)
+        self.webhooks = WebhookQueue(self._redis)
         self._max_length = max_length
         self._result_ttl_s = result_ttl_s
         self._moderation = moderation
@@ -89,13 +91,15 @@ class JobQueue:
         owner: str = "",
         allowance: Allowance | None = None,
         result_ttl_s: int | None = None,
+        webhook_url: str | None = None,
     ) -> JobView:
         """Put a job in the queue; its sources must be in the blob store already.
 
         job_id: a new one, for a caller that watches the job before it is there. The job that is returned has
         another where the idempotency key has made one before. owner: the name of the API key that the job
         belongs to. allowance: what that key may ask for; a job that is there already takes nothing of it.
-        result_ttl_s: how long the job is kept after its end, where that isn't as usual.
+        result_ttl_s: how long the job is kept after its end, where that isn't as usual. webhook_url: where
+        its end is told, checked already.
 
         Raises: ModerationRefused; QueueFull; QueueShareExceeded; RateLimitExceeded; IdempotencyKeyReused;
             PipelineNotServed when there are workers, but none that has the pipeline.
@@ -103,8 +107,13 @@ class JobQueue:
         if self._moderation is not None:
             await self._moderation.check_request(request, owner)
         job_id = job_id or new_job_id()
-        result_ttl_s = result_ttl_s or self._result_ttl_s
-        fields = job_fields(request, result_ttl_s=result_ttl_s, owner=owner, trace=current_trace.get())
+        fields = job_fields(
+            request,
+            result_ttl_s=result_ttl_s or self._result_ttl_s,
+            owner=owner,
+            trace=current_trace.get(),
+            webhook_url=webhook_url,
+        )
         deadline_s = "" if request.deadline_s is None else request.deadline_s
         flat = [part for item in fields.items() for part in item]
         kept_at, digest = "", ""

@@ -1,10 +1,11 @@
 """Settings of the front end, and the one way for any process to read its settings."""
 
+import base64
 import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from app.limits import Rate
@@ -15,6 +16,7 @@ Settings = TypeVar("Settings", bound=ServiceSettings)
 Names = Annotated[tuple[str, ...], NoDecode]
 
 _DAY_S = 86400
+Delay = Annotated[float, Field(ge=0, le=_DAY_S, allow_inf_nan=False)]
 _MIB = 2**20
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*,\s]+")
 
@@ -124,13 +126,24 @@ class AppSettings(ServiceSettings):
         le=1,
         description="The share of the waiting jobs that one API key may have, where there are several.",
     )
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="What webhooks are signed with: whsec_ and base64. Without it there are none.",
+    )
+    webhook_hosts: Names = Field(
+        default=(), description="Hosts, or host:port, that webhooks may go to though private, or without TLS."
+    )
+    webhook_retries_s: Annotated[tuple[Delay, ...], NoDecode, Field(max_length=20)] = Field(
+        default="5,30,120,600,3600",  # type: ignore[arg-type]  # read as the variable is
+        description="Seconds between attempts to deliver a webhook; after the last it is given up.",
+    )
     root_path: str = Field(
         default="",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
         description="The path under which a proxy shows the API, such as /smalti.",
     )
 
-    @field_validator("allowed_hosts", "cors_origins", mode="before")
+    @field_validator("allowed_hosts", "cors_origins", "webhook_hosts", "webhook_retries_s", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         if isinstance(value, str):
@@ -154,6 +167,23 @@ class AppSettings(ServiceSettings):
             Rate.read(value)
         return value
 
+    @field_validator("webhook_secret")
+    @classmethod
+    def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _is_webhook_secret(value.get_secret_value()):
+            raise ValueError(
+                "must be whsec_ and 24 to 64 random bytes in base64: echo whsec_$(openssl rand -base64 32)"
+            )
+        return value
+
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _check_webhook_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not re.fullmatch(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", host):
+                raise ValueError(f"must be host or host:port, with IPv6 addresses in brackets: {host}")
+        return value
+
     @field_validator("allowed_hosts")
     @classmethod
     def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -161,6 +191,14 @@ class AppSettings(ServiceSettings):
             if host != "*" and not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", host):
                 raise ValueError(f"a host is a name without scheme, port or path, *.name or *: {host}")
         return value
+
+
+def _is_webhook_secret(text: str) -> bool:
+    try:
+        secret = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        return False
+    return text.startswith("whsec_") and 24 <= len(secret) <= 64
 
 
 def read_settings(kind: type[Settings], **overrides: object) -> Settings:

@@ -19,9 +19,10 @@ from app.negotiation import JSON_MEDIA_TYPE, Preferences, best_media_type, parse
 from app.queue import new_job_id
 from app.services import Services
 from app.sources import SourceFile, store_sources
+from app.webhooks.addresses import check_url
 from models.media.base import medium_of
 from models.spec import PipelineSpec
-from workers.errors import InternalError, JobNotRetryable
+from workers.errors import InternalError, InvalidRequest, JobNotRetryable
 from workers.messages import (
     DecodeRequest,
     EncodeRequest,
@@ -31,6 +32,7 @@ from workers.messages import (
     JobView,
     Request,
     Resolved,
+    RetryRequest,
 )
 
 Done = TypeVar("Done")
@@ -72,6 +74,7 @@ async def answer(
     Raises: NotAcceptable, InvalidRequest, StorageFull, and what ``submit`` does.
     """
     spec = services.catalog.pipeline_for(request)
+    _check_webhook(request.webhook_url, services)
     negotiated = _negotiate(http, request, spec)
     preferences = parse_prefer(http.headers.getlist("prefer"))
     wait_s = _wait_s(preferences, negotiated, services)
@@ -83,7 +86,13 @@ async def answer(
     idempotency = await idempotency_of(http, request, files)
     cancels = preferences.cancels_on_disconnect
     submission = await submit(
-        http, resolved, services, idempotency, wait_s=wait_s, cancels_on_disconnect=cancels
+        http,
+        resolved,
+        services,
+        idempotency,
+        wait_s=wait_s,
+        cancels_on_disconnect=cancels,
+        webhook_url=request.webhook_url,
     )
     job = submission.job
     headers = {"Vary": _VARY, **submission.headers}
@@ -94,11 +103,12 @@ async def answer(
     return await _submission_response(submission, headers, services)
 
 
-async def answer_retry(http: HttpRequest, job_id: str, services: Services) -> Response:
+async def answer_retry(http: HttpRequest, job_id: str, request: RetryRequest, services: Services) -> Response:
     """Queue the request of a failed job again, as a new job, and answer with it.
 
     Raises: JobNotFound, JobNotRetryable, StorageFull, and what ``submit`` does.
     """
+    _check_webhook(request.webhook_url, services)
     resolved = await services.queue.request_of(job_id)
     await asyncio.to_thread(_keep_sources, resolved, services)
     preferences = parse_prefer(http.headers.getlist("prefer"))
@@ -107,14 +117,30 @@ async def answer_retry(http: HttpRequest, job_id: str, services: Services) -> Re
         http,
         resolved,
         services,
-        await idempotency_of(http, resolved, ()),
+        await idempotency_of(http, request, ()),  # the address names the job, and so its request
         wait_s=wait_s,
         cancels_on_disconnect=preferences.cancels_on_disconnect,
+        webhook_url=request.webhook_url,
     )
     headers = {"Vary": "Prefer", **submission.headers}
     if preferences.wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s:g}"
     return await _submission_response(submission, headers, services)
+
+
+def _check_webhook(url: str | None, services: Services) -> None:
+    """Check that the end of a job can be told where its client wants that.
+
+    Raises: InvalidRequest.
+    """
+    if url is None:
+        return
+    if services.settings.webhook_secret is None:
+        raise InvalidRequest(
+            "webhook_url: this server sends no webhooks: the operator has set no SMALTI_WEBHOOK_SECRET;"
+            " follow the job's events instead"
+        )
+    check_url(url, services.settings.webhook_hosts)
 
 
 def _keep_sources(resolved: Resolved, services: Services) -> None:
@@ -152,6 +178,7 @@ async def submit(
     *,
     wait_s: float = 0,
     cancels_on_disconnect: bool = False,
+    webhook_url: str | None = None,
 ) -> Submission:
     """Queue a job, or find the one that the key has made, and wait for it.
 
@@ -161,7 +188,12 @@ async def submit(
     keep_allowance(http.scope, allowance)
     with services.queue.watch(job_id) if wait_s else nullcontext() as watcher:
         job = await services.queue.submit(
-            resolved, job_id, idempotency, owner=current_owner(), allowance=allowance
+            resolved,
+            job_id,
+            idempotency,
+            owner=current_owner(),
+            allowance=allowance,
+            webhook_url=webhook_url,
         )
         is_replay = job.id != job_id
         if wait_s:

@@ -45,6 +45,7 @@ Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**53)]
 NumOutputs = Annotated[int, Strict(), Field(ge=1, le=MAX_SAMPLES_PER_JOB)]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+WebhookUrl = Annotated[str, Field(max_length=2048)]
 FormatName = Annotated[str, Field(max_length=16)]
 
 
@@ -88,6 +89,9 @@ class ClientRequest(Message):
     )
     deadline_s: Annotated[float, Strict(), Field(gt=0, le=86400, allow_inf_nan=False)] | None = Field(
         default=None, description="Give up this many seconds after the request was accepted."
+    )
+    webhook_url: WebhookUrl | None = Field(
+        default=None, description="Where to POST the job to when it has ended, signed."
     )
 
 
@@ -190,6 +194,14 @@ class DecodeRequest(ClientRequest):
     )
     format: FormatName | None = Field(
         default=None, description="Of the files: png (the default), webp or jpeg for pictures."
+    )
+
+
+class RetryRequest(Message):
+    """Try a failed job again."""
+
+    webhook_url: WebhookUrl | None = Field(
+        default=None, description="As in the request; the failed job's own is not kept."
     )
 
 
@@ -341,6 +353,16 @@ class JobMetrics(Message):
     )
 
 
+WebhookStatus = Literal["pending", "delivered", "failed"]
+
+
+class WebhookState(Message):
+    """How far the telling of a job's end is."""
+
+    status: WebhookStatus = Field(description="failed: it was given up.")
+    attempts: int
+
+
 class PreviewImage(Message):
     """What an output would be if it ended now: the latest guess while it is sampled."""
 
@@ -372,6 +394,7 @@ class JobView(Message):
     expires_at: datetime | None = Field(
         default=None, description="When a job that has ended is forgotten, with its outputs."
     )
+    webhook: WebhookState | None = Field(default=None, description="Where the request has a `webhook_url`.")
 
 
 # --- what there is to ask for ----------------------------------------------------------------------------

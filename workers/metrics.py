@@ -45,6 +45,9 @@ WAIT_SECONDS = Metric(
 IMAGES = Metric("images", "Images made.", ("operation",))
 STEPS = Metric("denoising_steps", "Denoising steps of all images.")
 CODES = Metric("codes", "Codes made of images by /encode, and images of codes by /decode.", ("operation",))
+WEBHOOK_ATTEMPTS = Metric(
+    "webhook_attempts", "Attempts to deliver a webhook, by what came of it.", ("status",)
+)
 STEP_SECONDS = Metric(
     "engine_step_seconds",
     "One step of the running batch.",
@@ -62,6 +65,7 @@ METRICS = (
     IMAGES,
     STEPS,
     CODES,
+    WEBHOOK_ATTEMPTS,
     STEP_SECONDS,
     BATCH_SIZE,
 )

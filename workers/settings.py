@@ -228,5 +228,5 @@ def _problem(error: ErrorDetails) -> str:
             claim = str(limits["error"])
         case _:
             claim = f"can't be used: {error['msg']}"
-    is_secret = variable == "REDIS_URL"  # it may hold a password
+    is_secret = variable in ("REDIS_URL", "SMALTI_WEBHOOK_SECRET")  # the first may hold a password
     return f"{variable} {claim}" if is_secret else f"{variable} {claim}, got {error['input']!r}"

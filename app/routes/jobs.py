@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Body, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from app.codes import with_addresses
-from app.examples import CANCELLED_JOB, GENERATED_JOB, QUEUED_JOB, RUNNING_JOB
+from app.examples import CANCELLED_JOB, GENERATED_JOB, QUEUED_JOB, RETRY_EXAMPLES, RUNNING_JOB
 from app.job_list import CURSOR, MAX_JOBS
 from app.keys import current_owner
 from app.negotiation import parse_prefer
@@ -21,12 +21,13 @@ from app.openapi import (
     one_job_response,
     problems,
 )
+from app.routes.bodies import JsonRoute
 from app.routes.places import JobId
 from app.services import ServicesNeeded
 from app.submit import answer_retry, job_response, wait_for
-from workers.messages import JobStatus, JobView, Operation
+from workers.messages import JobStatus, JobView, Operation, RetryRequest
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
 
 
 _PAGE: Any = {"jobs": [QUEUED_JOB.model_dump(mode="json")], "next": f"1767323045.123456-{QUEUED_JOB.id}"}
@@ -122,6 +123,14 @@ async def cancel_job(job_id: JobId, services: ServicesNeeded) -> Response:
     | problems(*WORK_FAILURES, "job_not_found", "job_not_retryable"),
     openapi_extra={"parameters": [PREFER, IDEMPOTENCY_KEY]},
 )
-async def retry_job(http: HttpRequest, job_id: JobId, services: ServicesNeeded) -> Response:
-    """Queue the request of a failed job again, with its seed, as a new job. The failed one stays as it is."""
-    return await answer_retry(http, job_id, services)
+async def retry_job(
+    http: HttpRequest,
+    job_id: JobId,
+    services: ServicesNeeded,
+    request: Annotated[RetryRequest | None, Body(openapi_examples=RETRY_EXAMPLES)] = None,
+) -> Response:
+    """Queue the request of a failed job again, with its seed, as a new job. The failed one stays as it is.
+
+    The body may be left out.
+    """
+    return await answer_retry(http, job_id, request or RetryRequest(), services)

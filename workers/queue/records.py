@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from pydantic import TypeAdapter
 from rq.defaults import RQ_KEY_PREFIX
@@ -32,13 +32,16 @@ from workers.messages import (
     Resolved,
     Result,
     SeedVerdict,
+    WebhookState,
+    WebhookStatus,
 )
 from workers.traces import Trace
 
 QUEUES: tuple[Priority, ...] = ("interactive", "batch")
 QUARANTINE = "quarantine"  # the queue of jobs whose worker died: each is tried again alone
 PREFIX = "smalti"
-MESSAGES_VERSION = 1  # raised when a worker of the version before could not do right by a new job
+MESSAGES_VERSION = 2  # raised when a worker of the version before could not do right by a new job
+_VERSION_WITHOUT_WEBHOOK = 1  # a worker of the version before does right by such a job
 JOB_EVENTS = f"{PREFIX}:job_events"  # pub/sub: "<job id> <event>" at every change of a job
 WORK_RATE = f"{PREFIX}:work_rate"  # running sums: seconds at work, cost and number of jobs done
 TOTALS = f"{PREFIX}:totals"  # what all workers have counted, by the fields of workers/metrics.py
@@ -131,7 +134,12 @@ def now_text() -> str:
 
 
 def job_fields(
-    request: Resolved, *, result_ttl_s: int, owner: str = "", trace: Trace | None = None
+    request: Resolved,
+    *,
+    result_ttl_s: int,
+    owner: str = "",
+    trace: Trace | None = None,
+    webhook_url: str | None = None,
 ) -> dict[str, str | bytes | int]:
     """Return the hash of a new job, as ``rq.job.Job.to_dict`` would, but not compressed."""
     now = now_text()
@@ -149,12 +157,13 @@ def job_fields(
         "pipeline": request.pipeline,
         "owner": owner,
         "trace": str(trace or ""),
-        "version": MESSAGES_VERSION,
+        "version": MESSAGES_VERSION if webhook_url else _VERSION_WITHOUT_WEBHOOK,
         "cost": _cost(request),
         "slots": request.num_samples,
         "blobs": " ".join(sorted({source.sha256 for source in request.sources})),
         "tries": 0,
         "execution": "",
+        **({"webhook_url": webhook_url, "webhook": "pending 0"} if webhook_url else {}),
     }
 
 
@@ -200,7 +209,7 @@ def result_of_rq(value: str) -> str:
 VIEW_FIELDS = (
     "status", "operation", "origin", "created_at", "started_at", "ended_at", "tries", "step", "total",
     "error_code", "error_message", "deadline_at", "claimed_at", "last_event", "result_ttl",
-    "queue_s", "total_s", "batch_size",
+    "queue_s", "total_s", "batch_size", "webhook",
 )  # fmt: skip
 
 
@@ -229,6 +238,7 @@ def job_view(job_id: str, job: Mapping[str, str], result: str | None = None) -> 
         error=error,
         metrics=_metrics(job),
         expires_at=_expires_at(job),
+        webhook=_webhook(job),
     )
 
 
@@ -244,6 +254,13 @@ def _metrics(job: Mapping[str, str]) -> JobMetrics | None:
         num_steps=int(job.get("step", 0)),
         batch_size=float(job["batch_size"]) if "batch_size" in job else None,
     )
+
+
+def _webhook(job: Mapping[str, str]) -> WebhookState | None:
+    if "webhook" not in job:
+        return None
+    status, attempts = job["webhook"].split()
+    return WebhookState(status=cast(WebhookStatus, status), attempts=int(attempts))
 
 
 def _expires_at(job: Mapping[str, str]) -> datetime | None:

@@ -22,6 +22,7 @@ from workers.queue.records import PREFIX
 ScriptName = Literal[
     "submit", "position", "claim", "finish", "release", "heartbeat",
     "end_overdue", "reap", "cancel", "progress", "preview",
+    "enqueue_webhook", "claim_webhooks", "settle_webhook",
 ]  # fmt: skip
 
 _MORE: Mapping[str, Sequence[str]] = {"submit": ("rate",)}

@@ -35,6 +35,7 @@ from smalti.models import (
     Preview,
     Progress,
     Result,
+    WebhookState,
 )
 
 __all__ = [
@@ -71,4 +72,5 @@ __all__ = [
     "Unavailable",
     "UnusableSource",
     "WaitTimeout",
+    "WebhookState",
 ]

@@ -32,6 +32,7 @@ class WorkFields(TypedDict, total=False):
     pipeline: str
     priority: Literal["interactive", "batch"]
     deadline_s: float
+    webhook_url: str
 
 
 class GenerateFields(WorkFields, total=False):

@@ -183,6 +183,13 @@ class JobMetrics(Model):
     batch_size: float | None = None
 
 
+class WebhookState(Model):
+    """How far the telling of a job's end is: pending, delivered, or failed, where it was given up."""
+
+    status: str
+    attempts: int = 0
+
+
 class Preview(Model, Viewable):
     """What an output would be if it ended now. ``image`` is a small file in base64."""
 
@@ -214,6 +221,7 @@ class JobInfo(Model):
     error: ErrorInfo | None = None
     metrics: JobMetrics | None = None
     expires_at: datetime | None = None
+    webhook: WebhookState | None = None
 
     @property
     def has_ended(self) -> bool:

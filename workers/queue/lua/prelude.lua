@@ -99,14 +99,25 @@ local MAX_KEPT_REQUEST_BYTES = 8192
 -- would make the hash four times as large
 local KEPT = {'data', 'status', 'origin', 'owner', 'operation', 'created_at', 'started_at', 'ended_at', 'result_ttl',
               'tries', 'step', 'total', 'execution', 'error_code', 'error_message', 'queue_s', 'total_s',
-              'batch_size'}
+              'batch_size', 'webhook'}
+
+-- an end is told to an address that a client named: kept until it has been, or for as long as that is worth it
+local WEBHOOK_TTL_S = 7 * 86400
+local function enqueue_webhook(id, url, told_in, ...)
+  local key = 'OUR:webhook:' .. id
+  redis.call('HSET', key, ...)
+  redis.call('HSET', key, 'url', url, 'attempts', 0, 'told_in', told_in)
+  redis.call('EXPIRE', key, WEBHOOK_TTL_S)
+  redis.call('ZADD', 'OUR:webhooks', now, id)
+end
 
 -- the one way in which a job ends
 local function finish(id, status, event, ended_at, registry, ...)
   end_lease(id)
   local key = 'RQ:job:' .. id
   local job = redis.call('HMGET', key, 'origin', 'operation', 'result_ttl', 'blobs', 'version',
-                         'idempotency_key', 'status', 'submitted_at', 'claimed_at')
+                         'idempotency_key', 'status', 'submitted_at', 'claimed_at',
+                         'webhook_url')
   local ttl_s = job[3] or 3600 -- a job that RQ's own client enqueued may lack it
   local can_retry = status == 'failed' and redis.call('HSTRLEN', key, 'data') <= MAX_KEPT_REQUEST_BYTES
   if not can_retry then redis.call('HSET', key, 'data', '["' .. (job[2] or '') .. '",null,[],{}]') end
@@ -134,6 +145,7 @@ local function finish(id, status, event, ended_at, registry, ...)
     end
     redis.call('DEL', key, 'OUR:events:' .. id)
     redis.call('HSET', key, unpack(kept))
+    if job[10] then enqueue_webhook(id, job[10], key, unpack(kept)) end
   else -- an older front end, which looks for the end of its jobs in their events
     redis.call('EXPIRE', 'OUR:events:' .. id, ttl_s)
   end

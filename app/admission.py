@@ -19,6 +19,7 @@ MAX_BODY_BYTES: Mapping[str, int] = {
     "/decode": 4 * MIB,
     "/files": 64 * MIB + 64 * 2**10,  # one file, and what a form puts around it
     "/batches": 64 * MIB,
+    "/v1/files": 64 * MIB + 64 * 2**10,
     "/v1/images/edits": 64 * MIB,  # which is refused, but not for its size
     "/v1/images/variations": 64 * MIB,
 }

@@ -151,14 +151,16 @@ class FileStore:
             raise FileNotKnown(file_id) from None
         return _read(path)
 
-    def page(self, owner: str, limit: int, after: str | None) -> tuple[list[Upload], bool]:
+    def page(
+        self, owner: str, limit: int, after: str | None, *, oldest_first: bool = False
+    ) -> tuple[list[Upload], bool]:
         """Return an API key's files, the newest first, and whether there are more.
 
         after: the id before the first one.
         """
-        ids = sorted(_ids(self._of_owner(owner)), reverse=True)  # an id begins with its time
+        ids = sorted(_ids(self._of_owner(owner)), reverse=not oldest_first)  # an id begins with its time
         if after is not None:
-            ids = [file_id for file_id in ids if file_id < after]
+            ids = [each for each in ids if (each > after if oldest_first else each < after)]
         found = []
         for file_id in ids[:limit]:
             try:

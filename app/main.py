@@ -40,6 +40,7 @@ from app.routes import (
     jobs,
     metrics,
     openai,
+    openai_files,
     outputs,
     pipelines,
 )
@@ -133,7 +134,7 @@ def create_app(settings: AppSettings) -> FastAPI:
     add_error_handlers(app)
     _add_door(app, settings, keys, app.state.http_metrics)
     work = (generate, encode, decode, jobs, outputs, events, files, batches, pipelines)
-    for routes in (*work, admin, health, metrics, openai):
+    for routes in (*work, admin, health, metrics, openai, openai_files):
         app.include_router(routes.router)
     app.add_api_route("/", _home, include_in_schema=False)
     use_openapi(app, has_keys=bool(keys), models=(JobUpdate, PartialImage, CompletedImage))

@@ -1,7 +1,10 @@
 """What the OpenAPI document shows of the addresses below /v1, made from the real types."""
 
+from app.examples import PROBLEMS
+from app.openai_errors import OpenAIFailure, failure_of
 from app.openai_images import ImageData, ImagesAnswer, ImagesRequest, ModelInfo, ModelList
 from app.openai_stream import CompletedImage, PartialImage, event_text
+from app.openapi import Responses
 
 _PNG = "iVBORw0KGgoAAAANSUhEUg=="
 _CREATED = 1767323045
@@ -56,3 +59,30 @@ IMAGES_EVENTS = event_text(
     )
 )
 MODELS = ModelList(data=[ModelInfo(id="emoji-64", created=_CREATED)])
+
+
+_REFUSALS = [
+    (problem.status, problem.code, problem.detail, None)
+    for problem in (PROBLEMS["unauthorized"], PROBLEMS["forbidden"])
+]
+
+
+def openai_failures(*examples: tuple[int, str, str, str | None]) -> Responses:
+    """Describe failures: each of (status, code, message, param); and any other, of the same shape."""
+    found: Responses = {
+        status: {
+            "model": OpenAIFailure,
+            "description": message,
+            "content": {
+                "application/json": {"example": failure_of(status, code, message, param).model_dump()}
+            },
+        }
+        for status, code, message, param in (*_REFUSALS, *examples)
+    }
+    other = failure_of(500, "internal_error", "The server's log says more.").model_dump()
+    found["default"] = {
+        "model": OpenAIFailure,
+        "description": "Any other failure.",
+        "content": {"application/json": {"example": other}},
+    }
+    return found

@@ -9,12 +9,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from app.errors import NotReady, job_problem_response
-from app.examples import PROBLEMS
 from app.idempotency import idempotency_of
 from app.keys import shown_address
 from app.negotiation import JSON_MEDIA_TYPE
-from app.openai_errors import OpenAIFailure, failure_of, failure_response
-from app.openai_examples import IMAGES_ANSWER, IMAGES_EVENTS, IMAGES_EXAMPLES, MODELS
+from app.openai_errors import failure_of, failure_response
+from app.openai_examples import IMAGES_ANSWER, IMAGES_EVENTS, IMAGES_EXAMPLES, MODELS, openai_failures
 from app.openai_images import (
     MAX_SECONDS,
     ImageData,
@@ -39,30 +38,7 @@ from models.spec import SPEC_FILE, PipelineSpec
 from workers.errors import ServiceError
 from workers.messages import JobStatus, JobView
 
-_REFUSALS = [
-    (problem.status, problem.code, problem.detail, None)
-    for problem in (PROBLEMS["unauthorized"], PROBLEMS["forbidden"])
-]
 _MARGIN_S = 10.0  # between the end of a job's time, and the end of the wait for it
-
-
-def _failures(*examples: tuple[int, str, str, str | None]) -> Responses:
-    """Describe failures: each of (status, code, message, param); and any other, of the same shape."""
-    found: Responses = {
-        status: {
-            "model": OpenAIFailure,
-            "description": message,
-            "content": {JSON_MEDIA_TYPE: {"example": failure_of(status, code, message, param).model_dump()}},
-        }
-        for status, code, message, param in (*_REFUSALS, *examples)
-    }
-    other = failure_of(500, "internal_error", "The server's log says more.").model_dump()
-    found["default"] = {
-        "model": OpenAIFailure,
-        "description": "Any other failure.",
-        "content": {JSON_MEDIA_TYPE: {"example": other}},
-    }
-    return found
 
 
 _NO_MODEL = (404, "model_not_found", "model: there is no 'gpt-5'; known are emoji-64", "model")
@@ -88,7 +64,7 @@ router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
     dependencies=[Depends(takes_json)],
     response_class=Response,
     responses=_ANSWERS
-    | _failures(
+    | openai_failures(
         (400, "invalid_request", "n: should be less than or equal to 10, got 11", "n"),
         _NO_MODEL,
         (415, "unsupported_media_type", "Content-Type: send application/json, got text/plain", None),
@@ -167,7 +143,7 @@ async def _pictures(
     summary="Not supported: edit images",
     response_class=Response,
     status_code=400,
-    responses=_failures(_NO_EDITS),
+    responses=openai_failures(_NO_EDITS),
 )
 @router.post(
     "/images/variations",
@@ -175,7 +151,7 @@ async def _pictures(
     summary="Not supported: vary images",
     response_class=Response,
     status_code=400,
-    responses=_failures(_NO_EDITS),
+    responses=openai_failures(_NO_EDITS),
 )
 async def edit_images() -> Response:
     """Say that it is not supported."""
@@ -187,7 +163,7 @@ async def edit_images() -> Response:
     "/models",
     operation_id="openai_list_models",
     summary="List the pipelines that draw",
-    responses=_failures() | {200: {"content": {JSON_MEDIA_TYPE: {"example": MODELS.model_dump()}}}},
+    responses=openai_failures() | {200: {"content": {JSON_MEDIA_TYPE: {"example": MODELS.model_dump()}}}},
 )
 async def list_models(services: ServicesNeeded) -> ModelList:
     """List the pipelines that draw; the first is what a request gets that names none."""
@@ -198,7 +174,7 @@ async def list_models(services: ServicesNeeded) -> ModelList:
     "/models/{model}",
     operation_id="openai_get_model",
     summary="Look up a pipeline that draws",
-    responses=_failures(_NO_MODEL)
+    responses=openai_failures(_NO_MODEL)
     | {200: {"content": {JSON_MEDIA_TYPE: {"example": MODELS.data[0].model_dump()}}}},
 )
 async def get_model(

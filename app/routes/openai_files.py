@@ -22,13 +22,6 @@ from app.routes.files import content_response, store_upload
 from app.routes.forms import parsed_form
 from app.services import Services, ServicesNeeded
 
-_CONTENT: Responses = {
-    200: {
-        "description": "The bytes.",
-        "content": {"*/*": {"schema": {"type": "string", "format": "binary"}, "example": ""}},
-    }
-}
-
 router = APIRouter(prefix="/v1/files", tags=["openai"])
 
 MAX_FILES = 10_000  # of a list, which is all that a key may have
@@ -87,6 +80,13 @@ _FORM: dict[str, Any] = {
         "file": {"type": "string", "format": "binary", "description": "The file, with a name."},
         "purpose": {"type": "string", "enum": [PURPOSE]},
     },
+}
+
+_BYTES: Responses = {
+    200: {
+        "description": "The bytes.",
+        "content": {"*/*": {"schema": {"type": "string", "format": "binary"}, "example": ""}},
+    }
 }
 
 FileId = Annotated[str, Path(description="32 hexadecimal digits.", examples=[FILE_ID])]
@@ -187,7 +187,7 @@ async def delete_file(file_id: FileId, services: ServicesNeeded) -> FileDeleted:
     operation_id="openai_get_file_content",
     summary="Fetch a file, as OpenAI's clients do",
     response_class=Response,
-    responses=_CONTENT | openai_failures(_NO_FILE),
+    responses=_BYTES | openai_failures(_NO_FILE),
 )
 async def get_file_content(file_id: FileId, services: ServicesNeeded) -> Response:
     """Send a file's bytes."""

@@ -17,12 +17,10 @@ async def with_codes(job: JobView, services: "Services") -> JobView:
 
     Raises: JobNotFound when they have expired.
     """
-    if job.result is None:
+    job = with_addresses(job, services)
+    if job.result is None or job.result.codes is None:
         return job
-    lifetime_s = services.settings.result_ttl_s
-    if job.result.codes is None:  # which reads no file
-        return job.model_copy(update={"result": shown_result(job.result, job.id, services, lifetime_s)})
-    result = await asyncio.to_thread(shown_result, job.result, job.id, services, lifetime_s)
+    result = await asyncio.to_thread(_filled, job.result, job.id, services)
     return job.model_copy(update={"result": result})
 
 
@@ -40,7 +38,11 @@ def shown_result(result: Result, job_id: str, services: "Services", lifetime_s: 
 
     Raises: JobNotFound when the codes have expired.
     """
-    result = _with_addresses(result, services, lifetime_s)
+    return _filled(_with_addresses(result, services, lifetime_s), job_id, services)
+
+
+def _filled(result: Result, job_id: str, services: "Services") -> Result:
+    """Return a result with its codes, where it has some. Raises: JobNotFound."""
     if result.codes is None or result.codes.codes is not None:
         return result
     filled = result.codes.model_copy(update={"codes": services.results.read_codes(job_id)})

@@ -1,10 +1,12 @@
 """The Python client of Smalti: prompts to pictures, pictures to codes and back."""
 
 from smalti.async_client import AsyncClient
+from smalti.batch import AsyncBatch, Batch
 from smalti.client import Client
 from smalti.errors import (
     AnswerLost,
     AnswerUnreadable,
+    BatchTimeout,
     ClientClosed,
     ConnectionFailed,
     FieldError,
@@ -24,6 +26,8 @@ from smalti.errors import (
 )
 from smalti.job import AsyncJob, Job
 from smalti.models import (
+    BatchInfo,
+    BatchRow,
     Codes,
     Event,
     File,
@@ -41,8 +45,13 @@ from smalti.models import (
 __all__ = [
     "AnswerLost",
     "AnswerUnreadable",
+    "AsyncBatch",
     "AsyncClient",
     "AsyncJob",
+    "Batch",
+    "BatchInfo",
+    "BatchRow",
+    "BatchTimeout",
     "Client",
     "ClientClosed",
     "Codes",

@@ -10,13 +10,15 @@ from typing import Any, Literal, Self, Unpack, overload
 
 import httpx
 
+from smalti.batch import AsyncBatch
+from smalti.batches import Rows, batch_call, look_up_batch, make_batch
 from smalti.calls import upload_of
 from smalti.encoding import encode_all
 from smalti.errors import SmaltiError
 from smalti.fields import DecodeFields, Encoded, EncodeFields, GenerateFields, Operation, Source
 from smalti.job import AsyncJob
 from smalti.many import check_many, fields_of, total_of
-from smalti.models import File, Health, JobInfo, Pipeline, Result
+from smalti.models import BatchInfo, File, Health, JobInfo, Pipeline, Result
 from smalti.pages import listed
 from smalti.progress import Bar
 from smalti.running import AsyncIO
@@ -245,6 +247,36 @@ class AsyncClient:
         """Have a failed job done again, as a new one. Raises: RequestFailed for one that has not failed."""
         info = await self._service.retry(job if isinstance(job, str) else job.id)
         return AsyncJob(self._service, info, self._timeout_s)
+
+    async def batch(
+        self,
+        rows: Rows,
+        *,
+        operation: Operation = "generate",
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> AsyncBatch:
+        """Send many requests at once, and return their batch: at most 100,000, and 64 MiB.
+
+        rows: the path of a file of JSON Lines, or an upload of one; or requests as ``map`` takes them, or
+        rows as such a file has them. fields: of each request that has none of its own. idempotency_key: as
+        for ``submit``; the digest of a file makes one batch of it, however often this is run.
+
+        Raises: InvalidRequest; UnusableSource.
+        """
+        call = batch_call(rows, operation, fields, idempotency_key)
+        return AsyncBatch(self._service, await make_batch(self._service.connection, call))
+
+    async def get_batch(self, batch_id: str) -> AsyncBatch:
+        """Look up a batch. Raises: NotFound."""
+        return AsyncBatch(self._service, await look_up_batch(self._service.connection, batch_id))
+
+    async def batches(self, *, status: str | None = None) -> AsyncGenerator[AsyncBatch]:
+        """Yield the API key's batches, the newest first."""
+        filters = {"status": status}
+        async with aclosing(listed(self._service.connection, "batches", BatchInfo, filters)) as found:
+            async for info in found:
+                yield AsyncBatch(self._service, info)
 
     async def upload(self, source: Source, *, name: str | None = None, media_type: str | None = None) -> File:
         """Send a file to be kept, at most 64 MiB; requests then take it as a source.

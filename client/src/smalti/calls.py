@@ -73,19 +73,30 @@ def work_call(
             check_sendable(given)
             files = files_of(source)
             if any(isinstance(file, File) for file in files):
-                return Call("POST", operation, headers, json={"source": [*map(_inline, files)], **given})
+                return Call("POST", operation, headers, json=body_of(operation, {**fields, "source": files}))
             form = {name: _text(value) for name, value in given.items()}
             # A boundary of its own, so that another try has the same bytes: a key stands for one body.
             boundary = uuid.uuid5(uuid.NAMESPACE_OID, key).hex
             headers["Content-Type"] = f"multipart/form-data; boundary={boundary}"
             parts = [FormFile("source", "source", file) for file in files if isinstance(file, bytes)]
             return Call("POST", operation, headers, form=form, files=parts)
-        case "decode":
-            body = codes_body(given.pop("codes", None))
-            return Call("POST", operation, headers, json={**body, **given})
-        case "generate":
-            return Call("POST", operation, headers, json=given)
+        case "decode" | "generate":
+            return Call("POST", operation, headers, json=body_of(operation, fields))
     raise InvalidArgument("operation", f"is generate, encode or decode, got {shown(operation)}")
+
+
+def body_of(operation: Operation, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request as JSON. Fields that are None are left out.
+
+    Raises: UnusableSource; NoBytes; MissingPackage.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    body: dict[str, Any] = {}
+    if operation == "encode" and "source" in given:
+        body["source"] = [_inline(file) for file in files_of(given.pop("source"))]
+    elif operation == "decode":
+        body = codes_body(_plain(given.pop("codes", None)))
+    return body | {name: _plain(value) for name, value in given.items()}
 
 
 def upload_of(source: Source, name: str | None, media_type: str | None) -> FormFile:

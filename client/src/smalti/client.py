@@ -9,13 +9,15 @@ from typing import Any, Literal, Self, Unpack, overload
 
 import httpx
 
+from smalti.batch import Batch
+from smalti.batches import Rows, batch_call, look_up_batch, make_batch
 from smalti.calls import upload_of
 from smalti.encoding import encode_all
 from smalti.errors import SmaltiError
 from smalti.fields import DecodeFields, Encoded, EncodeFields, GenerateFields, Operation, Source
 from smalti.job import Job
 from smalti.many import check_many, fields_of, total_of
-from smalti.models import File, Health, JobInfo, Pipeline, Result
+from smalti.models import BatchInfo, File, Health, JobInfo, Pipeline, Result
 from smalti.pages import listed
 from smalti.progress import Bar
 from smalti.running import SyncIO, iterate, run
@@ -233,6 +235,35 @@ class Client:
         """Have a failed job done again, as a new one. Raises: RequestFailed for one that has not failed."""
         info = run(self._service.retry(job if isinstance(job, str) else job.id))
         return Job(self._service, info, self._timeout_s)
+
+    def batch(
+        self,
+        rows: Rows,
+        *,
+        operation: Operation = "generate",
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> Batch:
+        """Send many requests at once, and return their batch: at most 100,000, and 64 MiB.
+
+        rows: the path of a file of JSON Lines, or an upload of one; or requests as ``map`` takes them, or
+        rows as such a file has them. fields: of each request that has none of its own. idempotency_key: as
+        for ``submit``; the digest of a file makes one batch of it, however often this is run.
+
+        Raises: InvalidRequest; UnusableSource.
+        """
+        call = batch_call(rows, operation, fields, idempotency_key)
+        return Batch(self._service, run(make_batch(self._service.connection, call)))
+
+    def get_batch(self, batch_id: str) -> Batch:
+        """Look up a batch. Raises: NotFound."""
+        return Batch(self._service, run(look_up_batch(self._service.connection, batch_id)))
+
+    def batches(self, *, status: str | None = None) -> Iterator[Batch]:
+        """Yield the API key's batches, the newest first."""
+        filters = {"status": status}
+        for info in iterate(listed(self._service.connection, "batches", BatchInfo, filters)):
+            yield Batch(self._service, info)
 
     def upload(self, source: Source, *, name: str | None = None, media_type: str | None = None) -> File:
         """Send a file to be kept, at most 64 MiB; requests then take it as a source.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from smalti.models import ErrorInfo, JobInfo
+    from smalti.models import BatchInfo, ErrorInfo, JobInfo
 
 
 class SmaltiError(Exception):
@@ -132,6 +132,20 @@ class WaitTimeout(SmaltiError, TimeoutError):
             "it was cancelled, as asked" if is_cancelled else f"it goes on: wait with client.job({job.id!r})"
         )
         super().__init__(f"job {job.id} did not end within {timeout_s:g} s (it is {job.status}); {after}")
+
+
+class BatchTimeout(SmaltiError, TimeoutError):
+    """The batch did not end within ``timeout_s``. It goes on.
+
+    batch: as last seen.
+    """
+
+    def __init__(self, batch: "BatchInfo", timeout_s: float) -> None:
+        self.batch = batch
+        super().__init__(
+            f"batch {batch.id} did not end within {timeout_s:g} s ({batch.num_ended} of {batch.num_rows} rows"
+            f" have); it goes on: wait with client.get_batch({batch.id!r})"
+        )
 
 
 def _why(status: str, error: "ErrorInfo | None") -> str:

@@ -241,6 +241,57 @@ class File(Model):
     expires_at: datetime | None = None
 
 
+class RowCounts(Model):
+    """How many rows of a batch are in each state."""
+
+    queued: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+class BatchInfo(Model):
+    """A batch as the service last told it."""
+
+    id: str
+    status: str
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    expires_at: datetime | None = None
+    num_rows: int = 0
+    counts: RowCounts = RowCounts()
+    rows_per_s: float | None = None
+    seconds_left: float | None = None
+    error: ErrorInfo | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.status in ENDS
+
+    @property
+    def num_ended(self) -> int:
+        """Rows that have ended, however that was."""
+        return self.counts.succeeded + self.counts.failed + self.counts.cancelled
+
+
+class BatchRow(Model):
+    """A row of a batch that has ended: its ``result``, or the ``error`` that it has instead.
+
+    id: the one that it was sent with; None for a line that names none. line: of the input, from 1. seq: which
+    one it was to end.
+    """
+
+    id: str | None = None
+    line: int
+    seq: int
+    status: str
+    result: Result | None = None
+    error: ErrorInfo | None = None
+
+
 class Event(Model):
     """Something that happened to a job: ``kind`` is status, progress or preview.
 

@@ -50,6 +50,10 @@ class Bar:
         self._num_done += number
         self._show(self._num_done, self._total)
 
+    def show_counts(self, num_done: int, total: int) -> None:
+        """Show that so many of so many are done."""
+        self._show(num_done, total or None)
+
     def _show(self, num_done: int, total: int | None) -> None:
         if not self._is_on:
             return

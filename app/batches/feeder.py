@@ -39,7 +39,7 @@ _CHUNK_BYTES = 2**20
 MAX_OPEN = 64  # batches that are worked on at a time
 _MIN_PLACES = 8  # rows that wait in the queue, where no more run
 _MIN_PAUSE_S, _MAX_PAUSE_S = 0.05, 0.5
-_MAX_BACKOFF_S = 10.0
+_MAX_BACKOFF_S = 5.0
 _NUM_SUBMITTING = 8  # rows at a time, whose files are decoded meanwhile
 _JOB_TTL_S = 86400  # a row's job waits so long to be written down, should no process be there to do so
 _WRITTEN_TTL_S = 60  # and is kept so long after that
@@ -57,6 +57,8 @@ class _Backoff:
         return asyncio.get_running_loop().time() >= self._until
 
     def failed(self) -> None:
+        if not self.is_over:
+            return  # of several that fail at once, one counts
         self._wait_s = min(max(2 * self._wait_s, 0.1), _MAX_BACKOFF_S)
         self._until = asyncio.get_running_loop().time() + self._wait_s
 

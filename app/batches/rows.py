@@ -52,7 +52,7 @@ async def resolve_row(line: bytes, job_id: str, owner: str, services: "Services"
     sources = await store_sources(files, spec, services) if files else []
     changes: dict[str, Any] = {"priority": "batch"}
     if isinstance(request, GenerateRequest):
-        changes |= {"pipeline": spec.name, "seed": _seed(job_id) if request.seed is None else request.seed}
+        changes |= {"pipeline": spec.name, "seed": seed_of(job_id) if request.seed is None else request.seed}
     return services.catalog.resolve(request.model_copy(update=changes), sources)
 
 
@@ -100,6 +100,6 @@ def _files(request: Request, owner: str, services: "Services") -> list[SourceFil
     return files
 
 
-def _seed(job_id: str) -> int:
+def seed_of(job_id: str) -> int:
     """Return a seed of 53 bits."""
     return int(hashlib.sha256(job_id.encode()).hexdigest()[:16], 16) >> 11

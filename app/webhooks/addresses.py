@@ -36,7 +36,7 @@ def check_url(url: str, allowed_hosts: Collection[str]) -> None:
         raise InvalidRequest(f"webhook_url: is not an address: {error}") from None
     if len(url) > MAX_URL_CHARS or not url.isascii() or not url.isprintable() or " " in url:
         raise InvalidRequest(f"webhook_url: is at most {MAX_URL_CHARS} printable ASCII characters, no space")
-    if parts.scheme not in _PORTS or not host:
+    if not url.startswith(("https://", "http://")) or not host:
         raise InvalidRequest("webhook_url: is an address such as https://example.com/hook")
     if parts.username is not None or parts.fragment:
         raise InvalidRequest("webhook_url: has no user, password or fragment")

@@ -23,13 +23,14 @@ LEASE_S = 45.0  # longer than any attempt
 class Pending:
     """A webhook that is to be sent now.
 
-    id: the same in every attempt. claim: the number of this hold on it. attempts: before this one. fields: of
-    the job that has ended, as its hash had them. body: what was sent before, or is to be sent.
+    id: the same in every attempt. claim: the number of this hold on it. host: with its port. attempts: before
+    this one. fields: of the job that has ended, as its hash had them. body: what was sent before.
     """
 
     id: str
     claim: str
     url: str
+    host: str
     attempts: int
     fields: Mapping[str, str]
     body: str | None
@@ -52,10 +53,14 @@ class WebhookQueue:
         async with available():
             await self._enqueue(args=[message_id, url, told_in, "body", body])
 
-    async def claim(self, limit: int) -> Sequence[Pending]:
-        """Take so many webhooks that are due, for LEASE_S."""
+    async def claim(self, limit: int, limit_per_host: int, busy: Mapping[str, int]) -> Sequence[Pending]:
+        """Take so many webhooks that are due, for LEASE_S.
+
+        busy: how many the caller is sending already, by host.
+        """
+        sent_to = [part for item in busy.items() for part in item]
         async with available():
-            flat: Any = await self._claim(args=[LEASE_S, limit])
+            flat: Any = await self._claim(args=[LEASE_S, limit, limit_per_host, *sent_to])
         found = []
         for message_id, each in zip(flat[::2], flat[1::2], strict=True):
             fields = dict(zip(each[::2], each[1::2], strict=True))
@@ -64,6 +69,7 @@ class WebhookQueue:
                     id=message_id,
                     claim=fields["claim"],
                     url=fields["url"],
+                    host=fields["host"],
                     attempts=int(fields["attempts"]),
                     fields=fields,
                     body=fields.get("body"),
@@ -82,12 +88,7 @@ class WebhookQueue:
     ) -> None:
         """Count an attempt and write down what came of it; with ``pending``, it is made again.
 
-        body: what was sent, so that every attempt says the same.
+        body: what was sent, so that every attempt says the same; "" leaves what there is.
         """
         async with available():
             await self._settle(args=[pending.id, pending.claim, status, again_in_s, body])
-
-    async def postpone(self, pending: Pending, again_in_s: float) -> None:
-        """Give one back that was not sent."""
-        async with available():
-            await self._settle(args=[pending.id, pending.claim, "postponed", again_in_s, ""])

@@ -147,6 +147,7 @@ def test_dead_and_slow_receivers_hold_up_no_other(service):
         dead = f"http://127.0.0.1:{unused.getsockname()[1]}/"
         for url in [dead, slow.url] * 12:
             service.client.post("/generate", json={"webhook_url": url})
+        wait_until(lambda: len(slow.bodies) == 4)
         job = generate(service.client, quick)
         began = time.monotonic()
         assert settled(service.client, job.id).status == "delivered"
@@ -162,6 +163,9 @@ def test_where_it_goes_is_checked_before_the_job_is_made(service):
         ("https://[::ffff:127.0.0.1]/", None),  # which 127.0.0.1 does not allow
         ("https://user:word@example.com/", "has no user"),
         ("ftp://example.com/", "is an address such as"),
+        ("HTTPS://example.com/", "is an address such as"),
+        ("https:example.com", "is an address such as"),
+        ("https://example.com\\@127.0.0.1/", "has no user"),
         ("https://exämple.com/", "printable ASCII"),
         ("https://example.com:99999/", "is not an address"),
         ("https://example.com/" + "x" * 2048, "at most 2048"),
@@ -243,6 +247,19 @@ def test_other_things_than_jobs_tell_their_end(redis_url, tmp_path):
         with serving(create_app(settings_for(tmp_path, redis_url, **DELAYS))):
             wait_until(lambda: client.hget("some:batch", "webhook") == b"delivered 2")
     assert receiver.told(1) == {"type": "batch.succeeded"}
+
+
+def test_one_that_can_not_be_made_is_given_up_too(redis_url, tmp_path, consumer):
+    async def enqueue(queue: JobQueue) -> None:
+        await queue._redis.hset("some:hash", "webhook", "pending 0")
+        await queue.webhooks.enqueue("b1", "http://127.0.0.1:1/", "", told_in="some:hash")  # nor a job's hash
+
+    run(redis_url, enqueue)
+    with (
+        serving(create_app(settings_for(tmp_path, redis_url, **DELAYS))),
+        redis.Redis.from_url(redis_url) as client,
+    ):
+        wait_until(lambda: client.hget("some:hash", "webhook") == b"failed 3")
 
 
 def test_only_jobs_with_a_webhook_need_a_new_worker(redis_url):
@@ -334,8 +351,10 @@ def test_one_that_was_being_sent_when_its_process_was_killed_is_sent_again(redis
             process.wait()
         receiver.is_held.clear()
         assert client.hget(job_key(job_id), "webhook") == b"pending 0"
-        assert client.zscore("smalti:webhooks", job_id) > time.time() + 30, "held for its lease"
-        client.zadd("smalti:webhooks", {job_id: 0})  # which has run out
+        webhooks = f"smalti:webhooks:{receiver.address}"
+        assert client.zscore(webhooks, job_id) > time.time() + 30, "held for its lease"
+        client.zadd(webhooks, {job_id: 0})  # which has run out
+        client.zadd("smalti:webhook_hosts", {receiver.address: 0})
         with api(settings):
             wait_until(lambda: client.hget(job_key(job_id), "webhook") == b"delivered 1", 60)
     assert [receiver.told(i)["data"]["id"] for i in range(2)] == [job_id] * 2

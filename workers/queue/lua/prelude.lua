@@ -103,12 +103,27 @@ local KEPT = {'data', 'status', 'origin', 'owner', 'operation', 'created_at', 's
 
 -- an end is told to an address that a client named: kept until it has been, or for as long as that is worth it
 local WEBHOOK_TTL_S = 7 * 86400
+
+-- Those of a host are in one set, and hosts in another, each by when the first is due: so none holds up others.
+-- at: nil when it is not to be sent any more
+local function schedule_webhook(host, id, at)
+  local webhooks = 'OUR:webhooks:' .. host
+  if at then redis.call('ZADD', webhooks, at, id) else redis.call('ZREM', webhooks, id) end
+  local first = redis.call('ZRANGE', webhooks, 0, 0, 'WITHSCORES')
+  if first[1] then
+    redis.call('ZADD', 'OUR:webhook_hosts', first[2], host)
+  else
+    redis.call('ZREM', 'OUR:webhook_hosts', host)
+  end
+end
+
 local function enqueue_webhook(id, url, told_in, ...)
   local key = 'OUR:webhook:' .. id
+  local host = string.lower(string.match(url, '^%w+://([^/?#]+)'))
   redis.call('HSET', key, ...)
-  redis.call('HSET', key, 'url', url, 'attempts', 0, 'told_in', told_in)
+  redis.call('HSET', key, 'url', url, 'host', host, 'attempts', 0, 'told_in', told_in)
   redis.call('EXPIRE', key, WEBHOOK_TTL_S)
-  redis.call('ZADD', 'OUR:webhooks', now, id)
+  schedule_webhook(host, id, now)
 end
 
 -- the one way in which a job ends

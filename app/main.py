@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import math
 from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
@@ -53,8 +54,12 @@ from workers.blobs import BlobStore
 from workers.catalog import Catalog
 from workers.errors import QueueUnavailable, StorageUnavailable
 from workers.moderation import load_moderation
+from workers.otel import load_spans
 from workers.results import ResultStore
 from workers.settings import SettingsError
+
+if TYPE_CHECKING:
+    from workers.spans import Spans
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +81,11 @@ _TAGS = [
 ]
 
 
-def create_app(settings: AppSettings) -> FastAPI:
+def create_app(settings: AppSettings, spans: "Spans | None" = None) -> FastAPI:
     """Return the application; it reaches for the queue when it starts, not before.
 
     Raises: ConfigError when there is no pipeline to serve; SettingsError when there is no queue server, no
-    key where others can reach it, or no such moderation hook.
+    key where others can reach it, or no such moderation hook. spans: instead of those of the settings.
     """
     if settings.redis_url is None:
         raise SettingsError(
@@ -132,7 +137,8 @@ def create_app(settings: AppSettings) -> FastAPI:
     app.state.settings = settings
     app.state.http_metrics = HttpMetrics()
     add_error_handlers(app)
-    _add_door(app, settings, keys, app.state.http_metrics)
+    spans = spans or load_spans(settings.tracing, "smalti-api")
+    _add_door(app, settings, keys, app.state.http_metrics, spans)
     work = (generate, encode, decode, jobs, outputs, events, files, batches, pipelines)
     for routes in (*work, admin, health, metrics, openai, openai_files):
         app.include_router(routes.router)
@@ -165,7 +171,9 @@ def _limits(settings: AppSettings, keys: Keys) -> KeyLimits:
     return KeyLimits(rate, max(1, math.floor(settings.max_queue_share * settings.max_queue_length)))
 
 
-def _add_door(app: FastAPI, settings: AppSettings, keys: Keys, metrics: HttpMetrics) -> None:
+def _add_door(
+    app: FastAPI, settings: AppSettings, keys: Keys, metrics: HttpMetrics, spans: "Spans | None"
+) -> None:
     """Add what every request goes through; the last that is added is the first that sees it."""
     limits = BodyLimits(settings.max_in_flight_bytes, settings.body_timeout_s, settings.min_body_bytes_per_s)
     app.add_middleware(AdmitBodies, metrics=metrics, limits=limits)
@@ -181,7 +189,7 @@ def _add_door(app: FastAPI, settings: AppSettings, keys: Keys, metrics: HttpMetr
     app.add_middleware(SecureHeaders, has_foreign_pages=bool(settings.cors_origins))
     app.add_middleware(UseRootPath, root_path=settings.root_path)
     app.add_middleware(CountRequests, metrics=metrics)
-    app.add_middleware(IdentifyRequests)
+    app.add_middleware(IdentifyRequests, spans=spans)
 
 
 async def _home() -> RedirectResponse:

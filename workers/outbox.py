@@ -6,10 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from queue import Empty, SimpleQueue
-from typing import TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 import numpy as np
 import redis
@@ -34,6 +34,9 @@ from workers.queue.consumer import Claim, Consumer, Destination, Outcome
 from workers.results import ResultStore
 from workers.traces import working_for
 
+if TYPE_CHECKING:
+    from workers.spans import Spans
+
 logger = logging.getLogger(__name__)
 
 NUM_ENCODERS = 2
@@ -48,6 +51,7 @@ class Computed:
 
     claim: Claim
     finished: Finished
+    at: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Failed:
     error: ServiceError
     progress: Progress | None = None
     batch_size: float | None = None
+    at: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True)
@@ -100,12 +105,14 @@ class Outbox:
         *,
         tells_provenance: bool,
         moderation: Moderation | None = None,
+        spans: "Spans | None" = None,
     ) -> None:
         self._consumer = consumer
         self._results = results
         self._on_ended = on_ended
         self._tells_provenance = tells_provenance
         self._moderation = moderation if moderation is not None and moderation.checks_outputs else None
+        self._spans = spans
         self._items: SimpleQueue[Item | None] = SimpleQueue()
         self._pool = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix="encoder")
         self._gives_up_at: float | None = None
@@ -154,7 +161,7 @@ class Outbox:
         claim = item.claim
 
         def put(checked: Finished) -> None:
-            self._items.put(Computed(claim, checked))
+            self._items.put(replace(item, finished=checked))
 
         with working_for(claim.trace):
             moderation.check_outputs_later(claim.request, claim.owner, item.finished, put)
@@ -184,6 +191,9 @@ class Outbox:
         for item, outcome, was_ours in zip_longest(ended, outcomes, were_ours or ()):
             self._on_ended(outcome.claim)
             _log(outcome, was_ours)
+            if self._spans is not None:
+                how = outcome.end.code if isinstance(outcome.end, ServiceError) else "succeeded"
+                self._spans.record_job(outcome.claim, item.at, how)
             if was_ours and isinstance(item, Computed) and isinstance(outcome.end, Result):
                 self._count(outcome.claim.request, item.finished)
 

@@ -22,6 +22,7 @@ ENV_PREFIX = "SMALTI_"
 _YEAR_S = 365 * 86400
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+Tracing = Literal["off", "otlp"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Settings = TypeVar("Settings", bound="ServiceSettings")
 
@@ -68,6 +69,10 @@ class ServiceSettings(BaseSettings):
     )
     log_level: LogLevel = "INFO"
     log_format: LogFormat = Field(default="text", description="json: one object a line, for programs.")
+    tracing: Tracing = Field(
+        default="off",
+        description="otlp sends spans by OpenTelemetry, with the extra otel, to where OTEL_* variables say.",
+    )
 
     @field_validator("redis_url")
     @classmethod

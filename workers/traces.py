@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _KEPT = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})-(0[01]) ([!-~]{1,64})")
@@ -16,13 +16,14 @@ _SAMPLED = 1  # the one flag that is passed on
 class Trace:
     """The ids of a request. span_id: of what goes on in this process, the parent of what follows from it.
 
-    is_sampled: whether spans of it are recorded somewhere, as far as is known.
+    is_sampled: whether spans of it are recorded, as far as is known. parent_id: of its client's span.
     """
 
     request_id: str
     trace_id: str
     span_id: str
     is_sampled: bool = True
+    parent_id: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         """Return what a job keeps of it."""
@@ -47,7 +48,8 @@ def new_trace(request_id: str | None, parent: str | None) -> Trace:
     request_id = request_id or os.urandom(16).hex()
     found = _TRACEPARENT.fullmatch(parent or "")
     if found is not None and _is_valid(*found.groups()):
-        return Trace(request_id, found[2], os.urandom(8).hex(), bool(int(found[4], 16) & _SAMPLED))
+        is_sampled = bool(int(found[4], 16) & _SAMPLED)
+        return Trace(request_id, found[2], os.urandom(8).hex(), is_sampled, parent_id=found[3])
     return Trace(request_id, os.urandom(16).hex(), os.urandom(8).hex())
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import redis
 
@@ -29,11 +30,15 @@ from workers.intake import Arrival, Inbox, Intake, Lost
 from workers.messages import Resolved
 from workers.metrics import BATCH_SIZE, STEP_SECONDS
 from workers.moderation import Moderation, load_moderation
+from workers.otel import load_spans
 from workers.outbox import Computed, Failed, Outbox, PreviewReady, ProgressMade, Released
 from workers.queue.consumer import Claim, Consumer, Destination
 from workers.results import ResultStore
 from workers.settings import WorkerSettings
 from workers.traces import working_for
+
+if TYPE_CHECKING:
+    from workers.spans import Spans
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +62,7 @@ class WorkerConfig:
     tells_provenance: bool = True
     device: str = ""  # what the engine computes on, as is told to administrators
     moderation: Moderation | None = None
+    spans: "Spans | None" = None
 
 
 class Worker:
@@ -94,6 +100,7 @@ class Worker:
             self._in_flight.remove,
             tells_provenance=config.tells_provenance,
             moderation=config.moderation,
+            spans=config.spans,
         )
         self._intake = Intake(
             self._consumer,
@@ -308,14 +315,15 @@ class Worker:
 def run_worker(settings: WorkerSettings) -> None:
     """Load the pipelines, warm the engine, and work until SIGTERM or SIGINT.
 
-    Raises: ConfigError when there is no pipeline to serve, or one can't be used; SettingsError when there is
-    no such moderation hook; StorageUnavailable when results can't be written.
+    Raises: ConfigError when there is no pipeline to serve, or one can't be used; SettingsError when
+    moderation hook or tracing can't be had; StorageUnavailable when results can't be written.
     """
     from workers.engine.loading import load_engine
 
     assert settings.redis_url is not None
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
     moderation = load_moderation(settings.moderation, settings.moderation_timeout_s)
+    spans = load_spans(settings.tracing, "smalti-worker")
     results = ResultStore(settings.results_dir)
     results.check()
     engine = load_engine(settings, catalog)
@@ -332,6 +340,7 @@ def run_worker(settings: WorkerSettings) -> None:
             tells_provenance=settings.provenance == "on",
             device=engine.device,
             moderation=moderation,
+            spans=spans,
         ),
         read_sources=source_reader(catalog, BlobStore(settings.blobs_dir)),
         pipelines=catalog.names,

@@ -98,7 +98,7 @@ def serving(app: FastAPI) -> Iterator[httpx.Client]:
 
 
 @contextmanager
-def working(settings: AppSettings, engine: Engine) -> Iterator[Worker]:
+def working(settings: AppSettings, engine: Engine, **config) -> Iterator[Worker]:
     """Run a worker."""
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
     worker = Worker(
@@ -106,7 +106,9 @@ def working(settings: AppSettings, engine: Engine) -> Iterator[Worker]:
         engine,
         ResultStore(settings.results_dir),
         WorkerConfig(
-            grace_s=0, moderation=load_moderation(settings.moderation, settings.moderation_timeout_s)
+            grace_s=0,
+            moderation=load_moderation(settings.moderation, settings.moderation_timeout_s),
+            **config,
         ),
         read_sources=source_reader(catalog, BlobStore(settings.blobs_dir)),
         pipelines=catalog.names,

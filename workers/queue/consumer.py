@@ -51,6 +51,7 @@ class Claim:
     """A job that a worker has taken. ``execution`` numbers the claim; an older claim can't change the job.
 
     version: of the job's messages. trace: of the request that made it. owner: the name of its API key.
+    claimed_at: by this machine's clock, since 1970. waited_s: from its acceptance until then.
     """
 
     job_id: str
@@ -61,6 +62,8 @@ class Claim:
     version: int = field(compare=False, default=MESSAGES_VERSION)
     trace: Trace | None = field(compare=False, default=None)
     owner: str = field(compare=False, default="")
+    claimed_at: float = field(compare=False, default_factory=time.time)
+    waited_s: float = field(compare=False, default=0)
 
     @property
     def num_slots(self) -> int:
@@ -155,8 +158,19 @@ class Consumer:
                 deadline = time.monotonic() + float(job["deadline_at"]) - float(clock)
             version = int(job.get("version", 0))
             num_tries, owner = int(job["tries"]), job.get("owner", "")
+            waited_s = float(clock) - float(job.get("submitted_at", clock))
             jobs.append(
-                Claim(job_id.decode(), job["execution"], request, num_tries, deadline, version, trace, owner)
+                Claim(
+                    job_id.decode(),
+                    job["execution"],
+                    request,
+                    num_tries,
+                    deadline,
+                    version,
+                    trace,
+                    owner,
+                    waited_s=waited_s,
+                )
             )
         return Claims(tuple(jobs), bool(must_drain))
 

@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses $(NUM_PROCESSES) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-ci test-all fuzz check format bench bench-growth device-check clean
+.PHONY: help install serve test test-ci test-all fuzz docs check format bench bench-growth device-check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile | expand -t 12
@@ -35,6 +35,9 @@ test-ci: $(VENV)/.dev  ## long mixes over the shipped weights, and fuzz: ten min
 
 fuzz: $(VENV)/.dev  ## try the whole OpenAPI document with Schemathesis: some minutes
 	$(PYTEST) -m hours -rP tests/app/test_document_fuzz.py $(ARGS)
+
+docs: $(VENV)/.dev  ## make docs/api.md from the OpenAPI document
+	$(BIN)/python -m app.api_page docs/api.md
 
 test-all: $(VENV)/.dev  ## every test, with faults and soaks: hours
 	$(PYTEST) -m "" $(ARGS)

@@ -63,7 +63,9 @@ class OptionFields(BaseModel):
         default=None,
         description="How strongly what is asked for is enforced; 1 is not at all beyond the model's own.",
     )
-    sampler: SamplerName | None = None
+    sampler: SamplerName | None = Field(
+        default=None, description="How steps are taken; the pipeline's default when left out."
+    )
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,13 @@ class ClientRequest(Message):
         description="The pipeline's name; when left out, the server's first that knows what is asked for.",
     )
     priority: Priority = Field(
-        default="interactive", description="Interactive jobs go before batch jobs; batch jobs age."
+        default="interactive",
+        description="Interactive jobs go before batch jobs, which are parked where they are while one runs;"
+        " batch jobs age.",
     )
     deadline_s: Annotated[float, Strict(), Field(gt=0, le=86400, allow_inf_nan=False)] | None = Field(
-        default=None, description="Give up this many seconds after the request was accepted."
+        default=None,
+        description="Give up this many seconds after the request was accepted (`deadline_exceeded`).",
     )
     webhook_url: WebhookUrl | None = Field(
         default=None, description="Where to POST the job to when it has ended, signed."
@@ -99,7 +102,10 @@ class GenerateRequest(ClientRequest, OptionFields):
     """Generate outputs of a label, or of what a prompt says."""
 
     prompt: Prompt | None = Field(
-        default=None, description="What to show, in English; anything when left out. Long ones are truncated."
+        default=None,
+        description="What to show, in English; anything when left out. An emoji stands for its name: 😀 is"
+        ' "grinning face". The end of a long prompt is truncated; `warnings` say so, and what of it was not'
+        " understood.",
     )
     negative_prompt: Prompt | None = Field(
         default=None,
@@ -107,7 +113,11 @@ class GenerateRequest(ClientRequest, OptionFields):
         " Without effect at a guidance_scale of 1.",
     )
     labels: Annotated[dict[Annotated[str, Field(max_length=64)], Label], Field(max_length=MAX_LABEL_SETS)] = (
-        Field(default={}, description="One label of any set that GET /pipelines lists, by name or number.")
+        Field(
+            default={},
+            description="One label of any set that GET /pipelines lists, by name or number:"
+            ' `{"class": "coat"}`.',
+        )
     )
     class_label: Label | None = Field(default=None, description="Short for the label set `class`.")
     style: Label | None = Field(default=None, description="Short for the label set `style`.")
@@ -117,13 +127,17 @@ class GenerateRequest(ClientRequest, OptionFields):
         description="transparent clears the white around what is shown; for colour pipelines, PNG and WebP.",
     )
     num_outputs: NumOutputs | None = Field(default=None, description="How many; one when left out.")
-    num_images: NumOutputs | None = Field(default=None, description="The older name of num_outputs.")
+    num_images: NumOutputs | None = Field(
+        default=None, description="The older name of `num_outputs`; both at once is refused."
+    )
     seed: Seed | None = Field(
         default=None,
         description="The same request with the same seed gives the same bytes. Drawn and told when left out.",
     )
     format: FormatName | None = Field(
-        default=None, description="Of the files: png (the default), webp or jpeg for pictures."
+        default=None,
+        description="Of the files: png (the default), webp or jpeg for pictures. A file in `Accept` chooses"
+        " it, too.",
     )
     preview: StrictBool = Field(
         default=False,
@@ -141,8 +155,9 @@ class EncodeRequest(ClientRequest):
         | None
     ) = Field(
         default=None,
-        description="A file in base64, such as a PNG, JPEG or WebP; or an upload, by its id; or a list of"
-        " these. Resized to the pipeline's size if it has another.",
+        description=f"A PNG, JPEG or WebP file in base64, at most {MAX_SOURCE_MIB} MiB; or an upload, by its"
+        f" id; or a list of these, at most {MAX_SAMPLES_PER_JOB} files and 64 MiB in all. Required, here or"
+        " as `image`.",
     )
     image: Base64File | None = Field(default=None, description="The older name of source.")
     effort: Annotated[int, Strict(), Field(ge=0, le=MAX_EFFORT)] = Field(
@@ -193,7 +208,9 @@ class DecodeRequest(ClientRequest):
         description="The fingerprint of the tokenizer that made the codes, where `codes` doesn't tell it.",
     )
     format: FormatName | None = Field(
-        default=None, description="Of the files: png (the default), webp or jpeg for pictures."
+        default=None,
+        description="Of the files: png (the default), webp or jpeg for pictures. A file in `Accept` chooses"
+        " it, too.",
     )
 
 

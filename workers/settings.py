@@ -19,6 +19,7 @@ from workers.logs import LogFormat
 from workers.redis_url import require_address
 
 ENV_PREFIX = "SMALTI_"
+CLIENT_VARIABLES = frozenset({"SMALTI_API_KEY"})  # of commands that ask a running service
 _YEAR_S = 365 * 86400
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
@@ -189,7 +190,8 @@ def read_settings(
     kinds: list[type[ServiceSettings]] = [kind, *others]
     variables = sorted({_variable_of(name) for each in kinds for name in each.model_fields})
     for variable in os.environ:
-        if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in variables:
+        known_here = variable.upper() in variables or variable in CLIENT_VARIABLES
+        if variable.upper().startswith(ENV_PREFIX) and not known_here:
             nearest = difflib.get_close_matches(variable.upper(), variables, n=1, cutoff=0.5)
             hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(variables)}"
             raise SettingsError(f"{variable} is not a setting of Smalti: {hint}")

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli.batch import batch
 from app.cli.bulk import verify
 from app.cli.compute import decode, encode, generate
 from app.cli.keys import new_key
@@ -25,7 +26,7 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (up, serve, worker, generate, encode, decode, verify, evaluate, check_seeds, new_key):
+for command in (up, serve, worker, generate, encode, decode, batch, verify, evaluate, check_seeds, new_key):
     cli.command()(command)
 cli.command(hidden=True)(queue_server)
 cli.add_typer(train, name="train")

@@ -88,6 +88,12 @@ def test_any_process_refuses_a_bad_value_in_one_line(monkeypatch, variable, valu
     assert str(refused.value) == said
 
 
+def test_the_key_of_a_client_is_no_mistake(monkeypatch):
+    """A shell that asks a service may start one, too."""
+    monkeypatch.setenv("SMALTI_API_KEY", "smalti-x")
+    assert read_settings(AppSettings).port == 8000
+
+
 @pytest.mark.parametrize("kind", [AppSettings, WorkerSettings])
 def test_every_number_has_an_upper_bound(kind):
     """One that Redis or the clock can't hold would let no job end."""

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from app.batches.file import BatchFile, RepeatedId
 from app.batches.intake import Unreadable, take_in
+from app.batches.pace import Backoff, Places
 from app.batches.records import BatchRecord, RowEnd, job_id_of_row
 from app.batches.rows import end_of_row, failed_row, resolve_row
 from app.batches.shares import Need, share
@@ -37,33 +38,11 @@ logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 2**20
 MAX_OPEN = 64  # batches that are worked on at a time
-_MIN_PLACES = 8  # rows that wait in the queue, where no more run
 _MIN_PAUSE_S, _MAX_PAUSE_S = 0.05, 0.5
-_MAX_BACKOFF_S = 5.0
 _NUM_SUBMITTING = 8  # rows at a time, whose files are decoded meanwhile
 _JOB_TTL_S = 86400  # a row's job waits so long to be written down, should no process be there to do so
 _WRITTEN_TTL_S = 60  # and is kept so long after that
 _PASSING = (QueueFull, QueueUnavailable, PipelineNotServed, StorageUnavailable, TooBusy)
-
-
-class _Backoff:
-    """When to try again what failed, later each time."""
-
-    def __init__(self) -> None:
-        self._wait_s, self._until = 0.0, 0.0
-
-    @property
-    def is_over(self) -> bool:
-        return asyncio.get_running_loop().time() >= self._until
-
-    def failed(self) -> None:
-        if not self.is_over:
-            return  # of several that fail at once, one counts
-        self._wait_s = min(max(2 * self._wait_s, 0.1), _MAX_BACKOFF_S)
-        self._until = asyncio.get_running_loop().time() + self._wait_s
-
-    def succeeded(self) -> None:
-        self._wait_s = 0.0
 
 
 class _Worked:
@@ -73,7 +52,7 @@ class _Worked:
         self.record, self.file = record, file
         self.to_submit = list(to_submit)
         self.outstanding: set[int] = set()
-        self.backoff = _Backoff()
+        self.backoff = Backoff()
 
     def job_id(self, number: int) -> str:
         return job_id_of_row(self.record.id, number)
@@ -86,7 +65,8 @@ class Feeder:
         self._services = services
         self._store, self._queue = services.batches, services.queue
         self._worked: dict[str, _Worked] = {}
-        self._backoff = _Backoff()
+        self._backoff = Backoff()
+        self._places = Places(services.settings.batch_queue_length)
         self._num_waiting = self._num_running = 0  # of our jobs, when they were last looked at
         self._is_ending = threading.Event()
 
@@ -236,37 +216,35 @@ class Feeder:
 
     async def _submit_next(self) -> bool:
         """Fill the places in the queue, each batch getting its share."""
-        most = max(1, min(self._services.settings.batch_queue_length, max(_MIN_PLACES, self._num_running)))
         ready = [w for w in self._worked.values() if w.backoff.is_over and not w.record.is_cancelled]
         needs = [
             Need(w.record.id, w.record.owner, w.record.num_queued + len(w.to_submit), len(w.outstanding))
             for w in ready
         ]
-        shares = share(most - self._num_waiting, needs)
+        shares = share(self._places.num_free(self._num_waiting, self._num_running), needs)
         for worked in ready:
             num_new = shares.get(worked.record.id, 0) - len(worked.to_submit)
             if num_new > 0:
                 worked.to_submit += await asyncio.to_thread(worked.file.claim, num_new)
         free = asyncio.Semaphore(_NUM_SUBMITTING)
-        await asyncio.gather(
-            *(
-                self._submit(worked, number, free)
-                for worked in ready
-                for number in worked.to_submit[: shares.get(worked.record.id, 0)]
-            )
-        )
+        served = [(worked, shares[worked.record.id]) for worked in ready if worked.record.id in shares]
+        await asyncio.gather(*(self._submit_rows(w, w.to_submit[:number], free) for w, number in served))
         if shares:  # those that have had places come last in the next round
             for batch_id in shares:
                 self._worked[batch_id] = self._worked.pop(batch_id)
         return bool(shares)
 
-    async def _submit(self, worked: _Worked, number: int, free: asyncio.Semaphore) -> None:
+    async def _submit_rows(self, worked: _Worked, numbers: Sequence[int], free: asyncio.Semaphore) -> None:
+        lines = await asyncio.to_thread(worked.file.requests_of, numbers)
+        await asyncio.gather(*(self._submit(worked, number, lines[number], free) for number in numbers))
+
+    async def _submit(self, worked: _Worked, number: int, line: bytes, free: asyncio.Semaphore) -> None:
         """Make a row a job; one that can't be has ended, and one that can't be now stays."""
         async with free:
             if not (self._backoff.is_over and worked.backoff.is_over):
                 return
             try:
-                end = await self._made_job(worked, number)
+                end = await self._made_job(worked, number, line)
                 if end is not None:
                     await self._write(worked, [end])
             except _PASSING as error:
@@ -280,14 +258,13 @@ class Feeder:
             if end is None:
                 worked.outstanding.add(number)
 
-    async def _made_job(self, worked: _Worked, number: int) -> RowEnd | None:
+    async def _made_job(self, worked: _Worked, number: int, line: bytes) -> RowEnd | None:
         """Submit a row; return its end where it can't become a job.
 
         Raises: one of _PASSING.
         """
         job_id = worked.job_id(number)
         try:
-            line = await asyncio.to_thread(worked.file.request_of, number)
             resolved = await resolve_row(line, job_id, worked.record.owner, self._services)
             await self._queue.submit(
                 resolved,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from workers.messages import JobStatus
 
 _RATE_ROWS = 200  # of which the rate is taken
 _CHUNK_BYTES = 2**20
+_ROWS_AT_A_TIME = 200
 _SCHEMA = """
 CREATE TABLE batch (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, digest TEXT NOT NULL, file TEXT, source BLOB,
@@ -109,21 +111,10 @@ class BatchFile:
             if use.execute("SELECT status FROM batch").fetchone()[0] != BatchStatus.QUEUED:
                 return
             num_rows = num_failed = 0
-            for row in rows:
-                num_rows += 1
-                num_failed += row.error is not None
-                status = JobStatus.QUEUED if row.error is None else JobStatus.FAILED
-                ended = (None, None) if row.error is None else (num_failed, now)
-                try:
-                    use.execute(
-                        "INSERT INTO rows (number, id, request, status, answer, sequence, ended_at)"
-                        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        (row.number, row.id, row.request, status, row.error, *ended),
-                    )
-                except sqlite3.IntegrityError:
-                    first = use.execute("SELECT number FROM rows WHERE id = ?", (row.id,)).fetchone()
-                    raise RepeatedId(str(row.id), first[0], row.number) from None
-                use.executemany("INSERT OR IGNORE INTO files VALUES (?)", ((each,) for each in row.files))
+            reading = iter(rows)
+            while chunk := list(islice(reading, _ROWS_AT_A_TIME)):
+                num_failed = _insert(use, chunk, num_failed, now)
+                num_rows += len(chunk)
             use.execute(
                 "UPDATE batch SET source = NULL, status = ?, started_at = ?, num_rows = ?, num_queued = ?,"
                 " num_failed = ?",
@@ -160,10 +151,11 @@ class BatchFile:
             )
             return [number for (number,) in found]
 
-    def request_of(self, number: int) -> bytes:
-        """Return the line of a row that has not ended."""
+    def requests_of(self, numbers: Sequence[int]) -> dict[int, bytes]:
+        """Return the lines of rows that have not ended."""
+        query = "SELECT request FROM rows WHERE number = ?"
         with self._using() as use:
-            return bytes(use.execute("SELECT request FROM rows WHERE number = ?", (number,)).fetchone()[0])
+            return {number: use.execute(query, (number,)).fetchone()[0] for number in numbers}
 
     def end_rows(self, ends: Sequence[RowEnd]) -> None:
         """Write down how running rows ended, in this order; and that of the batch with its last row."""
@@ -235,6 +227,36 @@ class BatchFile:
                 if use.in_transaction:
                     use.execute("ROLLBACK")
                 raise
+
+
+def _insert(use: sqlite3.Connection, rows: Sequence[NewRow], num_failed: int, now: float) -> int:
+    """Add new rows; those that are no request have failed. Return how many have until now.
+
+    Raises: RepeatedId.
+    """
+    values: list[tuple[object, ...]] = []
+    for row in rows:
+        status = JobStatus.QUEUED
+        ended: tuple[int | None, float | None] = (None, None)
+        if row.error is not None:
+            num_failed += 1
+            status = JobStatus.FAILED
+            ended = (num_failed, now)
+        values.append((row.number, row.id, row.request, status, row.error, *ended))
+    try:
+        use.executemany(
+            "INSERT INTO rows (number, id, request, status, answer, sequence, ended_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            values,
+        )
+    except sqlite3.IntegrityError:
+        for row in rows:
+            found = use.execute("SELECT number FROM rows WHERE id = ?", (row.id,)).fetchone()
+            if found is not None and found[0] != row.number:
+                raise RepeatedId(str(row.id), found[0], row.number) from None
+        raise
+    use.executemany("INSERT OR IGNORE INTO files VALUES (?)", ((each,) for row in rows for each in row.files))
+    return num_failed
 
 
 def _end_rows(use: sqlite3.Connection, ends: Sequence[RowEnd]) -> None:

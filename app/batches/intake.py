@@ -23,7 +23,7 @@ MAX_LINE_BYTES = max(MAX_BODY_BYTES[f"/{operation}"] for operation in ("generate
 _MAX_ID_CHARS = 128
 _TOO_MANY_ROWS = f"a batch has at most {MAX_ROWS} rows, got more; send several"
 _NO_ROW = "there is no row; send one JSON object a line"
-_ROWS_BETWEEN_PAUSES = 50
+_ROWS_BETWEEN_PAUSES = 200
 _PAUSE_S = 0.001  # in which this process answers requests
 
 

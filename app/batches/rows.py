@@ -47,7 +47,9 @@ async def resolve_row(line: bytes, job_id: str, owner: str, services: "Services"
     Raises: InvalidRequest; StorageFull, StorageUnavailable; TooBusy.
     """
     request = _request(line)
-    files = await asyncio.to_thread(_files, request, owner, services)
+    files: list[SourceFile] = []
+    if isinstance(request, EncodeRequest):
+        files = await asyncio.to_thread(_files, request, owner, services)
     spec = services.catalog.pipeline_for(request)
     sources = await store_sources(files, spec, services) if files else []
     changes: dict[str, Any] = {"priority": "batch"}
@@ -88,10 +90,8 @@ def _request(line: bytes) -> Request:
         raise InvalidRequest(f"body: {error}") from None
 
 
-def _files(request: Request, owner: str, services: "Services") -> list[SourceFile]:
+def _files(request: EncodeRequest, owner: str, services: "Services") -> list[SourceFile]:
     """Raises: InvalidRequest."""
-    if not isinstance(request, EncodeRequest):
-        return []
     files = files_of(request, services.files, owner)
     if request.image is not None and request.source is not None:
         raise InvalidFields([FieldError(field="image", message="is the older name of source; send one")])

@@ -82,12 +82,8 @@ def read_json(body: bytes) -> Any:
     if (num_values := body.count(b",")) > MAX_VALUES:
         _refuse(f"body: has at most {MAX_VALUES} values, got {num_values}")
     try:
-        return json.loads(
-            body.decode("utf-8-sig"),
-            object_pairs_hook=_object,
-            parse_int=_whole_number if num_values <= MAX_PARTS else int,  # none of so many is long
-            parse_constant=_no_constant,
-        )
+        decoder = _DECODER if num_values <= MAX_PARTS else _DECODER_OF_MANY
+        return decoder.decode(body.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         got = f"byte 0x{body[error.start]:02x} at {error.start}"
         _refuse(f"body: is not UTF-8: got {got}", HTTPStatus.BAD_REQUEST)
@@ -127,6 +123,12 @@ def _refuse_long_number() -> NoReturn:
 
 def _no_constant(name: str) -> NoReturn:
     raise json.JSONDecodeError(f"{name} is no number in JSON", "", 0)
+
+
+_DECODER, _DECODER_OF_MANY = (
+    json.JSONDecoder(object_pairs_hook=_object, parse_int=parse_int, parse_constant=_no_constant)
+    for parse_int in (_whole_number, int)  # of so many, no number is long
+)
 
 
 def _refuse(detail: str, status: HTTPStatus = HTTPStatus.UNPROCESSABLE_ENTITY) -> NoReturn:

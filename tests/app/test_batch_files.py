@@ -11,6 +11,7 @@ import pytest
 
 from app.batches.file import RepeatedId
 from app.batches.intake import Interrupted, Unreadable, take_in
+from app.batches.pace import Places
 from app.batches.records import BatchStatus, RowEnd, batch_id_of_job, job_id_of_row
 from app.batches.shares import Need, share
 from app.batches.store import BatchNotFound, BatchStore
@@ -47,7 +48,7 @@ def test_rows_are_read_once_and_what_they_came_from_goes(store):
             take_in(file, [source(5)], NEVER)
         now = file.record()
         assert (now.status, now.num_rows, now.num_queued) == (BatchStatus.RUNNING, 5, 5)
-        assert json.loads(file.request_of(3))["id"] == "r2"
+        assert json.loads(file.requests_of([3])[3])["id"] == "r2"
         assert list(file.source_chunks()) == []
 
 
@@ -191,3 +192,15 @@ def test_keys_come_to_have_equally_many_places_and_so_do_the_batches_of_a_key():
     assert share(8, [need("large", "ada", 10**5, 8), need("small", "ada", 3)]) == {"small": 3, "large": 5}
     assert share(8, [need("a", "ada", 100, 8), need("b", "bob", 100)]) == {"b": 8}
     assert share(0, [need("a", "ada", 1)]) == share(-3, [need("a", "ada", 1)]) == share(5, []) == {}
+
+
+def test_as_many_rows_wait_as_are_taken_in_time():
+    places = Places(128)
+    assert places.num_free(0, 0) == 16  # none waits: perhaps too few did
+    assert [places.num_free(0, 32) for _ in range(4)] == [32, 64, 128, 128]
+    num_waiting = 128
+    for _ in range(500):  # a slow worker takes one at each look: slowly fewer wait
+        num_waiting += places.num_free(num_waiting, 4) - 1
+    assert 7 <= num_waiting <= 16
+    assert places.num_free(8, 32) == 24  # at least as many as run
+    assert places.num_free(200, 500) == 0

@@ -152,7 +152,7 @@ def test_a_hundred_thousand_rows_are_taken_in_seconds_and_little_memory(tmp_path
             used_bytes / 2**20,
         )
         assert used_bytes < 5 * len(body)
-        assert slowest_s < 1
+        assert slowest_s < 2
         wait_until(lambda: num_ended(client, batch_id) > 20, 60)
         assert client.delete(f"/batches/{batch_id}").status_code == 202
         assert ended(client, batch_id)["counts"]["cancelled"] > NUM_ROWS // 2

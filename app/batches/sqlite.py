@@ -50,6 +50,6 @@ def storing() -> Iterator[None]:
         if code == sqlite3.SQLITE_FULL:
             raise StorageFull("the disk of the batches (SMALTI_DATA_DIR) is full; try again later") from error
         raise StorageUnavailable(
-            f"the batches (SMALTI_DATA_DIR) can't be read or written: {error}; the folder must be on a local"
-            " disk that this user may write to"
+            f"the batches (SMALTI_DATA_DIR) can't be read or written: {error}; this user must be able to"
+            " write there, and all API processes must be on this machine"
         ) from error

@@ -103,10 +103,10 @@ class BatchStore:
         except FileNotFoundError:
             return set()
 
-    def owner_of_job(self, job_id: str) -> str | None:
-        """Return the name of the API key whose batch has this job; None for one of no batch."""
+    def owner_of_job(self, job_id: str) -> str:
+        """Return the name of the API key whose batch has this job; "" for none, and for a job of no batch."""
         record = self._find(batch_id_of_job(job_id))
-        return None if record is None else record.owner
+        return "" if record is None else record.owner
 
     def open(self, batch_id: str) -> BatchFile:
         """Open a batch's file.

@@ -1,5 +1,6 @@
 """Batches while processes die, the queue forgets and disks fill: nothing is lost, and no row done twice."""
 
+import asyncio
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ import redis
 
 from app.batches.rows import seed_of
 from app.batches.store import BatchStore
-from app.main import create_app
+from app.main import create_app, sweep
 from tests.app.conftest import serving, settings_for, working
 from tests.app.test_batches import LINES, ended, lines, results, row, send
 from tests.app.test_up import processes_of, service
@@ -100,6 +101,30 @@ def test_a_batch_outlives_a_queue_server_that_is_away(own_redis, tmp_path):
         engine.is_held.clear()
         assert ended(client, batch_id)["counts"]["succeeded"] == 40
     server.stop()
+
+
+def test_outputs_go_with_their_batch_and_not_before(redis_url, tmp_path):
+    app = create_app(settings_for(tmp_path, redis_url, result_ttl_s=1, batch_ttl_s=2))
+    with working(app.state.settings, FakeEngine()), serving(app) as client:
+
+        def sweep_now() -> None:
+            # In the server's thread: the queue's connections belong to its event loop.
+            loop = services.queue._job_events._task.get_loop()
+            asyncio.run_coroutine_threadsafe(sweep(services, margin_s=-1), loop).result(10)
+
+        services = app.state.services
+        alone = client.post("/generate", json={"seed": 2}, headers={"Prefer": "wait=10"}).json()
+        batch_id = send(client, [row("a", seed=1, return_codes=True)])["id"]
+        ended(client, batch_id)
+        url = results(client, batch_id)[0]["result"]["outputs"][0]["url"]
+        time.sleep(0.1)
+        sweep_now()
+        assert client.get(alone["result"]["outputs"][0]["url"]).status_code == 404
+        assert client.get(url).status_code == 200
+        assert results(client, batch_id)[0]["result"]["codes"]["codes"]
+        wait_until(lambda: (sweep_now(), client.get(f"/batches/{batch_id}").status_code == 404)[1])
+        sweep_now()
+        assert client.get(url).status_code == 404
 
 
 @pytest.mark.ci

@@ -183,13 +183,19 @@ def test_a_key_that_is_alone_may_have_the_whole_queue(redis_url, tmp_path):
 # --- share -----------------------------------------------------------------------------------------------
 
 
-def counted(client: redis.Redis) -> dict[str, set[str]]:
-    """Return the jobs that count as waiting, by key."""
+def in_turns(client: redis.Redis) -> dict[str, set[str]]:
+    """Return the jobs that have a turn, by key."""
     found: dict[str, set[str]] = {}
     for key in client.scan_iter(f"{PREFIX}:waiting:*"):
         ids = {id.decode() for id in client.zrange(key, 0, -1)}
         found.setdefault(key.decode().rpartition(":")[2], set()).update(ids)
     return found
+
+
+def counted(client: redis.Redis) -> dict[str, set[str]]:
+    """Return the jobs that count for the share of their key."""
+    keys = [key.decode() for key in client.scan_iter(f"{PREFIX}:share:*")]
+    return {key.rpartition(":")[2]: {id.decode() for id in client.smembers(key)} for key in keys}
 
 
 def waiting(client: redis.Redis) -> dict[str, set[str]]:
@@ -209,7 +215,7 @@ def test_what_counts_as_waiting_is_what_waits_whatever_happened(redis_url, seed)
     consumer = Consumer(redis_url, ["tiny"], lease_s=1, max_tries=2, ageing_s=0.0)
 
     async def use(queue: JobQueue) -> None:
-        claimed = []
+        claimed, unbound = [], set()
         with redis.Redis.from_url(redis_url) as client:
             for _ in range(80):
                 match draw.choice(("submit", "submit", "claim", "cancel", "expire", "release", "die")):
@@ -217,7 +223,10 @@ def test_what_counts_as_waiting_is_what_waits_whatever_happened(redis_url, seed)
                         request = draw.choice((REQUEST, BATCH))
                         late = request.model_copy(update={"deadline_s": draw.choice((None, 1e-6))})
                         owner = draw.choice(("", "ada", "bob"))
-                        await queue.submit(late, owner=owner, allowance=Allowance(max_waiting=99))
+                        bound = Allowance(max_waiting=draw.choice((None, 99)))
+                        made = await queue.submit(late, owner=owner, allowance=bound)
+                        if bound.max_waiting is None:
+                            unbound.add(made.id)
                     case "claim":
                         claimed += consumer.claim(
                             Slots(draw.randint(1, 3), draw.randint(0, 3)), is_idle=True
@@ -236,10 +245,26 @@ def test_what_counts_as_waiting_is_what_waits_whatever_happened(redis_url, seed)
                         client.set(f"{PREFIX}:reaped_at", time.time())
                         consumer.reap()
                         claimed = []
-                assert counted(client) == waiting(client)
+                now = waiting(client)
+                assert in_turns(client) == now
+                bound = {owner: ids - unbound for owner, ids in now.items()}
+                assert counted(client) == {owner: ids for owner, ids in bound.items() if ids}
 
     run(redis_url, use, max_length=1000)
     consumer.close()
+
+
+def test_rows_of_batches_leave_a_key_its_share(redis_url):
+    async def use(queue: JobQueue) -> None:
+        for _ in range(5):
+            await queue.submit(BATCH, owner="ada")
+        allowance = Allowance(max_waiting=2)
+        for _ in range(2):
+            await queue.submit(REQUEST, owner="ada", allowance=allowance)
+        with pytest.raises(QueueShareExceeded, match="2 jobs of the API key ada wait"):
+            await queue.submit(REQUEST, owner="ada", allowance=allowance)
+
+    run(redis_url, use)
 
 
 def test_jobs_that_others_have_removed_stop_counting(redis_url):

@@ -50,6 +50,7 @@ end
 redis.call('ZADD', jobs, now, id)
 redis.call('SADD', 'RQ:queues', queue)
 take_turn(id, ARGV[2], owner)
+if max_waiting then count_in_share(id, owner) end
 count('jobs_submitted', redis.call('HGET', key, 'operation') or '', ARGV[2])
 add_event(id, 'queued')
 wake_up_worker(id)

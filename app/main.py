@@ -55,7 +55,7 @@ from workers.catalog import Catalog
 from workers.errors import QueueUnavailable, StorageUnavailable
 from workers.moderation import load_moderation
 from workers.otel import load_spans
-from workers.results import ResultStore
+from workers.results import open_results
 from workers.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def create_app(settings: AppSettings, spans: "Spans | None" = None) -> FastAPI:
             result_ttl_s=settings.result_ttl_s,
             moderation=moderation,
         )
-        results, blobs = ResultStore(settings.results_dir), BlobStore(settings.blobs_dir)
+        results, blobs = open_results(settings), BlobStore(settings.blobs_dir)
         uploads = FileStore(settings.files_dir, settings.max_file_bytes_per_key)
         kept_batches = BatchStore(settings.batches_dir, settings.batch_ttl_s)
         services = Services(

@@ -1,14 +1,20 @@
 """Fixtures that every test may use."""
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 import redis
 
 from workers.queue import embedded_server
+
+if TYPE_CHECKING:
+    from moto.server import ThreadedMotoServer
 
 # Compute threads of several test processes must not spin while they wait. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -48,6 +54,27 @@ def redis_url(_session_redis_url: str) -> str:
 def own_redis(tmp_path: Path) -> Iterator[embedded_server.EmbeddedServer]:
     """A server of the test's own, to be killed and started again."""
     server = embedded_server.start(tmp_path / "redis")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator["ThreadedMotoServer"]:
+    """A server that speaks S3, empty, and the environment that leads to it."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "a-name",
+        "AWS_SECRET_ACCESS_KEY": "a-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    httpx.post(f"http://{host}:{port}/moto-api/reset")
     yield server
     server.stop()
 

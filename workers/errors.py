@@ -17,7 +17,7 @@ ServiceError
 ├── DeadlineExceeded      not done within its deadline_s
 ├── OutOfMemory           too large for this worker, even alone
 ├── NotFinite             the model made NaN or infinity for this sample
-├── StorageUnavailable    the data folder can't be written
+├── StorageUnavailable    the data folder, or the bucket of results, can't be written
 │   ├── StorageFull       its disk is full
 │   └── NotPrivate        others could read or change it
 ├── PipelineNotServed     no living worker has the pipeline

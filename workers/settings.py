@@ -6,6 +6,7 @@ address keeps its usual name, `REDIS_URL`.
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -20,6 +21,8 @@ from workers.redis_url import require_address
 
 ENV_PREFIX = "SMALTI_"
 CLIENT_VARIABLES = frozenset({"SMALTI_API_KEY"})  # of commands that ask a running service
+_SECRET = ("REDIS_URL", "SMALTI_WEBHOOK_SECRET", "SMALTI_RESULT_STORE")  # a password may be in it
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.\.?(/|$))[A-Za-z0-9_.=-]+)*/?")
 _YEAR_S = 365 * 86400
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
@@ -57,6 +60,11 @@ class ServiceSettings(BaseSettings):
         default=Path(".smalti"),
         description="Results and the embedded queue server's data; front end and workers share it.",
     )
+    result_store: str = Field(
+        default="",
+        description="Where results are kept: a folder, or s3://BUCKET/PREFIX; in the data folder when left"
+        " out.",
+    )
     result_ttl_s: int = Field(
         default=3600, ge=1, le=10 * _YEAR_S, description="How long a finished job can be looked up."
     )
@@ -89,9 +97,24 @@ class ServiceSettings(BaseSettings):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return value
 
+    @field_validator("result_store")
+    @classmethod
+    def _check_store(cls, value: str) -> str:
+        if "://" in value and not _BUCKET.fullmatch(value):
+            raise ValueError(
+                "must be a folder, s3://BUCKET or s3://BUCKET/PREFIX; credentials have variables of their own"
+            )
+        return value
+
+    @property
+    def has_bucket(self) -> bool:
+        """Whether results are kept in a store of objects instead of a folder."""
+        return "://" in self.result_store
+
     @property
     def results_dir(self) -> Path:
-        return self.data_dir / "results"
+        """The folder of results, where they are kept in one."""
+        return Path(self.result_store) if self.result_store else self.data_dir / "results"
 
     @property
     def blobs_dir(self) -> Path:
@@ -111,9 +134,9 @@ class ServiceSettings(BaseSettings):
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """The data folder and those in it that processes write to."""
-        own = self.results_dir, self.blobs_dir, self.files_dir, self.batches_dir, self.verdicts_dir
-        return self.data_dir, *own
+        """The data folder and those in it that processes write to; not another one for results."""
+        results = () if self.result_store else (self.results_dir,)
+        return self.data_dir, *results, self.blobs_dir, self.files_dir, self.batches_dir, self.verdicts_dir
 
 
 class WorkerSettings(ServiceSettings):
@@ -235,5 +258,5 @@ def _problem(error: ErrorDetails) -> str:
             claim = str(limits["error"])
         case _:
             claim = f"can't be used: {error['msg']}"
-    is_secret = variable in ("REDIS_URL", "SMALTI_WEBHOOK_SECRET")  # the first may hold a password
+    is_secret = variable in _SECRET
     return f"{variable} {claim}" if is_secret else f"{variable} {claim}, got {error['input']!r}"

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from workers.errors import NotPrivate, StorageFull, StorageUnavailable
 
+DATA_DIR = "SMALTI_DATA_DIR"  # the setting that names most folders
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PRIVATE = 0o700
 _CHECK_BYTES = 4096  # an empty file fits on a full disk
 
 
 @contextmanager
-def storing_in(folder: Path) -> Iterator[None]:
-    """Say what went wrong in a folder of the data folder in words for whoever runs the service.
+def storing_in(folder: Path, variable: str = DATA_DIR) -> Iterator[None]:
+    """Say what went wrong in a folder that a setting names in words for whoever runs the service.
 
     Raises: StorageFull, StorageUnavailable.
     """
@@ -25,40 +26,40 @@ def storing_in(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise StorageFull(f"the disk of {folder} (SMALTI_DATA_DIR) is full; try again later") from error
-        what = f"the folder {folder} (SMALTI_DATA_DIR) can't be written: {error.strerror}"
+            raise StorageFull(f"the disk of {folder} ({variable}) is full; try again later") from error
+        what = f"the folder {folder} ({variable}) can't be written: {error.strerror}"
         raise StorageUnavailable(f"{what}. Make it writable for this user, or name another") from error
 
 
-def make_private(folder: Path) -> None:
+def make_private(folder: Path, variable: str = DATA_DIR) -> None:
     """Make a folder that only this user can enter, or narrow one that is there to that.
 
     One that belongs to root is taken as it is: container platforms mount such.
 
     Raises: StorageUnavailable when it can't be made; NotPrivate when it is another user's.
     """
-    with storing_in(folder):
+    with storing_in(folder, variable):
         make_folders(folder)
         status = folder.stat()
         user = os.geteuid()
         if status.st_uid not in (user, 0):
             raise NotPrivate(
-                f"the folder {folder} (SMALTI_DATA_DIR) belongs to user {status.st_uid}, who could read and"
+                f"the folder {folder} ({variable}) belongs to user {status.st_uid}, who could read and"
                 f" change what user {user} keeps in it; name another"
             )
         if status.st_uid == user and stat.S_IMODE(status.st_mode) & ~_PRIVATE:
             if status.st_mode & stat.S_ISVTX:
-                raise NotPrivate(f"the folder {folder} (SMALTI_DATA_DIR) is for all users; name one in it")
+                raise NotPrivate(f"the folder {folder} ({variable}) is for all users; name one in it")
             folder.chmod(_PRIVATE)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, variable: str = DATA_DIR) -> None:
     """Write a file to a folder and remove it; nothing is synced.
 
     Raises: StorageFull, StorageUnavailable.
     """
-    make_private(folder)
-    with storing_in(folder):
+    make_private(folder, variable)
+    with storing_in(folder, variable):
         path = folder / f".{secrets.token_hex(8)}"
         try:
             write_new(path, bytes(_CHECK_BYTES))

@@ -33,7 +33,7 @@ from workers.moderation import Moderation, load_moderation
 from workers.otel import load_spans
 from workers.outbox import Computed, Failed, Outbox, PreviewReady, ProgressMade, Released
 from workers.queue.consumer import Claim, Consumer, Destination
-from workers.results import ResultStore
+from workers.results import ResultStore, open_results
 from workers.settings import WorkerSettings
 from workers.traces import working_for
 
@@ -324,7 +324,7 @@ def run_worker(settings: WorkerSettings) -> None:
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
     moderation = load_moderation(settings.moderation, settings.moderation_timeout_s)
     spans = load_spans(settings.tracing, "smalti-worker")
-    results = ResultStore(settings.results_dir)
+    results = open_results(settings)
     results.check()
     engine = load_engine(settings, catalog)
     engine.warm_up()

@@ -30,7 +30,7 @@ from workers.messages import JobView, Resolved
 from workers.moderation import load_moderation
 from workers.queue import embedded_server
 from workers.queue.consumer import Consumer
-from workers.results import ResultStore
+from workers.results import open_results
 from workers.worker import Worker, WorkerConfig
 
 TINY_IMAGE = ImageSpec(width_px=SIDE_PX, height_px=SIDE_PX, channels=1)
@@ -104,7 +104,7 @@ def working(settings: AppSettings, engine: Engine, **config) -> Iterator[Worker]
     worker = Worker(
         settings.redis_url,
         engine,
-        ResultStore(settings.results_dir),
+        open_results(settings),
         WorkerConfig(
             grace_s=0,
             moderation=load_moderation(settings.moderation, settings.moderation_timeout_s),

@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 
 from app.settings import AppSettings, read_settings
+from workers.errors import StorageUnavailable
+from workers.results import open_results
 from workers.settings import SettingsError, WorkerSettings
 
 
@@ -101,3 +103,27 @@ def test_every_number_has_an_upper_bound(kind):
         for each in schema.get("anyOf", [schema]):
             if each.get("type") in ("integer", "number"):
                 assert each.get("maximum", 2**63) <= 2**40, name
+
+
+def test_results_may_be_kept_in_a_folder_of_their_own_or_in_a_bucket(monkeypatch, tmp_path):
+    monkeypatch.setenv("SMALTI_RESULT_STORE", str(tmp_path / "elsewhere"))
+    settings = read_settings(WorkerSettings)
+    assert (settings.results_dir, settings.has_bucket) == (tmp_path / "elsewhere", False)
+    (tmp_path / "elsewhere").write_bytes(b"")
+    with pytest.raises(StorageUnavailable, match=r"elsewhere \(SMALTI_RESULT_STORE\) can't be written"):
+        open_results(settings).check()
+
+    for address in ("s3://bucket", "s3://my.bucket-1/a/b_c/"):
+        monkeypatch.setenv("SMALTI_RESULT_STORE", address)
+        assert read_settings(WorkerSettings).has_bucket
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["gs://bucket", "s3://", "s3://B", "s3://name:secret@bucket", "s3://bucket//x", "s3://bucket/../x"],
+)
+def test_another_address_of_results_is_refused_without_being_repeated(monkeypatch, address):
+    monkeypatch.setenv("SMALTI_RESULT_STORE", address)
+    with pytest.raises(SettingsError, match="SMALTI_RESULT_STORE must be a folder, s3://BUCKET or") as error:
+        read_settings(AppSettings)
+    assert "secret" not in str(error.value)

@@ -99,7 +99,9 @@ async def upload_file(http: HttpRequest, services: ServicesNeeded, response: Res
                 raise InvalidFields([FieldError(field=short(name), message=message)])
             if not isinstance(value, UploadFile):
                 raise InvalidFields([FieldError(field="file", message="must be a file, with a file name")])
-            upload = await store_upload(value, services)
+        file = form.get("file")
+        if isinstance(file, UploadFile):
+            upload = await store_upload(file, services)
             response.headers["Location"] = f"/files/{upload.id}"
             return file_info(upload, services)
     raise InvalidFields([FieldError(field="file", message="is required")])

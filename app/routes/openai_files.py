@@ -72,6 +72,8 @@ _NO_FILE = (
     None,
 )
 _PURPOSE = (400, "invalid_request", "purpose: must be 'batch', got 'assistants'", "purpose")
+_NO_FORM = (415, "unsupported_media_type", "Content-Type: send multipart/form-data, got none", None)
+_LIMIT = (400, "invalid_request", f"limit: should be less than or equal to {MAX_FILES}, got 10001", "limit")
 _FORM: dict[str, Any] = {
     "type": "object",
     "required": ["file", "purpose"],
@@ -102,7 +104,7 @@ def shown(example: BaseModel) -> Responses:
     operation_id="openai_create_file",
     summary="Send a file, as OpenAI's clients do",
     dependencies=[Depends(takes(FORM_MEDIA_TYPE))],
-    responses=shown(FILE) | openai_failures(_PURPOSE),
+    responses=shown(FILE) | openai_failures(_PURPOSE, _NO_FORM),
     openapi_extra={"requestBody": {"required": True, "content": {FORM_MEDIA_TYPE: {"schema": _FORM}}}},
 )
 async def create_file(http: HttpRequest, services: ServicesNeeded) -> FileObject:
@@ -134,7 +136,7 @@ async def create_file(http: HttpRequest, services: ServicesNeeded) -> FileObject
     "",
     operation_id="openai_list_files",
     summary="List one's files, as OpenAI's clients do",
-    responses=shown(_FILES) | openai_failures(),
+    responses=shown(_FILES) | openai_failures(_LIMIT),
 )
 async def list_files(
     services: ServicesNeeded,

@@ -69,6 +69,10 @@ def test_files_are_listed_in_pages(service):
     ("form", "detail"),
     [
         ({"files": {"other": b"x"}}, "other: unknown field; a form has one part, file"),
+        (
+            {"files": [("file", b"x"), ("other", (None, b"y"))]},
+            "other: unknown field; a form has one part, file",
+        ),
         ({"files": {"file": (None, b"x")}}, "file: must be a file, with a file name"),
         ({"files": [("file", b"x"), ("file", b"y")]}, "file: at most 1 file, got more"),
         ({"files": {"x": (None, b"x" * 5000)}}, "body: a field of a form is at most 4096 bytes, got more"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.exit_status import ExitStatus
 from app.cli.terminal import CommandError, say
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ _LOOK_AGAIN_S = 0.5
 _NUM_FETCHERS = 4  # of outputs, while rows go on
 _MAX_WAITING = 64
 _MAX_SILENT = 3  # streams that broke before they said anything
-_ROWS_FAILED, _TRY_AGAIN, _INTERRUPTED = 1, 3, 130
 
 
 def batch(
@@ -43,8 +43,8 @@ def batch(
 
     Run it again to go on with the same batch after any interruption: outputs that are there stay.
 
-    Exit status: 0 if all rows succeeded, 1 if some did not or the command can't be carried out, 2 for a wrong
-    option, 3 if the service can't be reached now (run it again), 130 after Ctrl-C.
+    Exit status: 0 if all rows succeeded, 4 if some did not, 3 if the service can't be reached now (run it
+    again), 130 after Ctrl-C; the others are in docs/cli.md.
     """
     from app.cli.batch_outputs import BatchFolder
     from app.cli.remote import Remote, Unreachable, read_key
@@ -63,18 +63,18 @@ def batch(
         except Unreachable as error:
             goes_on = f"; batch {told['id']} goes on: run this again to go on with it" if told else ""
             say(f"{error}{goes_on}")
-            raise typer.Exit(_TRY_AGAIN) from error
+            raise typer.Exit(ExitStatus.UNAVAILABLE) from error
         except KeyboardInterrupt:
             if told:
                 say(
                     f"batch {told['id']} goes on: run this again to go on with it, or end it by DELETE"
                     f" {url}/batches/{told['id']}"
                 )
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(ExitStatus.INTERRUPTED) from None
     typer.echo(", ".join(f"{number} {status}" for status, number in sorted(counts.items())))
     if set(counts) != {"succeeded"}:
         say(f"{out / 'results.jsonl'} says why each of the others did not succeed")
-        raise typer.Exit(_ROWS_FAILED)
+        raise typer.Exit(ExitStatus.FAILED)
 
 
 def _read(file: Path) -> bytes:

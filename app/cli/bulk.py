@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.terminal import CommandError, say, settings_of
+from app.cli.answers import tell_json
+from app.cli.exit_status import ExitStatus
+from app.cli.terminal import CommandError, Json, local_settings, say
 
 if TYPE_CHECKING:
     from bulk.manifest import Manifest
@@ -47,6 +49,7 @@ def encode_folder(
     *,
     effort: int,
     return_psnr: bool,
+    as_json: bool,
 ) -> None:
     """Encode all pictures of the sources into shards of the folder ``out``."""
     from importlib.metadata import version
@@ -59,10 +62,9 @@ def encode_folder(
     from bulk.shards import present_shards
     from bulk.sources import Sources
     from workers.catalog import Catalog
-    from workers.settings import WorkerSettings
 
     pyarrow()
-    settings = settings_of(WorkerSettings)
+    settings = local_settings()
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
     spec = catalog.spec(pipeline)
     config = EncodeConfig(
@@ -90,7 +92,12 @@ def encode_folder(
     if options.estimate:
         manifest.check_fits(out)
         present = frozenset(present_shards(out)) if out.is_dir() else frozenset[int]()
-        typer.echo(estimate(found, manifest, present, _engine(settings, catalog, manifest), config))
+        made = estimate(found, manifest, present, _engine(settings, catalog, manifest), config)
+        if as_json:
+            hours = made.by_machines(config.share.of)
+            tell_json({**asdict(made), "pictures_per_s": made.pictures_per_s, "hours_by_machines": hours})
+        else:
+            typer.echo(made)
         return
     open_folder(out, manifest)
     _tell_problems(found)
@@ -107,13 +114,19 @@ def encode_folder(
             num_items = summary.num_rows // manifest.rows_per_item
             num_left = manifest.sources.num_items - sum(map(manifest.num_items_of, present_shards(out)))
             say(str(Estimate(num_items, summary.elapsed_s, num_left)))
+        if as_json:
+            tell_json({"folder": str(out), **asdict(summary), "num_shards_missing": missing, "card": None})
         return
     card = write_card(out, manifest)
     say(
         f"{card.num_rows} rows, {card.num_errors} errors, {card.num_codes_used} of {card.codebook_size} codes"
         f" used, perplexity {card.perplexity:.0f}: {out / CARD_MARKDOWN}"
     )
-    typer.echo(out)
+    if as_json:
+        told = {"folder": str(out), **asdict(summary), "num_shards_missing": 0}
+        tell_json({**told, "card": card.model_dump(mode="json")})
+    else:
+        typer.echo(out)
 
 
 def verify(
@@ -126,16 +139,16 @@ def verify(
     decoders: Annotated[
         int | None, typer.Option(help="Processes that decode pictures.", min=1, max=64)
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Check a folder of codes: all shards, and a sample of pictures encoded again."""
     from bulk.manifest import Manifest
     from bulk.sources import Sources
     from bulk.verify import verify as verify_folder
     from workers.catalog import Catalog
-    from workers.settings import WorkerSettings
 
     manifest = Manifest.load(folder)
-    settings = settings_of(WorkerSettings)
+    settings = local_settings()
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
     name = _pipeline_of(manifest, catalog)
     manifest = manifest.model_copy(update={"pipeline": name})
@@ -152,23 +165,25 @@ def verify(
     )
     for problem in verdict.problems[:_MAX_PROBLEMS_TOLD]:
         say(problem)
+    if as_json:
+        tell_json(asdict(verdict))
     told = f"{verdict.num_rows} rows read, {verdict.num_checked} of them encoded again"
     if verdict.problems:
         raise CommandError(f"{told}: {len(verdict.problems)} problems, named above")
-    typer.echo(f"{told}: all as they should be")
+    if not as_json:
+        typer.echo(f"{told}: all as they should be")
 
 
-def decode_folder(folder: Path, out: Path, pipeline: str | None, format: str) -> None:
+def decode_folder(folder: Path, out: Path, pipeline: str | None, format: str, *, as_json: bool) -> None:
     """Decode a folder of codes into a folder of pictures."""
     from bulk.decode import decode
     from bulk.manifest import Manifest
     from workers.catalog import Catalog
-    from workers.settings import WorkerSettings
 
     manifest = Manifest.load(folder)
     if out.exists() and not out.is_dir():
         raise CommandError(f"--out must name a folder, and {out} is a file")
-    settings = settings_of(WorkerSettings)
+    settings = local_settings()
     catalog = Catalog.load(settings.weights_dir, settings.pipelines)
     name = _pipeline_of(manifest, catalog, pipeline)
     manifest = manifest.model_copy(update={"pipeline": name})
@@ -188,9 +203,12 @@ def decode_folder(folder: Path, out: Path, pipeline: str | None, format: str) ->
         f"{done.num_pictures} pictures written, {done.num_kept} were there already, {done.num_errors} rows"
         " have no codes"
     )
+    if as_json:
+        tell_json({"folder": str(out), **asdict(done)})
     if done.failed:
-        raise CommandError(f"{len(done.failed)} pictures could not be made, named above")
-    typer.echo(out)
+        raise CommandError(f"{len(done.failed)} pictures could not be made, named above", ExitStatus.FAILED)
+    if not as_json:
+        typer.echo(out)
 
 
 def _pipeline_of(manifest: "Manifest", catalog: "Catalog", asked: str | None = None) -> str:

@@ -1,15 +1,19 @@
 """Serve requests in this process, without a server or a queue, to the same bytes as the service."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from app.cli.terminal import say
+from app.cli.answers import Answer, Asked, Made, read_file
+from app.cli.requests import request_of
+from app.cli.terminal import CommandError, say
 from app.sources import SourceFile, fit
 from models.media.base import medium_of
 from workers.catalog import Catalog
 from workers.compute import Finished, Work
-from workers.messages import BlobReference, Request, Resolved
+from workers.errors import ServiceError
+from workers.files import encode_output
+from workers.messages import BlobReference, JobError, Operation, Output, Request, Resolved, Result
 from workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -70,6 +74,55 @@ class Local:
             while not all(work.job_id in finished for work in same):
                 finished |= {each.job_id: each for each in engine.step()}
         return [finished[work.job_id] for work in waiting]
+
+    def answers(
+        self, operation: Operation, requests: Sequence[Asked], *, return_errors: bool = False
+    ) -> Sequence[Answer | Exception]:
+        """Return the answers to requests; see ``Place``. Raises: ServiceError; CommandError; ConfigError."""
+        answers: list[Answer | Exception | None] = [None] * len(requests)
+        works: dict[int, Work] = {}
+        for number, asked in enumerate(requests):
+            try:
+                files = [SourceFile(str(asked.path), read_file(asked.path))] if asked.path else []
+                works[number] = self.prepare(request_of(operation, asked.fields), files)
+            except (ServiceError, CommandError) as error:
+                if not return_errors:
+                    raise
+                answers[number] = error
+        for (number, work), finished in zip(works.items(), self.run(list(works.values())), strict=True):
+            if finished.error is not None and not return_errors:
+                raise finished.error
+            answers[number] = finished.error or self._answer(work.request, finished)
+        return [answer for answer in answers if answer is not None]
+
+    def _answer(self, request: Resolved, finished: Finished) -> Answer:
+        samples = list(enumerate(finished.samples))
+        result = Result(
+            operation=request.operation,
+            pipeline=finished.pipeline,
+            seed=request.seed if request.operation == "generate" else None,
+            outputs=[
+                Output(
+                    sample=number,
+                    medium=sample.medium,
+                    psnr_db=sample.psnr_db,
+                    error=sample.error and JobError(code=sample.error.code, message=str(sample.error)),
+                )
+                for number, sample in samples
+            ],
+            codes=finished.codes,
+            warnings=list(finished.warnings),
+        )
+
+        def reader(index: int) -> Callable[[], bytes] | None:
+            if finished.samples[index].signal is None:
+                return None
+            return lambda: encode_output(request, finished, index, tells_provenance=self.tells_provenance)
+
+        made = [
+            Made(reader(number), str(sample.error) if sample.error else None) for number, sample in samples
+        ]
+        return Answer(result.model_dump(mode="json"), made, request.options)
 
     def _engine(self, name: str) -> "Engine":
         from workers.engine.loading import load_engine  # brings torch, for which no mistake should wait

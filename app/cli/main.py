@@ -13,7 +13,10 @@ import typer
 
 from app.cli.batch import batch
 from app.cli.bulk import verify
-from app.cli.compute import decode, encode, generate
+from app.cli.codes import decode, encode
+from app.cli.exit_status import status_of
+from app.cli.generate import generate
+from app.cli.jobs import cancel, jobs, pipelines
 from app.cli.keys import new_key
 from app.cli.service import check_seeds, queue_server, serve, up, worker
 from app.cli.terminal import CommandError, say
@@ -23,10 +26,12 @@ from app.processes.supervisor import end_with_stdin, tell_reason
 cli = typer.Typer(
     help="Generate, encode and decode images with two-stage latent models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (up, serve, worker, generate, encode, decode, batch, verify, evaluate, check_seeds, new_key):
+for command in (
+    up, serve, worker, generate, encode, decode, batch, verify, pipelines, jobs, cancel, evaluate,
+    check_seeds, new_key,
+):  # fmt: skip
     cli.command()(command)
 cli.command(hidden=True)(queue_server)
 cli.add_typer(train, name="train")
@@ -60,7 +65,7 @@ def main() -> None:
         if not has_told:
             told = known or f"{_surprise(error)}; for the traceback, run it again as `smalti --debug …`"
             say(told, logging.ERROR)
-        sys.exit(1)
+        sys.exit(int(status_of(error)))
 
 
 def _open_standard_streams() -> None:
@@ -85,7 +90,11 @@ def _known_reason(error: Exception) -> str | None:
     from workers.queue.embedded_server import ServerNotFound, ServerNotStarted
     from workers.settings import SettingsError
 
-    known = (CommandError, ConfigError, ServiceError, SettingsError, ServerNotFound, ServerNotStarted)
+    known: tuple[type[Exception], ...] = (
+        CommandError, ConfigError, ServiceError, SettingsError, ServerNotFound, ServerNotStarted,
+    )  # fmt: skip
+    if (client := sys.modules.get("smalti")) is not None:
+        known = (*known, client.SmaltiError)
     match error:
         case _ if isinstance(error, known):
             return " ".join(str(error).split())

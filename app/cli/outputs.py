@@ -1,31 +1,44 @@
 """Where a command writes its outputs: checked before anything is computed."""
 
+import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, Any
 
 import typer
 
+from app.cli.answers import Answer
+from app.cli.pictures import MAX_SHOWN, can_show, show_picture
 from app.cli.terminal import CommandError
 
-if TYPE_CHECKING:
-    from workers.compute import Finished, Work
+Show = Annotated[
+    bool | None,
+    typer.Option(
+        "--show/--no-show", help="Pictures in the terminal, too.  [default: where it can show them]"
+    ),
+]
 
 
 @dataclass(frozen=True)
 class Outputs:
     """The files that ``--out`` names: one, or ``x-0.png``, ``x-1.png``, …; or standard output.
 
+    show: in the terminal, too; None where it can.
+
     Raises: CommandError when they can't be written.
     """
 
     out: Path
+    as_json: bool = False
+    show: bool | None = None
 
     def __post_init__(self) -> None:
         if self.is_standard_output:
+            if self.as_json:
+                raise CommandError("--out - and --json both want standard output: name a file")
             if sys.stdout.isatty():
                 raise CommandError("--out - would fill the terminal with bytes: pipe them on, or name a file")
             return
@@ -49,65 +62,54 @@ class Outputs:
         suffix = self.out.suffix.lower().removeprefix(".")
         return None if self.is_standard_output else "jpeg" if suffix == "jpg" else suffix
 
-    def require_room(self, works: "Sequence[Work]") -> None:
+    def require_room(self, num_outputs: int) -> None:
         """Check that there are names for all outputs.
 
         Raises: CommandError.
         """
-        number = sum(work.request.num_samples for work in works)
-        if self.is_standard_output and number > 1:
-            raise CommandError(f"--out - takes one output, and there are {number}")
+        if self.is_standard_output and num_outputs > 1:
+            raise CommandError(f"--out - takes one output, and there are {num_outputs}")
 
-    def write(
-        self, works: "Sequence[Work]", finished: "Sequence[Finished]", *, tells_provenance: bool
-    ) -> None:
-        """Write the outputs that there are and print where each is.
+    def write(self, answers: Sequence[Answer]) -> list[str | None]:
+        """Write the outputs that there are, tell where each is, and return that; None for one that failed.
 
         Raises: CommandError.
         """
-        from workers.files import encode_output
-
-        number_of_outputs = sum(len(each.samples) for each in finished)
-        places = (
-            (work, each, index)
-            for work, each in zip(works, finished, strict=True)
-            for index in range(len(each.samples))
-        )
-        for number, (work, job, index) in enumerate(places):
-            if job.samples[index].signal is None:
+        made = [each for answer in answers for each in answer.outputs]
+        files: list[str | None] = []
+        for number, each in enumerate(made):
+            if each.read is None:
+                files.append(None)
                 continue
-            data = encode_output(work.request, job, index, tells_provenance=tells_provenance)
+            data = each.read()
             if self.is_standard_output:
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
                 continue
-            several = number_of_outputs > 1
-            self.write_file(self.out.with_stem(f"{self.out.stem}-{number}") if several else self.out, data)
+            path = self.out.with_stem(f"{self.out.stem}-{number}") if len(made) > 1 else self.out
+            self._write_file(path, data)
+            files.append(str(path))
+            if self._shows and number < MAX_SHOWN:
+                show_picture(data)
+        return files
 
-    def write_file(self, path: Path, data: bytes) -> None:
-        """Write a file and print where it is.
+    def write_codes(self, result: dict[str, Any]) -> None:
+        """Write a result with its codes beside the outputs.
 
         Raises: CommandError.
         """
+        self._write_file(self.out.with_suffix(".json"), json.dumps(result).encode())
+
+    @property
+    def _shows(self) -> bool:
+        if self.as_json:
+            return False
+        return can_show() if self.show is None else self.show
+
+    def _write_file(self, path: Path, data: bytes) -> None:
         try:
             path.write_bytes(data)
         except OSError as error:
             raise CommandError(f"{path} can't be written: {error.strerror}") from error
-        typer.echo(path)
-
-
-def require_success(finished: "Sequence[Finished]") -> None:
-    """Check that all samples are there.
-
-    Raises: CommandError naming those that failed, and why.
-    """
-    failed = [f"output {number}: {error}" for number, error in enumerate(_errors(finished)) if error]
-    if failed:
-        raise CommandError("; ".join(failed))
-
-
-def _errors(finished: "Sequence[Finished]") -> "Iterator[Exception | None]":
-    for each in finished:
-        if each.error is not None:
-            yield each.error
-        yield from (sample.error for sample in each.samples)
+        if not self.as_json:
+            typer.echo(path)

@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 
-from app.cli.terminal import CommandError
+from app.cli.exit_status import ExitStatus
+from app.cli.terminal import API_KEY_VARIABLE, CommandError
 
-API_KEY_VARIABLE = "SMALTI_API_KEY"  # never an option: other users see the command lines of processes
 _SILENCE_S = 20.0  # a stream says something every 15
 _ANSWER_S = 120.0
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.25, 5.0
@@ -26,7 +26,8 @@ class Refused(CommandError):
 
     def __init__(self, status: int, message: str) -> None:
         self.status = status
-        super().__init__(message)
+        is_about_key = status in (401, 403)
+        super().__init__(message, ExitStatus.NOT_ALLOWED if is_about_key else ExitStatus.REFUSED)
 
 
 def read_key(file: Path | None) -> str | None:

@@ -6,10 +6,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.exit_status import ExitStatus
 from workers.logs import is_json
 
 if TYPE_CHECKING:
     from app.settings import Settings
+    from workers.settings import WorkerSettings
+
+API_KEY_VARIABLE = "SMALTI_API_KEY"  # never an option: other users see the command lines of processes
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+Url = Annotated[
+    str | None,
+    typer.Option("--url", metavar="URL", help=f"Ask the service there; its key is in {API_KEY_VARIABLE}."),
+]
+ServiceUrl = Annotated[
+    str, typer.Option("--url", metavar="URL", help=f"Of the service; its key is in {API_KEY_VARIABLE}.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Only JSON on standard output.")]
 
 NumSteps = Annotated[int | None, typer.Option(help="Denoising steps.", min=1)]
 GuidanceScale = Annotated[float | None, typer.Option(help="How strongly class or prompt are enforced.")]
@@ -18,6 +32,10 @@ SamplerChoice = Annotated[str | None, typer.Option("--sampler", help="euler, heu
 
 class CommandError(Exception):
     """A command that can't be carried out; the message says what to change."""
+
+    def __init__(self, message: str, exit_status: ExitStatus = ExitStatus.REFUSED) -> None:
+        self.exit_status = exit_status
+        super().__init__(message)
 
 
 def say(line: str, level: int = logging.INFO) -> None:
@@ -31,6 +49,13 @@ def say(line: str, level: int = logging.INFO) -> None:
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that have a value."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def local_settings() -> "WorkerSettings":
+    """Read the settings for computing here. Raises: SettingsError."""
+    from workers.settings import WorkerSettings
+
+    return settings_of(WorkerSettings)
 
 
 def settings_of(kind: "type[Settings]", **options: object) -> "Settings":

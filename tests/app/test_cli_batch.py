@@ -63,7 +63,7 @@ def test_outputs_become_files_and_results_come_in_the_order_of_the_input(service
 def test_rows_that_fail_are_told_by_status_and_in_the_results(service, tmp_path):
     file = write(tmp_path / "rows.jsonl", row("good", 1), "no JSON", row("ill", FAILS_SAMPLES), row("x", "y"))
     done = run(service, file, tmp_path / "out")
-    assert (done.exit_code, done.stdout) == (1, "3 failed, 1 succeeded\n")
+    assert (done.exit_code, done.stdout) == (4, "3 failed, 1 succeeded\n")
     assert "results.jsonl says why" in done.stderr
     assert [(each["id"], each["status"], each["files"]) for each in results(tmp_path / "out")] == [
         ("good", "succeeded", ["good.png"]),
@@ -97,7 +97,7 @@ def test_a_batch_that_was_cancelled_is_made_anew(service, tmp_path):
         wait_until(lambda: (out / "batch.json").exists())
         batch_id = json.loads((out / "batch.json").read_text())["batch"]
         service.client.delete(f"/batches/{batch_id}")
-        assert process.wait(20) == 1
+        assert process.wait(20) == 4
     assert {each["status"] for each in results(out)} == {"cancelled"}
     service.engine.is_held.clear()
     assert run(service, file, out).exit_code == 0

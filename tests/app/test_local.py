@@ -161,7 +161,7 @@ def test_weights_that_cannot_be_read_are_named_in_a_line(smalti, tiny_weights, n
 
 def test_what_nobody_foresaw_is_a_line_and_with_debug_its_traceback(smalti, tiny_weights, monkeypatch):
     monkeypatch.setattr("models.pipeline.Pipeline.load", lambda *_, **__: {}["odd"])
-    _, told = smalti("generate", "--out", "a.png", status=1)
+    _, told = smalti("generate", "--out", "a.png", status=70)
     assert (
         told == b"smalti: KeyError: 'odd'; for the traceback, run it again as `smalti --debug \xe2\x80\xa6`\n"
     )

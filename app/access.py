@@ -13,7 +13,7 @@ from app.root_path import path_below_root
 
 _OPEN = re.compile(r"/|/health/.*|/docs.*|/openapi\.json|/static-offline-docs/.*")
 _ADMIN = re.compile(r"/(metrics|queue/|workers).*", re.DOTALL)
-_BATCH = re.compile(r"/batches.*", re.DOTALL)
+_BATCH = re.compile(r"(/v1)?/batches.*", re.DOTALL)
 _SIGNED = re.compile(
     r"/jobs/[^/]+/(events|(outputs|images)/[^/]+)"
 )  # which browsers ask for without a header

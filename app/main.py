@@ -24,6 +24,7 @@ from app.keys import KeyLimits, Keys, is_loopback, load_keys
 from app.limits import Rate, TellAllowance
 from app.methods import AnswerMethods
 from app.metrics import CountRequests, HttpMetrics
+from app.openai_batches import NotesStore
 from app.openai_stream import CompletedImage, PartialImage
 from app.openapi import DESCRIPTION, any_problem, use_openapi
 from app.queue import JobQueue
@@ -41,6 +42,7 @@ from app.routes import (
     jobs,
     metrics,
     openai,
+    openai_batches,
     openai_files,
     outputs,
     pipelines,
@@ -140,7 +142,7 @@ def create_app(settings: AppSettings, spans: "Spans | None" = None) -> FastAPI:
     spans = spans or load_spans(settings.tracing, "smalti-api")
     _add_door(app, settings, keys, app.state.http_metrics, spans)
     work = (generate, encode, decode, jobs, outputs, events, files, batches, pipelines)
-    for routes in (*work, admin, health, metrics, openai, openai_files):
+    for routes in (*work, admin, health, metrics, openai, openai_files, openai_batches):
         app.include_router(routes.router)
     app.add_api_route("/", _home, include_in_schema=False)
     use_openapi(app, has_keys=bool(keys), models=(JobUpdate, PartialImage, CompletedImage))
@@ -222,6 +224,8 @@ async def sweep(services: Services, margin_s: float = _SWEEP_MARGIN_S) -> None:
     store, settings = services.batches, services.settings
     num_batches = await asyncio.to_thread(store.sweep)
     kept = await asyncio.to_thread(store.ids)
+    notes = NotesStore(settings.openai_batches_dir)
+    await asyncio.to_thread(notes.sweep, kept, margin_s)
     num_jobs = await asyncio.to_thread(
         services.results.sweep,
         settings.result_ttl_s + margin_s,

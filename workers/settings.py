@@ -129,6 +129,10 @@ class ServiceSettings(BaseSettings):
         return self.data_dir / "batches"
 
     @property
+    def openai_batches_dir(self) -> Path:
+        return self.data_dir / "openai-batches"
+
+    @property
     def verdicts_dir(self) -> Path:
         return self.data_dir / "seed-verdicts"
 

@@ -7,14 +7,17 @@ from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
+from app.batches.records import BatchRecord
+from app.batches.store import BatchNotFound
 from app.errors import InvalidFields
 from app.examples import FILE_ID
 from app.field_errors import FieldError, short
-from app.files import Upload
+from app.files import FileNotKnown, Upload
 from app.keys import current_owner, current_viewer
 from app.negotiation import JSON_MEDIA_TYPE
+from app.openai_batches import OUTPUT_ID, BatchNotes, NotesStore, OutputKind, output_lines
 from app.openai_examples import openai_failures
 from app.openapi import Responses
 from app.routes.bodies import FORM_MEDIA_TYPE, takes
@@ -167,7 +170,9 @@ async def list_files(
     responses=shown(FILE) | openai_failures(_NO_FILE),
 )
 async def get_file(file_id: FileId, services: ServicesNeeded) -> FileObject:
-    """Show what is known of a file."""
+    """Show what is known of a file, which may be one of a batch's outputs: these are counted through."""
+    if output := OUTPUT_ID.fullmatch(file_id):
+        return await asyncio.to_thread(_output_object, file_id, _kind(output[1]), output[2], services)
     upload = await asyncio.to_thread(services.files.find, file_id, current_viewer())
     return file_object(upload, services)
 
@@ -179,7 +184,9 @@ async def get_file(file_id: FileId, services: ServicesNeeded) -> FileObject:
     responses=shown(FileDeleted(id=FILE_ID)) | openai_failures(_NO_FILE),
 )
 async def delete_file(file_id: FileId, services: ServicesNeeded) -> FileDeleted:
-    """Remove a file now."""
+    """Remove a file now. Outputs of a batch go with it, and can't be removed before."""
+    if OUTPUT_ID.fullmatch(file_id):
+        raise _wrong("file_id", "is an output of a batch, which goes with its batch")
     await asyncio.to_thread(services.files.remove, file_id, current_viewer())
     return FileDeleted(id=file_id)
 
@@ -192,7 +199,11 @@ async def delete_file(file_id: FileId, services: ServicesNeeded) -> FileDeleted:
     responses=_BYTES | openai_failures(_NO_FILE),
 )
 async def get_file_content(file_id: FileId, services: ServicesNeeded) -> Response:
-    """Send a file's bytes."""
+    """Send a file's bytes, or a batch's outputs."""
+    if output := OUTPUT_ID.fullmatch(file_id):
+        record, notes = await asyncio.to_thread(_batch, file_id, output[2], services)
+        lines = output_lines(record.id, _kind(output[1]), notes, services)
+        return StreamingResponse(lines, media_type="application/jsonl")
     return await content_response(await asyncio.to_thread(services.files.use, file_id, current_viewer()))
 
 
@@ -205,6 +216,39 @@ def file_object(upload: Upload, services: Services) -> FileObject:
         expires_at=int(upload.used_at.timestamp()) + services.settings.file_ttl_s,
         filename=upload.name,
     )
+
+
+def _output_object(file_id: str, kind: OutputKind, batch_id: str, services: Services) -> FileObject:
+    """Raises: FileNotKnown."""
+    record, notes = _batch(file_id, batch_id, services)
+    ended_at = int(record.ended_at or record.created_at)
+    return FileObject(
+        id=file_id,
+        bytes=sum(map(len, output_lines(batch_id, kind, notes, services))),
+        created_at=ended_at,
+        expires_at=ended_at + services.batches.ttl_s,
+        filename=f"{batch_id}_{kind}.jsonl",
+        purpose="batch_output",
+    )
+
+
+def _batch(file_id: str, batch_id: str, services: Services) -> tuple[BatchRecord, BatchNotes]:
+    """Return the batch that a file is an output of, once that has ended.
+
+    Raises: FileNotKnown.
+    """
+    try:
+        record = services.batches.get(batch_id)
+        notes = NotesStore(services.settings.openai_batches_dir).get(batch_id)
+    except BatchNotFound:
+        raise FileNotKnown(file_id) from None
+    if current_viewer() not in (None, record.owner) or not record.status.is_terminal:
+        raise FileNotKnown(file_id)
+    return record, notes
+
+
+def _kind(name: str) -> OutputKind:
+    return "output" if name == "output" else "error"
 
 
 def _wrong(field: str, message: str) -> InvalidFields:

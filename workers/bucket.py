@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _CONFIG = {"connect_timeout": 5, "read_timeout": 20, "retries": {"max_attempts": 1}}
 _NUM_CONNECTS = 3
+_LIBRARIES = ("botocore", "aiobotocore", "s3fs")  # below a warning they log requests, with session tokens
 _SWEEPS_PER_LIFE = 10  # as a sweep lists all that there is
 _NUM_TRIES = 3  # of a write that meets another of the same object
 _ADVICE = "Check the address, the credentials, and AWS_ENDPOINT_URL where it isn't Amazon's"
@@ -31,6 +32,8 @@ class BucketResults(ResultStore):
     """
 
     def __init__(self, address: str) -> None:
+        for library in _LIBRARIES:
+            logging.getLogger(library).setLevel(logging.WARNING)
         self._address = address
         self._root = address.removeprefix("s3://").rstrip("/")
         self._files = S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=_CONFIG)

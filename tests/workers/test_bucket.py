@@ -1,5 +1,6 @@
 """Results in a bucket: the promises of the folder, against a server that speaks S3."""
 
+import logging
 import socket
 import threading
 import time
@@ -97,7 +98,7 @@ def test_a_bucket_that_is_not_there_is_said(client):
             use()
 
 
-def test_a_store_that_does_not_answer_is_said_at_once(monkeypatch, s3_server, caplog):
+def test_a_store_that_does_not_answer_is_said_at_once(monkeypatch, s3_server):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
@@ -107,7 +108,20 @@ def test_a_store_that_does_not_answer_is_said_at_once(monkeypatch, s3_server, ca
             with pytest.raises(StorageUnavailable, match="does not answer"):
                 use()
     assert time.monotonic() - began_s < 10
-    assert "a-secret" not in caplog.text
+
+
+def test_no_credential_is_logged(client, monkeypatch, caplog):
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "a-token")
+    for logger in ("botocore", "aiobotocore", "s3fs"):
+        monkeypatch.setattr(logging.getLogger(logger), "level", logging.NOTSET)
+    caplog.set_level(logging.DEBUG)
+    store = BucketResults(f"s3://{BUCKET}")
+    store.check()
+    store.put(JOB, 0, b"x", "png")
+    with pytest.raises(StorageUnavailable):
+        BucketResults("s3://no-such-bucket").check()
+    assert "no-such-bucket" in caplog.text
+    assert not [secret for secret in ("a-secret", "a-token", "a-name") if secret in caplog.text]
 
 
 def test_missing_credentials_are_said(monkeypatch, s3_server):

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from app.cli.answers import Answer, Asked, Made, read_file
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
 class Local:
     """The pipelines, each loaded when it is first needed.
 
-    Raises: ConfigError when there is no pipeline.
+    Its methods raise ConfigError when there is no pipeline.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._catalog = Catalog.load(settings.weights_dir, settings.pipelines)
         self._engines: dict[str, Engine] = {}
+
+    @cached_property
+    def _catalog(self) -> Catalog:  # once a request is one
+        return Catalog.load(self._settings.weights_dir, self._settings.pipelines)
 
     @property
     def tells_provenance(self) -> bool:

@@ -1,6 +1,8 @@
 """A prior learns from a folder of codes instead of pictures."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +85,18 @@ def test_a_folder_that_does_not_fit_is_refused(codes, tokenizer_file):
     (codes / "manifest.json").write_text(json.dumps({"tokenizer": fingerprint}))
     with pytest.raises(DataError, match="its manifest is damaged"):
         read_codes(codes, fingerprint)
+
+
+def test_the_example_learns_from_codes_without_smalti(codes):
+    script = Path(__file__).parents[2] / "examples" / "train_on_codes.py"
+    source = f"import runpy, sys; sys.argv = ['x', {str(codes)!r}, '--steps', '40']\n"
+    source += f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    source += "assert not {'models', 'smalti', 'pyarrow', 'PIL'} & set(sys.modules)\n"
+    told = subprocess.run(
+        [sys.executable, "-I", "-W", "error", "-c", source], capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    first, *steps = told.stdout.splitlines()
+    assert first == "19 rows of 36 codes, 3.47 nats each by chance"
+    losses = [float(step.split()[2]) for step in steps]
+    assert losses[-1] < losses[0] < 3.47 + 1

@@ -14,6 +14,7 @@ from app.limits import Allowance, Rate
 from app.main import create_app
 from app.queue import JobQueue
 from app.settings import AppSettings
+from smalti import Client
 from tests.app.conftest import problem_of, serving, settings_for
 from tests.app.queue_jobs import REQUEST, run
 from workers.compute import Slots
@@ -155,6 +156,18 @@ def test_an_openai_client_is_told_when_to_come_again(client):
             asking.images.generate(prompt="Sneaker", timeout=5)
     assert (refused.value.code, refused.value.type) == ("rate_limit_exceeded", "rate_limit_error")
     assert int(refused.value.response.headers["retry-after"]) > 1700
+
+
+def test_our_client_comes_again_when_it_is_told(redis_url, tmp_path):
+    settings = settings_for(tmp_path, redis_url, api_keys=LINES[0], rate_limit="2/s")
+    with (
+        serving(create_app(settings)) as service,
+        Client(str(service.base_url), api_key=SECRETS["ada"], retry_s=20) as asking,
+    ):
+        began = time.monotonic()
+        ids = {asking.submit("generate", seed=seed).id for seed in range(3)}
+        assert len(ids) == 3
+        assert time.monotonic() - began > 0.9  # two at once, and the third when it is told
 
 
 @pytest.mark.parametrize("bad", ["60", "0/s", "1/week", "-1/s", "1.5/s", "99999999/s", "none"])

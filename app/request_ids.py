@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from workers.spans import Spans
 
 REQUEST_ID = "X-Request-Id"
+_REQUEST_ID, _TRACEPARENT = REQUEST_ID.lower().encode(), b"traceparent"
 _WATCHING = ("/health", "/metrics")
 _FIRST_SERVER_ERROR = 500
 _SANE = re.compile(r"[A-Za-z0-9._:/+=-]{1,64}")
@@ -34,7 +35,7 @@ class IdentifyRequests:
         if spans is not None:
             trace = replace(trace, is_sampled=spans.is_sampled(trace))
         status = 0
-        told = (REQUEST_ID.lower().encode(), trace.request_id.encode())
+        told = (_REQUEST_ID, trace.request_id.encode())
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -69,9 +70,12 @@ def _record(spans: "Spans", trace: Trace, scope: Scope, began_at: float, status:
 
 def trace_of(headers: Headers) -> Trace:
     """Return the ids of a request; of what is not sane, or there twice, nothing is taken."""
-    ids, parents = headers.getlist(REQUEST_ID), headers.getlist("traceparent")
-    request_id = ids[0] if len(ids) == 1 and _SANE.fullmatch(ids[0]) else None
-    return new_trace(request_id, parents[0] if len(parents) == 1 else None)
+    found: dict[bytes, list[bytes]] = {_REQUEST_ID: [], _TRACEPARENT: []}
+    for name, value in headers.raw:  # which asks each header once
+        if name in found:
+            found[name].append(value)
+    ids, parents = (values[0].decode("latin-1") if len(values) == 1 else "" for values in found.values())
+    return new_trace(ids if _SANE.fullmatch(ids) else None, parents)
 
 
 def current_request_id() -> str | None:

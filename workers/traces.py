@@ -1,6 +1,6 @@
 """Which request something is done for: ids that go from the client through the queue to the worker."""
 
-import os
+import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,12 +45,17 @@ def new_trace(request_id: str | None, parent: str | None) -> Trace:
 
     parent: its `traceparent` (W3C Trace Context, level 1); one that is not valid counts as none.
     """
-    request_id = request_id or os.urandom(16).hex()
+    request_id = request_id or _random_id(128)
     found = _TRACEPARENT.fullmatch(parent or "")
     if found is not None and _is_valid(*found.groups()):
         is_sampled = bool(int(found[4], 16) & _SAMPLED)
-        return Trace(request_id, found[2], os.urandom(8).hex(), is_sampled, parent_id=found[3])
-    return Trace(request_id, os.urandom(16).hex(), os.urandom(8).hex())
+        return Trace(request_id, found[2], _random_id(64), is_sampled, parent_id=found[3])
+    return Trace(request_id, _random_id(128), _random_id(64))
+
+
+def _random_id(num_bits: int) -> str:
+    """Return a number in hexadecimal, which need not be hard to guess, and is made without a system call."""
+    return f"{random.getrandbits(num_bits) or 1:0{num_bits // 4}x}"
 
 
 def _is_valid(version: str, trace_id: str, span_id: str, flags: str, more: str | None) -> bool:

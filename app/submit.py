@@ -19,10 +19,10 @@ from app.negotiation import JSON_MEDIA_TYPE, Preferences, best_media_type, parse
 from app.queue import new_job_id
 from app.services import Services
 from app.sources import SourceFile, store_sources
-from app.webhooks.addresses import check_url
+from app.webhooks.addresses import check_webhook
 from models.media.base import medium_of
 from models.spec import PipelineSpec
-from workers.errors import InternalError, InvalidRequest, JobNotRetryable
+from workers.errors import InternalError, JobNotRetryable
 from workers.messages import (
     DecodeRequest,
     EncodeRequest,
@@ -74,7 +74,7 @@ async def answer(
     Raises: NotAcceptable, InvalidRequest, StorageFull, and what ``submit`` does.
     """
     spec = services.catalog.pipeline_for(request)
-    _check_webhook(request.webhook_url, services)
+    check_webhook(request.webhook_url, services.settings)
     negotiated = _negotiate(http, request, spec)
     preferences = parse_prefer(http.headers.getlist("prefer"))
     wait_s = _wait_s(preferences, negotiated, services)
@@ -108,7 +108,7 @@ async def answer_retry(http: HttpRequest, job_id: str, request: RetryRequest, se
 
     Raises: JobNotFound, JobNotRetryable, StorageFull, and what ``submit`` does.
     """
-    _check_webhook(request.webhook_url, services)
+    check_webhook(request.webhook_url, services.settings)
     resolved = await services.queue.request_of(job_id)
     await asyncio.to_thread(_keep_sources, resolved, services)
     preferences = parse_prefer(http.headers.getlist("prefer"))
@@ -126,21 +126,6 @@ async def answer_retry(http: HttpRequest, job_id: str, request: RetryRequest, se
     if preferences.wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s:g}"
     return await _submission_response(submission, headers, services)
-
-
-def _check_webhook(url: str | None, services: Services) -> None:
-    """Check that the end of a job can be told where its client wants that.
-
-    Raises: InvalidRequest.
-    """
-    if url is None:
-        return
-    if services.settings.webhook_secret is None:
-        raise InvalidRequest(
-            "webhook_url: this server sends no webhooks: the operator has set no SMALTI_WEBHOOK_SECRET;"
-            " follow the job's events instead"
-        )
-    check_url(url, services.settings.webhook_hosts)
 
 
 def _keep_sources(resolved: Resolved, services: Services) -> None:

@@ -20,6 +20,7 @@ from app.batches.rows import end_of_row, failed_row, resolve_row
 from app.batches.shares import Need, share
 from app.batches.sqlite import FileIsGone
 from app.batches.store import BatchNotFound
+from app.batches.telling import tell_ends
 from app.errors import TooBusy
 from app.files import FileNotKnown
 from app.services import Services
@@ -107,6 +108,7 @@ class Feeder:
             has_moved = await self._write_down_ended()
             if self._backoff.is_over:
                 has_moved |= await self._submit_next()
+            await tell_ends(self._services)
             return has_moved
         except (QueueUnavailable, StorageUnavailable) as error:
             logger.warning("batches wait: %s", error)

@@ -20,6 +20,7 @@ _ROWS_AT_A_TIME = 200
 _SCHEMA = """
 CREATE TABLE batch (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, digest TEXT NOT NULL, file TEXT, source BLOB,
+    webhook_url TEXT, is_told INTEGER NOT NULL DEFAULT 0,
     status TEXT NOT NULL, error TEXT, is_cancelled INTEGER NOT NULL DEFAULT 0,
     created_at REAL NOT NULL, started_at REAL, ended_at REAL,
     num_rows INTEGER NOT NULL DEFAULT 0, num_queued INTEGER NOT NULL DEFAULT 0,
@@ -66,11 +67,11 @@ class BatchFile:
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
                 connection.execute(
-                    "INSERT INTO batch (id, owner, digest, file, source, status, created_at)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO batch (id, owner, digest, file, source, status, created_at, webhook_url)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         record.id, record.owner, record.digest, record.file, source, record.status,
-                        record.created_at,
+                        record.created_at, record.webhook_url,
                     ),
                 )  # fmt: skip
             finally:
@@ -83,7 +84,11 @@ class BatchFile:
             if found is None:
                 raise FileIsGone
             record = BatchRecord(**dict(zip(_RECORD.split(", "), found, strict=True)), rows_per_s=_rate(use))
-        values = {"status": BatchStatus(record.status), "is_cancelled": bool(record.is_cancelled)}
+        values = {
+            "status": BatchStatus(record.status),
+            "is_cancelled": bool(record.is_cancelled),
+            "is_told": bool(record.is_told),
+        }
         return BatchRecord(**{**vars(record), **values})
 
     def source_chunks(self) -> Iterator[bytes]:
@@ -179,6 +184,11 @@ class BatchFile:
             )
             use.execute("UPDATE batch SET num_cancelled = num_cancelled + num_queued, num_queued = 0")
             _end_if_done(use)
+
+    def mark_told(self) -> None:
+        """Note that the end of the batch has been told, or waits to be."""
+        with self._changing() as use:
+            use.execute("UPDATE batch SET is_told = 1")
 
     def ended_rows(self, after: int, most: int) -> list[EndedRow]:
         """Return rows that have ended, as they did, after the one with this sequence."""

@@ -26,6 +26,7 @@ class BatchRecord:
 
     owner: the name of its API key. digest: of the request that made it, where that had an Idempotency-Key.
     file: the id of the upload that its rows are read from, where they did not come with the request.
+    webhook_url: where its end is told. is_told: whether that waits to be sent, or was.
     num_ended: rows by how they ended. rows_per_s: over the last rows that ended; 0 where that isn't known.
     """
 
@@ -34,6 +35,8 @@ class BatchRecord:
     digest: str
     file: str | None
     created_at: float
+    webhook_url: str | None = None
+    is_told: bool = False
     status: BatchStatus = BatchStatus.QUEUED
     error: str | None = None
     is_cancelled: bool = False

@@ -78,8 +78,9 @@ def _request(line: bytes) -> Request:
     """Raises: InvalidRequest."""
     row = read_row(line)
     kind = _REQUESTS[row.operation]
-    if "priority" in row.body:
-        raise InvalidFields([FieldError(field="priority", message="rows of a batch have none; leave it out")])
+    for field in ("priority", "webhook_url"):
+        if field in row.body:
+            raise InvalidFields([FieldError(field=field, message="rows of a batch have none; leave it out")])
     try:
         body = codes_of_answer(row.body) if kind is DecodeRequest else row.body
         return TypeAdapter[Request](kind).validate_python(body)

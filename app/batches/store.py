@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.batches.file import BatchFile
@@ -54,11 +54,13 @@ class BatchStore:
         source: bytes | None,
         *,
         file: str | None = None,
+        webhook_url: str | None = None,
         idempotency: Idempotency | None = None,
     ) -> tuple[BatchRecord, bool]:
         """Store a new batch, synced; return it, and whether its Idempotency-Key had made it before.
 
-        source: its rows, as JSON Lines; or ``file``, the id of an upload that has them.
+        source: its rows, as JSON Lines; or ``file``, the id of an upload that has them. webhook_url: where
+        its end is told, checked already.
 
         Raises: IdempotencyKeyReused; QueueFull; StorageFull, StorageUnavailable.
         """
@@ -72,7 +74,7 @@ class BatchStore:
             raise QueueFull(
                 f"{num_unfinished} batches have not ended, which is the most that may", retry_after_s=60
             )
-        record = BatchRecord(batch_id, owner, digest, file, created_at=time.time())
+        record = BatchRecord(batch_id, owner, digest, file, created_at=time.time(), webhook_url=webhook_url)
         return (record, False) if self._add(record, source) else (_replayed(self.get(batch_id), digest), True)
 
     def get(self, batch_id: str) -> BatchRecord:
@@ -95,6 +97,23 @@ class BatchStore:
         fresh = [self._find(each) for each in self.ids() if each not in self._ended and each not in besides]
         found = [record for record in fresh if record is not None and not record.status.is_terminal]
         return sorted(found, key=lambda record: (record.created_at, record.id))
+
+    def untold(self) -> list[BatchRecord]:
+        """Return batches that have ended, as far as this process has seen, and whose end is to be told."""
+        seen = [each.id for each in list(self._ended.values()) if each.webhook_url and not each.is_told]
+        for batch_id in seen:
+            self._ended.pop(batch_id, None)  # another process may have told it meanwhile
+        found = [self._find(batch_id) for batch_id in seen]
+        return [record for record in found if record is not None and not record.is_told]
+
+    def mark_told(self, batch_id: str) -> None:
+        """Note that the end of a batch has been told, or waits to be.
+
+        Raises: StorageFull, StorageUnavailable.
+        """
+        with suppress(BatchNotFound), self.opened(batch_id) as file:
+            file.mark_told()
+        self._ended.pop(batch_id, None)
 
     def ids(self) -> set[str]:
         """Return the ids of all batches."""

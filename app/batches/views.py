@@ -10,7 +10,7 @@ from pydantic import Field
 from app.batches.records import BatchRecord, BatchStatus, EndedRow, job_id_of_row
 from app.codes import shown_result
 from app.submit import CANCELLED
-from workers.messages import JobError, JobStatus, Message, Result
+from workers.messages import JobError, JobStatus, Message, Result, WebhookState
 
 if TYPE_CHECKING:
     from app.services import Services
@@ -46,9 +46,10 @@ class BatchView(Message):
     rows_per_s: float | None = Field(default=None, description="Of late; of the whole batch, once it ended.")
     seconds_left: float | None = Field(default=None, description="An estimate.")
     error: JobError | None = None
+    webhook: WebhookState | None = Field(default=None, description="Where it was sent with a `webhook_url`.")
 
 
-def batch_view(record: BatchRecord, ttl_s: int) -> BatchView:
+def batch_view(record: BatchRecord, ttl_s: int, webhook: WebhookState | None = None) -> BatchView:
     """Return a batch as its client sees it."""
     num_left = record.num_queued + record.num_running
     rate = record.rows_per_s
@@ -73,6 +74,7 @@ def batch_view(record: BatchRecord, ttl_s: int) -> BatchView:
         rows_per_s=round(rate, 3) if rate else None,
         seconds_left=round(num_left / rate, 1) if rate and not record.status.is_terminal else None,
         error=JobError(code="invalid_request", message=record.error) if record.error else None,
+        webhook=webhook,
     )
 
 

@@ -12,7 +12,8 @@ from starlette.responses import Response, StreamingResponse
 from app.batches.intake import Unreadable, check_num_rows
 from app.batches.records import BatchRecord, BatchStatus
 from app.batches.results import Order, stream_results
-from app.batches.views import BatchView, batch_view
+from app.batches.telling import views
+from app.batches.views import BatchView
 from app.errors import InvalidFields
 from app.event_stream import HEADERS
 from app.examples import ENDED_BATCH, FILE_ID, GENERATED_JOB, NEW_BATCH, RUNNING_BATCH
@@ -25,8 +26,9 @@ from app.routes.bodies import media_type_of, read_json, takes
 from app.routes.places import BatchId
 from app.services import Services, ServicesNeeded
 from app.sources import SourceFile
+from app.webhooks.addresses import check_webhook
 from workers.errors import InvalidRequest
-from workers.messages import Message
+from workers.messages import Message, WebhookUrl
 
 router = APIRouter(prefix="/batches", tags=["batches"])
 
@@ -84,6 +86,9 @@ class BatchRequest(Message):
     """What a batch is made of, where its lines don't come with the request."""
 
     file: str | None = Field(default=None, max_length=64, description="The id of an upload of JSON Lines.")
+    webhook_url: WebhookUrl | None = Field(
+        default=None, description="Where to POST the batch to when it has ended, signed."
+    )
 
 
 class BatchList(BaseModel):
@@ -137,7 +142,14 @@ _BODY: dict[str, Any] = {
     | problems(*_FAILURES),
     openapi_extra={"parameters": [IDEMPOTENCY_KEY], "requestBody": _BODY},
 )
-async def create_batch(http: HttpRequest, services: ServicesNeeded) -> Response:
+async def create_batch(
+    http: HttpRequest,
+    services: ServicesNeeded,
+    webhook_url: Annotated[
+        WebhookUrl | None,
+        Query(description="Beside lines: where to POST the batch to when it has ended, signed."),
+    ] = None,
+) -> Response:
     """Store a batch, and answer before its rows are read.
 
     Each line is one request: its `id`, which no other row has; its `operation`: `generate`, `encode` or
@@ -147,10 +159,14 @@ async def create_batch(http: HttpRequest, services: ServicesNeeded) -> Response:
     """
     if media_type_of(http) == JSON_MEDIA_TYPE:
         request = _read_request(await http.body())
+        if webhook_url is not None:
+            raise InvalidFields([FieldError(field="webhook_url", message="belongs into the body here")])
+        check_webhook(request.webhook_url, services.settings)
         source = None
         await asyncio.to_thread(services.files.use, request.file or "", current_viewer())
     else:
-        request, source = BatchRequest(), await http.body()
+        check_webhook(webhook_url, services.settings)
+        request, source = BatchRequest(webhook_url=webhook_url), await http.body()
         try:
             await asyncio.to_thread(check_num_rows, source)
         except Unreadable as error:
@@ -161,13 +177,14 @@ async def create_batch(http: HttpRequest, services: ServicesNeeded) -> Response:
         current_owner(),
         source,
         file=request.file,
+        webhook_url=request.webhook_url,
         idempotency=await idempotency_of(http, request, files),
     )
     services.has_new_batch.set()
     headers = {"Location": f"/batches/{record.id}"}
     if is_replay:
         headers["Idempotency-Replayed"] = "true"
-    return _answer(record, services, headers)
+    return await _answer(record, services, headers)
 
 
 @router.get(
@@ -192,7 +209,7 @@ async def list_batches(
         records = records[ids.index(cursor) + 1 :]
     records = [record for record in records if status in (None, record.status)]
     return BatchList(
-        batches=[batch_view(record, services.batches.ttl_s) for record in records[:limit]],
+        batches=await views(records[:limit], services),
         next=records[limit - 1].id if len(records) > limit else None,
     )
 
@@ -208,7 +225,7 @@ async def list_batches(
 async def get_batch(batch_id: BatchId, services: ServicesNeeded) -> Response:
     """Show a batch, with how many of its rows are in which state."""
     record = await asyncio.to_thread(services.batches.get, batch_id)
-    return _answer(record, services, status=200)
+    return await _answer(record, services, status=200)
 
 
 @router.get(
@@ -256,7 +273,7 @@ async def cancel_batch(batch_id: BatchId, services: ServicesNeeded) -> Response:
     """Cancel the rows that have not ended. Results that are there stay; so does a batch that has ended."""
     record = await asyncio.to_thread(services.batches.cancel, batch_id)
     services.has_new_batch.set()
-    return _answer(record, services)
+    return await _answer(record, services)
 
 
 def _read_request(body: bytes) -> BatchRequest:
@@ -273,9 +290,9 @@ def _read_request(body: bytes) -> BatchRequest:
     return request
 
 
-def _answer(
+async def _answer(
     record: BatchRecord, services: Services, headers: dict[str, str] | None = None, status: int | None = None
 ) -> Response:
-    view = batch_view(record, services.batches.ttl_s)
+    [view] = await views([record], services)
     status = status or (200 if record.status.is_terminal else 202)
     return Response(view.model_dump_json(), status, headers, media_type=JSON_MEDIA_TYPE)

@@ -4,11 +4,15 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import httpcore
 
 from workers.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from app.settings import AppSettings
 
 MAX_URL_CHARS = 2048
 _PORTS = {"https": 443, "http": 80}
@@ -20,6 +24,21 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]  # host, port → addre
 
 class RefusedAddress(Exception):
     """A webhook's host is an address that none may go to."""
+
+
+def check_webhook(url: str | None, settings: "AppSettings") -> None:
+    """Check that an end can be told where a client wants that, if it does.
+
+    Raises: InvalidRequest.
+    """
+    if url is None:
+        return
+    if settings.webhook_secret is None:
+        raise InvalidRequest(
+            "webhook_url: this server sends no webhooks: the operator has set no SMALTI_WEBHOOK_SECRET;"
+            " follow what you have sent by its events or results instead"
+        )
+    check_url(url, settings.webhook_hosts)
 
 
 def check_url(url: str, allowed_hosts: Collection[str]) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import redis.asyncio
 
 from app.redis_connections import available
-from workers.messages import WebhookStatus
-from workers.queue.records import result_key
+from workers.messages import WebhookState, WebhookStatus
+from workers.queue.records import result_key, webhook_state, webhook_told_key
 from workers.queue.scripts import load_script
 
 LEASE_S = 45.0  # longer than any attempt
@@ -45,13 +45,18 @@ class WebhookQueue:
         self._claim = client.register_script(load_script("claim_webhooks"))
         self._settle = client.register_script(load_script("settle_webhook"))
 
-    async def enqueue(self, message_id: str, url: str, body: str, *, told_in: str = "") -> None:
-        """Have a message sent that is not the end of a job.
-
-        told_in: the key of the hash whose field ``webhook`` tells what came of it, while there is one.
-        """
+    async def enqueue(self, message_id: str, url: str, body: str, *, told_for_s: int) -> None:
+        """Have a message sent that is not the end of a job; what came of it is told for so long."""
         async with available():
-            await self._enqueue(args=[message_id, url, told_in, "body", body])
+            await self._enqueue(args=[message_id, url, body, told_for_s])
+
+    async def states(self, message_ids: Sequence[str]) -> dict[str, WebhookState]:
+        """Return what came of messages that are not ends of jobs, as far as that is still told."""
+        async with available(), self._redis.pipeline(transaction=False) as pipeline:
+            for message_id in message_ids:
+                pipeline.hget(webhook_told_key(message_id), "webhook")
+            found = await pipeline.execute() if message_ids else []
+        return {each: webhook_state(text) for each, text in zip(message_ids, found, strict=True) if text}
 
     async def claim(self, limit: int, limit_per_host: int, busy: Mapping[str, int]) -> Sequence[Pending]:
         """Take so many webhooks that are due, for LEASE_S.

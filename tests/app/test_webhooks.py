@@ -28,7 +28,7 @@ from workers.compute import Slots
 from workers.messages import JobView, WebhookState
 from workers.queue import embedded_server
 from workers.queue.consumer import Outcome
-from workers.queue.records import job_key
+from workers.queue.records import job_key, webhook_told_key
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_CODES = RESULT.model_copy(update={"codes": None})
@@ -236,30 +236,31 @@ def test_one_whose_job_has_expired_is_told_all_the_same(redis_url, tmp_path, con
 
 def test_other_things_than_jobs_tell_their_end(redis_url, tmp_path):
     with receiving(500, 200) as receiver, redis.Redis.from_url(redis_url) as client:
-        client.hset("some:batch", "status", "succeeded")
 
         async def enqueue(queue: JobQueue) -> None:
-            await queue.webhooks.enqueue(
-                "b1", receiver.url, '{"type": "batch.succeeded"}', told_in="some:batch"
-            )
+            await queue.webhooks.enqueue("b1", receiver.url, '{"type": "tea.ready"}', told_for_s=60)
+
+        async def state(queue: JobQueue) -> None:
+            delivered = WebhookState(status="delivered", attempts=2)
+            assert await queue.webhooks.states(["b1", "b2"]) == {"b1": delivered}
 
         run(redis_url, enqueue)
         with serving(create_app(settings_for(tmp_path, redis_url, **DELAYS))):
-            wait_until(lambda: client.hget("some:batch", "webhook") == b"delivered 2")
-    assert receiver.told(1) == {"type": "batch.succeeded"}
+            wait_until(lambda: client.hget(webhook_told_key("b1"), "webhook") == b"delivered 2")
+        run(redis_url, state)
+    assert receiver.told(1) == {"type": "tea.ready"}
 
 
 def test_one_that_can_not_be_made_is_given_up_too(redis_url, tmp_path, consumer):
     async def enqueue(queue: JobQueue) -> None:
-        await queue._redis.hset("some:hash", "webhook", "pending 0")
-        await queue.webhooks.enqueue("b1", "http://127.0.0.1:1/", "", told_in="some:hash")  # nor a job's hash
+        await queue.webhooks.enqueue("b1", "http://127.0.0.1:1/", "", told_for_s=60)  # nor is there a job
 
     run(redis_url, enqueue)
     with (
         serving(create_app(settings_for(tmp_path, redis_url, **DELAYS))),
         redis.Redis.from_url(redis_url) as client,
     ):
-        wait_until(lambda: client.hget("some:hash", "webhook") == b"failed 3")
+        wait_until(lambda: client.hget(webhook_told_key("b1"), "webhook") == b"failed 3")
 
 
 def test_only_jobs_with_a_webhook_need_a_new_worker(redis_url):

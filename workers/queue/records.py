@@ -115,6 +115,11 @@ def jobs_key(owner: str) -> str:
     return f"{PREFIX}:jobs:{owner}"
 
 
+def webhook_told_key(message_id: str) -> str:
+    """A hash whose field ``webhook`` tells what came of a webhook that is not a job's."""
+    return f"{PREFIX}:webhook_told:{message_id}"
+
+
 def kept_blob_key(sha256: str) -> str:
     """Is there while a job that refers to a blob has failed and can be tried again."""
     return f"{PREFIX}:kept_blob:{sha256}"
@@ -238,7 +243,7 @@ def job_view(job_id: str, job: Mapping[str, str], result: str | None = None) -> 
         error=error,
         metrics=_metrics(job),
         expires_at=_expires_at(job),
-        webhook=_webhook(job),
+        webhook=webhook_state(job["webhook"]) if "webhook" in job else None,
     )
 
 
@@ -256,10 +261,9 @@ def _metrics(job: Mapping[str, str]) -> JobMetrics | None:
     )
 
 
-def _webhook(job: Mapping[str, str]) -> WebhookState | None:
-    if "webhook" not in job:
-        return None
-    status, attempts = job["webhook"].split()
+def webhook_state(text: str) -> WebhookState:
+    """Return how a webhook is, from a hash that tells it."""
+    status, attempts = text.split()
     return WebhookState(status=cast(WebhookStatus, status), attempts=int(attempts))
 
 

@@ -43,6 +43,13 @@ def test_a_batch_is_made_of_a_file_and_of_an_upload_of_one(client, tmp_path):
         assert batch.wait(timeout_s=20).counts.succeeded == 5
 
 
+def test_where_the_end_is_told_goes_along_with_the_batch(client, tmp_path):
+    path = write_rows(tmp_path)
+    for rows in (path, ROWS, client.upload(path, media_type="application/jsonl")):
+        with pytest.raises(InvalidRequest, match="SMALTI_WEBHOOK_SECRET"):  # which that service lacks
+            client.batch(rows, webhook_url="https://example.com/hook?of=mine&too")
+
+
 def test_a_batch_encodes_and_decodes_what_people_have(client):
     file = client.upload(png(9))
     encoded = [

@@ -254,17 +254,19 @@ class AsyncClient:
         *,
         operation: Operation = "generate",
         idempotency_key: str | None = None,
+        webhook_url: str | None = None,
         **fields: Any,
     ) -> AsyncBatch:
         """Send many requests at once, and return their batch: at most 100,000, and 64 MiB.
 
         rows: the path of a file of JSON Lines, or an upload of one; or requests as ``map`` takes them, or
         rows as such a file has them. fields: of each request that has none of its own. idempotency_key: as
-        for ``submit``; the digest of a file makes one batch of it, however often this is run.
+        for ``submit``; the digest of a file makes one batch of it, however often this is run. webhook_url:
+        where the end of the batch is told.
 
         Raises: InvalidRequest; UnusableSource.
         """
-        call = batch_call(rows, operation, fields, idempotency_key)
+        call = batch_call(rows, operation, fields, idempotency_key, webhook_url)
         return AsyncBatch(self._service, await make_batch(self._service.connection, call))
 
     async def get_batch(self, batch_id: str) -> AsyncBatch:

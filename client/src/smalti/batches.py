@@ -29,7 +29,11 @@ _FIRST_LOOK_S, _MAX_LOOK_S = 0.1, 3.0
 
 
 def batch_call(
-    rows: Rows, operation: Operation, fields: Mapping[str, Any], idempotency_key: str | None
+    rows: Rows,
+    operation: Operation,
+    fields: Mapping[str, Any],
+    idempotency_key: str | None,
+    webhook_url: str | None = None,
 ) -> Call:
     """Return the request that makes a batch: of a file of JSON Lines, an upload of one, or of requests.
 
@@ -37,7 +41,8 @@ def batch_call(
     """
     headers = {"Accept": "application/json", "Idempotency-Key": key_of(idempotency_key)}
     if isinstance(rows, File):
-        return Call("POST", "batches", headers, json={"file": rows.id})
+        told = {} if webhook_url is None else {"webhook_url": webhook_url}
+        return Call("POST", "batches", headers, json={"file": rows.id, **told})
     if isinstance(rows, (str, os.PathLike)):
         try:
             content = Path(rows).read_bytes()
@@ -45,7 +50,8 @@ def batch_call(
             raise UnusableSource(f"rows: can't read {os.fspath(rows)!r}: {error.strerror}") from error
     else:
         content = b"".join(_lines(rows, operation, fields))
-    return Call("POST", "batches", {**headers, "Content-Type": "application/jsonl"}, content=content)
+    path = "batches" if webhook_url is None else f"batches?{urlencode({'webhook_url': webhook_url})}"
+    return Call("POST", path, {**headers, "Content-Type": "application/jsonl"}, content=content)
 
 
 def _lines(rows: Iterable[Any], operation: Operation, fields: Mapping[str, Any]) -> Iterator[bytes]:

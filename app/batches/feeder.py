@@ -8,13 +8,12 @@ already is found and not done again.
 import asyncio
 import logging
 import os
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
-from app.batches.file import BatchFile, RepeatedId
-from app.batches.intake import Unreadable, take_in
+from app.batches.file import BatchFile
 from app.batches.pace import Backoff, Places
+from app.batches.reading import Readers
 from app.batches.records import BatchRecord, RowEnd, job_id_of_row
 from app.batches.rows import end_of_row, failed_row, resolve_row
 from app.batches.shares import Need, share
@@ -22,7 +21,6 @@ from app.batches.sqlite import FileIsGone
 from app.batches.store import BatchNotFound
 from app.batches.telling import tell_ends
 from app.errors import TooBusy
-from app.files import FileNotKnown
 from app.services import Services
 from workers.errors import (
     InternalError,
@@ -37,7 +35,6 @@ from workers.messages import JobStatus
 
 logger = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 2**20
 MAX_OPEN = 64  # batches that are worked on at a time
 _MIN_PAUSE_S, _MAX_PAUSE_S = 0.05, 0.5
 _NUM_SUBMITTING = 8  # rows at a time, whose files are decoded meanwhile
@@ -66,10 +63,10 @@ class Feeder:
         self._services = services
         self._store, self._queue = services.batches, services.queue
         self._worked: dict[str, _Worked] = {}
-        self._backoff = Backoff()
+        self._backoff, self._away = Backoff(), Backoff()
         self._places = Places(services.settings.batch_queue_length)
         self._num_waiting = self._num_running = 0  # of our jobs, when they were last looked at
-        self._is_ending = threading.Event()
+        self._readers = Readers(services)
 
     async def run(self) -> None:
         """Feed until this is cancelled."""
@@ -88,7 +85,7 @@ class Feeder:
                 pause_s = _MIN_PAUSE_S if has_moved else min(2 * pause_s, _MAX_PAUSE_S)
                 await self._pause(pause_s)
         finally:
-            self._is_ending.set()
+            await self._readers.close()
             for worked in self._worked.values():
                 worked.file.close()
             if lock is not None:
@@ -105,17 +102,21 @@ class Feeder:
         self._services.has_new_batch.clear()
         try:
             await self._look_for_batches()
+            if not self._away.is_over:
+                return False
             has_moved = await self._write_down_ended()
             if self._backoff.is_over:
                 has_moved |= await self._submit_next()
             await tell_ends(self._services)
+            self._away.succeeded()
             return has_moved
         except (QueueUnavailable, StorageUnavailable) as error:
             logger.warning("batches wait: %s", error)
-            self._backoff.failed()
+        except FileIsGone:
+            logger.warning("the file of a batch is gone")  # which is seen at the next look
         except Exception:  # the task must live
             logger.exception("batches could not be worked on")
-            self._backoff.failed()
+        self._away.failed()
         return False
 
     async def _look_for_batches(self) -> None:
@@ -128,49 +129,31 @@ class Feeder:
                 is_over = True
             if is_over:
                 self._worked.pop(worked.record.id).file.close()
-        if len(self._worked) >= MAX_OPEN:
+        known = self._worked.keys() | self._readers.ids()
+        if len(known) >= MAX_OPEN:
             return
-        fresh = await asyncio.to_thread(self._store.unfinished, frozenset(self._worked))
-        for record in _in_turn(fresh)[: MAX_OPEN - len(self._worked)]:
-            await self._begin(record)
+        fresh = await asyncio.to_thread(self._store.unfinished, known)
+        for record in _in_turn(fresh)[: MAX_OPEN - len(known)]:
+            if record.started_at is None:
+                self._readers.begin(record)
+            else:
+                await self._begin(record)
 
     async def _begin(self, record: BatchRecord) -> None:
+        """Work on a batch whose rows are read.
+
+        Those that an earlier feeder took may be jobs already, which submitting finds.
+        """
         try:
             file = await asyncio.to_thread(self._store.open, record.id)
         except BatchNotFound:
             return
-        is_to_do = False
         try:
-            is_to_do = record.started_at is not None or await self._take_in(record, file)
-            if is_to_do:  # rows that an earlier feeder took may be jobs already, which submitting finds
-                record, taken = await asyncio.to_thread(lambda: (file.record(), file.running()))
-                self._worked[record.id] = _Worked(record, file, taken)
-        finally:
-            if record.id not in self._worked:
-                file.close()
-
-    async def _take_in(self, record: BatchRecord, file: BatchFile) -> bool:
-        """Read the rows of a batch; return whether there are some to do."""
-        began = asyncio.get_running_loop().time()
-        try:
-            chunks = file.source_chunks() if record.file is None else self._upload_chunks(record.file)
-            await asyncio.to_thread(take_in, file, chunks, self._is_ending)
-        except (Unreadable, RepeatedId, FileNotKnown) as error:
-            await asyncio.to_thread(file.fail, str(error))
-            logger.info("batch_id=%s failed: %s", record.id, error)
-            return False
-        except asyncio.CancelledError:
-            self._is_ending.set()
+            record, taken = await asyncio.to_thread(lambda: (file.record(), file.running()))
+        except BaseException:
+            file.close()
             raise
-        now = await asyncio.to_thread(file.record)
-        took_s = asyncio.get_running_loop().time() - began
-        logger.info("batch_id=%s has %d rows, read in %.1f s", record.id, now.num_rows, took_s)
-        return not now.status.is_terminal
-
-    def _upload_chunks(self, file_id: str) -> Iterator[bytes]:
-        with self._services.files.find(file_id, None).open() as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                yield chunk
+        self._worked[record.id] = _Worked(record, file, taken)
 
     async def _write_down_ended(self) -> bool:
         """Look at all rows that are jobs, and write down those that have ended."""
@@ -229,16 +212,14 @@ class Feeder:
             if num_new > 0:
                 worked.to_submit += await asyncio.to_thread(worked.file.claim, num_new)
         free = asyncio.Semaphore(_NUM_SUBMITTING)
-        served = [(worked, shares[worked.record.id]) for worked in ready if worked.record.id in shares]
-        await asyncio.gather(*(self._submit_rows(w, w.to_submit[:number], free) for w, number in served))
+        for worked in ready:
+            numbers = worked.to_submit[: shares.get(worked.record.id, 0)]
+            lines = await asyncio.to_thread(worked.file.requests_of, numbers)
+            await asyncio.gather(*(self._submit(worked, number, lines[number], free) for number in numbers))
         if shares:  # those that have had places come last in the next round
             for batch_id in shares:
                 self._worked[batch_id] = self._worked.pop(batch_id)
         return bool(shares)
-
-    async def _submit_rows(self, worked: _Worked, numbers: Sequence[int], free: asyncio.Semaphore) -> None:
-        lines = await asyncio.to_thread(worked.file.requests_of, numbers)
-        await asyncio.gather(*(self._submit(worked, number, lines[number], free) for number in numbers))
 
     async def _submit(self, worked: _Worked, number: int, line: bytes, free: asyncio.Semaphore) -> None:
         """Make a row a job; one that can't be has ended, and one that can't be now stays."""

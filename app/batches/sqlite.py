@@ -11,8 +11,11 @@ from workers.errors import StorageFull, StorageUnavailable
 _BUSY_S = 30.0  # another process may be writing many rows
 
 
+_LOST = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+
+
 class FileIsGone(Exception):
-    """The file isn't there any more, or was never whole."""
+    """The file isn't there any more, or isn't whole."""
 
 
 def connect(path: Path, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
@@ -45,7 +48,7 @@ def storing() -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB) or "no such table" in str(error):
+        if code in _LOST or "no such table" in str(error):
             raise FileIsGone(str(error)) from error
         if code == sqlite3.SQLITE_FULL:
             raise StorageFull("the disk of the batches (SMALTI_DATA_DIR) is full; try again later") from error

@@ -153,9 +153,9 @@ async def create_batch(
     """Store a batch, and answer before its rows are read.
 
     Each line is one request: its `id`, which no other row has; its `operation`: `generate`, `encode` or
-    `decode`; and its `body`, as that address takes it, without `priority`. The lines may also be an upload:
-    `{"file": ID}` as JSON. There are at most 100,000 lines.
-    A line that is no such request is a row that has failed; the others go on.
+    `decode`; and its `body`, as that address takes it, without `priority` and `webhook_url`. The lines may
+    also be an upload: `{"file": ID}` as JSON. There are at most 100,000. A line that is no such request is a
+    row that has failed; the others go on.
     """
     if media_type_of(http) == JSON_MEDIA_TYPE:
         request = _read_request(await http.body())

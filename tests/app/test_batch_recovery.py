@@ -81,10 +81,27 @@ def test_a_full_queue_makes_a_batch_wait(redis_url, tmp_path):
     settings = settings_for(tmp_path, redis_url, max_queue_length=2)
     with serving(create_app(settings)) as client:
         batch_id = send(client, [row(f"r{n}", seed=n) for n in range(20)])["id"]
-        wait_until(lambda: counts(client, batch_id)["running"] >= 2)
+        full = 'smalti_queue_length{queue="batch"} 2.0'
+        wait_until(lambda: full in client.get("/metrics").text)
         assert client.post("/generate", json={}).status_code == 429
         with working(settings, FakeEngine()):
             assert ended(client, batch_id)["counts"]["succeeded"] == 20
+
+
+def test_a_file_that_is_broken_stops_no_other_batch(redis_url, tmp_path):
+    settings = settings_for(tmp_path, redis_url)
+    with working(settings, FakeEngine()), serving(create_app(settings)) as client:
+        broken, whole = (send(client, [row("a", seed=1)])["id"] for _ in range(2))
+        ended(client, broken)
+        ended(client, whole)
+        for name, content in (
+            ("0" * 20, b"no database" * 1000),
+            ("1" * 20, b"SQLite format 3\0" + bytes(4096)),
+        ):
+            (settings.batches_dir / f"{name}.db").write_bytes(content)
+        assert ended(client, send(client, [row("b", seed=2)])["id"])["counts"]["succeeded"] == 1
+        assert client.get(f"/batches/{'0' * 20}").status_code == 404
+        assert {each["id"] for each in client.get("/batches").json()["batches"]} >= {broken, whole}
 
 
 def test_a_batch_outlives_a_queue_server_that_is_away(own_redis, tmp_path):
@@ -130,25 +147,25 @@ def test_outputs_go_with_their_batch_and_not_before(redis_url, tmp_path):
 @pytest.mark.ci
 @needs_proc
 def test_no_row_is_lost_or_done_twice_whichever_process_is_killed(tmp_path, tiny_weights):
-    rows = [row(f"r{n}", seed=n, num_steps=20) for n in range(400)]
+    rows = [row(f"r{n}", seed=n, num_steps=10) for n in range(240)]
     with service(tmp_path, tiny_weights) as (_, url, _), httpx.Client(base_url=url, timeout=60) as client:
         wait_until(lambda: is_ready(client), 60)
         alone = client.post("/generate", json=rows[3]["body"], headers={"Prefer": "wait=30"}).json()
         batch_id = send(client, rows)["id"]
         for round_, part in enumerate(("--supervised serve", "--supervised worker", "--supervised serve")):
-            wait_until(lambda: num_ended(client, batch_id) > 60 * (round_ + 1), 60)  # noqa: B023
+            wait_until(lambda: num_ended(client, batch_id) > 40 * (round_ + 1), 60)  # noqa: B023
             kill(tmp_path, part)
-        wait_until(lambda: num_ended(client, batch_id) == 400, 90)
+        wait_until(lambda: num_ended(client, batch_id) == 240, 90)
         told = results(client, batch_id, order="input")
         assert [(each["id"], each["status"]) for each in told] == [(each["id"], "succeeded") for each in rows]
-        assert sorted(each["seq"] for each in told) == list(range(1, 401))
+        assert sorted(each["seq"] for each in told) == list(range(1, 241))
         digests = [each["result"]["outputs"][0]["sha256"] for each in told]
         assert digests[3] == alone["result"]["outputs"][0]["sha256"]
-        assert len(set(digests)) > 390
+        assert len(set(digests)) > 230
         metrics = client.get("/metrics").text
         for name in ("jobs_submitted_total", "jobs_ended_total"):  # kept in the queue server
             found = re.findall(rf"^smalti_{name}\{{.*\}} (.*)$", metrics, re.M)
-            assert sum(map(float, found)) == 401, name
+            assert sum(map(float, found)) == 241, name
 
 
 @pytest.mark.ci
@@ -167,6 +184,7 @@ def test_a_hundred_thousand_rows_are_taken_in_seconds_and_little_memory(tmp_path
             asked_s = time.monotonic()
             client.get("/health/live")
             slowest_s = max(slowest_s, time.monotonic() - asked_s)
+            time.sleep(0.1)
         taken_s, used_bytes = time.monotonic() - began_s, peak_bytes(api) - before_bytes
         logger.info(
             "%d bytes: answered in %.2f s, read in %.1f s, live in %.3f s, %.0f MiB more",

@@ -97,10 +97,11 @@ def test_lines_that_are_no_requests_are_rows_that_failed(service):
         {"id": "x" * 129, "operation": "generate", "body": {}},
         '{"id": "\\ud800", "operation": "generate", "body": {}}',
         row("last", seed=2),
+        row("told", webhook_url="https://example.com"),
     ]
     batch = send(service.client, rows)
     done = ended(service.client, batch["id"])
-    assert (done["status"], done["counts"]["succeeded"], done["counts"]["failed"]) == ("succeeded", 2, 14)
+    assert (done["status"], done["counts"]["succeeded"], done["counts"]["failed"]) == ("succeeded", 2, 15)
     told = {each["line"]: each for each in results(service.client, batch["id"])}
     assert {told[1]["status"], told[17]["status"]} == {"succeeded"}
     assert 9 not in told  # an empty line is no row
@@ -124,6 +125,7 @@ def test_lines_that_are_no_requests_are_rows_that_failed(service):
         (14, "no codes", "invalid_codes", "codes[0][0][1]: a code is from 0 to 255, got 999"),
         (15, None, "invalid_request", "id: should have at most 128 characters"),
         (16, None, "invalid_request", "id"),
+        (18, "told", "invalid_request", "webhook_url: rows of a batch have none"),
     ]:
         assert (told[number]["id"], told[number]["status"]) == (row_id, "failed"), number
         assert told[number]["error"]["code"] == code

@@ -91,7 +91,10 @@ def test_the_api_needs_no_more_than_its_group():
     assert result.returncode == 0, result.stderr
     owners = packages_distributions()
     used = {canonicalize_name(name) for module in result.stdout.split() for name in owners.get(module, ())}
-    optional = {"smalti", "watchfiles", "sniffio"}  # imported by uvicorn and anyio where they happen to be
+    # Imported by uvicorn, anyio and redis where they happen to be.
+    optional = {"smalti", "watchfiles", "sniffio"} | _closure(
+        PROJECT["project"]["optional-dependencies"]["otel"]
+    )
     assert used - _closure(PROJECT["dependency-groups"]["api"]) - optional == set()
 
 

@@ -246,6 +246,7 @@ def test_readiness_follows_the_workers(redis_url, tmp_path):
                 "num_ready_workers": 1,
                 "num_draining_workers": 0,
                 "queue_length": 0,
+                "is_paused": False,
             }
             engine.is_held.set()
             client.post("/generate", json={})

@@ -91,8 +91,8 @@ def test_the_api_needs_no_more_than_its_group():
     assert result.returncode == 0, result.stderr
     owners = packages_distributions()
     used = {canonicalize_name(name) for module in result.stdout.split() for name in owners.get(module, ())}
-    # Imported by uvicorn, anyio and redis where they happen to be.
-    optional = {"smalti", "watchfiles", "sniffio"} | _closure(
+    # Imported by uvicorn, anyio, redis and what these import, where they happen to be.
+    optional = {"smalti", "watchfiles", "sniffio", "psutil"} | _closure(
         PROJECT["project"]["optional-dependencies"]["otel"]
     )
     assert used - _closure(PROJECT["dependency-groups"]["api"]) - optional == set()

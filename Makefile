@@ -72,9 +72,9 @@ $(VENV)/.torch:
 	$(PIP) $(TORCH)
 	@touch $@
 
-$(VENV)/.smalti: $(VENV)/.torch pyproject.toml
+$(VENV)/.smalti: $(VENV)/.torch pyproject.toml client/pyproject.toml
 	@echo "Installing Smalti and what it needs" >&2
-	$(PIP) --editable .
+	$(PIP) --editable . --editable ./client
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.smalti

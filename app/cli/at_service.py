@@ -24,7 +24,9 @@ def client_of(url: str, *, retry_s: float | None = None, request_timeout_s: floa
     try:
         from smalti import Client, InvalidArgument
     except ModuleNotFoundError as error:
-        raise CommandError("--url needs the Python client: pip install smalti-client") from error
+        raise CommandError(
+            "--url needs the Python client: pip install smalti-client, or ./client in Smalti's sources"
+        ) from error
     try:
         return Client(
             url,

@@ -46,7 +46,7 @@ class BatchStore:
         self._folder = folder
         self._max_unfinished = max_unfinished
         self.ttl_s = ttl_s
-        self._ended: dict[str, BatchRecord] = {}  # which don't change any more
+        self._ended: dict[str, BatchRecord] = {}  # which don't change any more, until they expire
 
     def create(
         self,
@@ -94,7 +94,7 @@ class BatchStore:
 
     def unfinished(self, besides: Collection[str] = ()) -> list[BatchRecord]:
         """Return the batches that have not ended, the oldest first; without those that are named."""
-        fresh = [self._find(each) for each in self.ids() if each not in self._ended and each not in besides]
+        fresh = [self._find(each) for each in self.ids() if not (each in besides or self._known_end(each))]
         found = [record for record in fresh if record is not None and not record.status.is_terminal]
         return sorted(found, key=lambda record: (record.created_at, record.id))
 
@@ -178,15 +178,17 @@ class BatchStore:
 
         What is left of their outputs goes with the next sweep of the result store.
         """
-        now = time.time()
-        expired = [each for each in self.all() if each.ended_at and each.ended_at + self.ttl_s < now]
-        for record in expired:
-            _unlink(self._path(record.id))
-            self._ended.pop(record.id, None)
+        num_removed = 0
+        for batch_id in self.ids():
+            record = self._find(batch_id)
+            if record is not None and self._has_expired(record):
+                _unlink(self._path(batch_id))
+                self._ended.pop(batch_id, None)
+                num_removed += 1
         for path in self._folder.glob(f"{_TEMPORARY}*"):
-            if path.stat(follow_symlinks=False).st_mtime < now - _STALE_S:  # of a process that was killed
+            if path.stat(follow_symlinks=False).st_mtime < time.time() - _STALE_S:  # of one that was killed
                 _unlink(path)
-        return len(expired)
+        return num_removed
 
     def try_lock(self) -> int | None:
         """Return the descriptor of the lock for the one process that feeds; None where another has it.
@@ -221,7 +223,7 @@ class BatchStore:
         return True
 
     def _find(self, batch_id: str) -> BatchRecord | None:
-        known = self._ended.get(batch_id)
+        known = self._known_end(batch_id)
         if known is not None and self._path(batch_id).exists():
             return known
         self._ended.pop(batch_id, None)
@@ -233,6 +235,14 @@ class BatchStore:
         if record.status.is_terminal:
             self._ended[batch_id] = record
         return record
+
+    def _known_end(self, batch_id: str) -> BatchRecord | None:
+        """Return a batch that has ended; none that has expired, as another may have its id by now."""
+        record = self._ended.get(batch_id)
+        return None if record is None or self._has_expired(record) else record
+
+    def _has_expired(self, record: BatchRecord) -> bool:
+        return record.ended_at is not None and record.ended_at + self.ttl_s < time.time()
 
     def _path(self, batch_id: str) -> Path:
         return self._folder / f"{batch_id}{_SUFFIX}"

@@ -127,6 +127,20 @@ def test_an_idempotency_key_makes_one_batch(store, tmp_path):
     assert bobs.id != made.id
 
 
+def test_a_key_makes_a_new_batch_after_the_old_one_in_the_eyes_of_every_process(tmp_path):
+    one, other = (BatchStore(tmp_path / "batches", ttl_s=1) for _ in range(2))
+    made, _ = one.create("ada", source(1), idempotency=Idempotency("ada", "night-7", "first"))
+    one.cancel(made.id)
+    assert other.get(made.id).status == BatchStatus.CANCELLED  # which it keeps in memory
+    time.sleep(1.1)
+    assert one.sweep() == 1
+    anew, is_replay = one.create("ada", source(1), idempotency=Idempotency("ada", "night-7", "second"))
+    assert (anew.id, is_replay) == (made.id, False)
+    assert other.sweep() == 0
+    assert [record.id for record in other.unfinished()] == [made.id]
+    assert other.get(made.id).status == BatchStatus.QUEUED
+
+
 def test_a_key_may_have_so_many_batches_under_way(tmp_path):
     store = BatchStore(tmp_path / "batches", ttl_s=60, max_unfinished=3)
     ids = [store.create("ada", source(1))[0].id for _ in range(3)]

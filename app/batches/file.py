@@ -4,7 +4,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from app.batches.records import BatchRecord, BatchStatus, EndedRow, NewRow, RowEnd
 from app.batches.sqlite import FileIsGone, connect, storing
+from workers.errors import StorageUnavailable
 from workers.messages import JobStatus
 
 _RATE_ROWS = 200  # of which the rate is taken
@@ -132,6 +133,7 @@ class BatchFile:
             if use.execute("SELECT status FROM batch").fetchone()[0] == BatchStatus.QUEUED:
                 use.execute("UPDATE batch SET error = ?", (why,))
                 _end(use, BatchStatus.FAILED)
+        self._shrink()
 
     def claim(self, most: int) -> list[int]:
         """Take the next rows that wait, and return their numbers; from now on they count as running."""
@@ -166,7 +168,9 @@ class BatchFile:
         """Write down how running rows ended, in this order; and that of the batch with its last row."""
         with self._changing() as use:
             _end_rows(use, ends)
-            _end_if_done(use)
+            has_ended = _end_if_done(use)
+        if has_ended:
+            self._shrink()
 
     def cancel(self) -> None:
         """End the rows that wait, and the batch once none runs; one that has ended stays as it is."""
@@ -184,6 +188,7 @@ class BatchFile:
             )
             use.execute("UPDATE batch SET num_cancelled = num_cancelled + num_queued, num_queued = 0")
             _end_if_done(use)
+        self._shrink()
 
     def mark_told(self) -> None:
         """Note that the end of the batch has been told, or waits to be."""
@@ -212,6 +217,11 @@ class BatchFile:
         """Close the file, once no thread uses it."""
         with self._lock:
             self._connection.close()
+
+    def _shrink(self) -> None:
+        """Give back the room of what was sent, which no row needs any more, if there is room to do so."""
+        with suppress(StorageUnavailable, FileIsGone), self._using() as use:
+            use.execute("VACUUM")
 
     def _ended(self, query: str, values: Sequence[Any]) -> list[EndedRow]:
         with self._using() as use:
@@ -284,10 +294,12 @@ def _end_rows(use: sqlite3.Connection, ends: Sequence[RowEnd]) -> None:
             )
 
 
-def _end_if_done(use: sqlite3.Connection) -> None:
+def _end_if_done(use: sqlite3.Connection) -> bool:
+    """End a batch whose rows all have; say so."""
     left, is_cancelled = use.execute("SELECT num_queued + num_running, is_cancelled FROM batch").fetchone()
     if not left:
         _end(use, BatchStatus.CANCELLED if is_cancelled else BatchStatus.SUCCEEDED)
+    return not left
 
 
 def _end(use: sqlite3.Connection, status: BatchStatus) -> None:

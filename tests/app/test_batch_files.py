@@ -115,6 +115,19 @@ def test_a_batch_is_cancelled_in_every_state(store):
         assert [row.number for row in file.ended_rows(0, 9)] == [3, 4, 5, 1, 2]
 
 
+def test_a_batch_that_has_ended_keeps_no_room_for_what_was_sent(store, tmp_path):
+    text = source(10) + b" " * 2**20
+    unread, _ = store.create("", text)
+    store.cancel(unread.id)
+    read, _ = store.create("", source(10_000))
+    with store.opened(read.id) as file:
+        take_in(file, file.source_chunks(), NEVER)
+    assert (tmp_path / "batches" / f"{read.id}.db").stat().st_size > 2**20
+    store.cancel(read.id)
+    sizes = [path.stat().st_size for path in (tmp_path / "batches").iterdir()]
+    assert sizes[0] + sizes[1] < 2**20
+
+
 def test_an_idempotency_key_makes_one_batch(store, tmp_path):
     key = Idempotency("ada", "night-7", "digest")
     made, is_replay = store.create("ada", source(1), idempotency=key)

@@ -104,7 +104,8 @@ class Remote:
             answer.close()
 
     def _build(self, method: str, path: str, **given: Any) -> httpx.Request:
-        url = self._base.join(path.removeprefix("/")) if not path.startswith("http") else httpx.URL(path)
+        is_whole = path.startswith(("http://", "https://", self._base.path))  # as the service tells addresses
+        url = self._base.join(path if is_whole else path.removeprefix("/"))
         is_ours = (url.scheme, url.host, url.port) == (self._base.scheme, self._base.host, self._base.port)
         headers = {**given.pop("headers", {}), **(self._headers if is_ours else {})}
         return self._http.build_request(method, url, headers=headers, **given)

@@ -15,7 +15,9 @@ from app.cli.batch_outputs import names_of
 from app.cli.main import cli
 from app.cli.remote import Remote, read_key
 from app.cli.terminal import CommandError
-from tests.fake_engine import FAILS_SAMPLES
+from app.main import create_app
+from tests.app.conftest import serving, settings_for, working
+from tests.fake_engine import FAILS_SAMPLES, FakeEngine
 from tests.waiting import wait_until
 
 
@@ -119,6 +121,16 @@ def test_what_can_not_be_a_batch_is_said(service, tmp_path):
     twice = run(service, write(tmp_path / "twice.jsonl", row("a", 1), row("a", 2)), tmp_path / "other")
     assert "twice.jsonl: " in str(twice.exception)
     assert not (tmp_path / "other/results.jsonl").exists()
+
+
+def test_outputs_of_a_service_behind_a_prefix_are_fetched(redis_url, tmp_path):
+    settings = settings_for(tmp_path, redis_url, root_path="/smalti")
+    file, out = write(tmp_path / "rows.jsonl", row("a", 1)), tmp_path / "out"
+    with working(settings, FakeEngine()), serving(create_app(settings)) as client:
+        command = ["batch", str(file), "--out", str(out), "--url", f"{client.base_url}/smalti"]
+        done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    assert (out / "a.png").exists()
 
 
 def test_without_a_service_it_says_how_to_start_one(tmp_path):

@@ -29,9 +29,10 @@ from workers.errors import (
     QueueFull,
     QueueUnavailable,
     ServiceError,
+    StorageFull,
     StorageUnavailable,
 )
-from workers.messages import JobStatus
+from workers.messages import JobStatus, JobView
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ _NUM_SUBMITTING = 8  # rows at a time, whose files are decoded meanwhile
 _JOB_TTL_S = 86400  # a row's job waits so long to be written down, should no process be there to do so
 _WRITTEN_TTL_S = 60  # and is kept so long after that
 _PASSING = (QueueFull, QueueUnavailable, PipelineNotServed, StorageUnavailable, TooBusy)
+_NOT_STORED = (StorageFull.code, StorageUnavailable.code)  # how a job fails that is made again, later
 
 
 class _Worked:
@@ -63,7 +65,7 @@ class Feeder:
         self._services = services
         self._store, self._queue = services.batches, services.queue
         self._worked: dict[str, _Worked] = {}
-        self._backoff, self._away = Backoff(), Backoff()
+        self._backoff, self._away, self._unstored = Backoff(), Backoff(), Backoff()
         self._places = Places(services.settings.batch_queue_length)
         self._num_waiting = self._num_running = 0  # of our jobs, when they were last looked at
         self._readers = Readers(services)
@@ -105,7 +107,7 @@ class Feeder:
             if not self._away.is_over:
                 return False
             has_moved = await self._write_down_ended()
-            if self._backoff.is_over:
+            if self._backoff.is_over and self._unstored.is_over:
                 has_moved |= await self._submit_next()
             await tell_ends(self._services)
             self._away.succeeded()
@@ -178,10 +180,26 @@ class Feeder:
 
     async def _end(self, worked: _Worked, numbers: Sequence[int]) -> None:
         jobs = {job.id: job for job in await self._queue.views([worked.job_id(number) for number in numbers])}
+        await self._forget_unstored(worked, jobs)
         ends = [end_of_row(n, jobs[worked.job_id(n)]) for n in numbers if worked.job_id(n) in jobs]
         ends.sort(key=lambda end: str(jobs[worked.job_id(end.number)].ended_at))
         await self._write(worked, ends)
         await self._queue.forget_soon(list(jobs), _WRITTEN_TTL_S)
+
+    async def _forget_unstored(self, worked: _Worked, jobs: dict[str, JobView]) -> None:
+        """Take out jobs whose outputs could not be stored; their rows become jobs again, as of lost ones.
+
+        A worker's disk that is full for a while must not fail the rest of a batch.
+        """
+        unstored = [job.id for job in jobs.values() if job.error and job.error.code in _NOT_STORED]
+        if unstored:
+            self._unstored.failed()
+            logger.warning("batch_id=%s waits: %d outputs were not stored", worked.record.id, len(unstored))
+            await self._queue.forget_soon(unstored, 0)
+        elif any(job.status == JobStatus.SUCCEEDED for job in jobs.values()):
+            self._unstored.succeeded()
+        for job_id in unstored:
+            del jobs[job_id]
 
     async def _write(self, worked: _Worked, ends: Sequence[RowEnd]) -> None:
         try:

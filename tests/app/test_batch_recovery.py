@@ -88,6 +88,18 @@ def test_a_full_queue_makes_a_batch_wait(redis_url, tmp_path):
             assert ended(client, batch_id)["counts"]["succeeded"] == 20
 
 
+def test_a_worker_that_can_not_store_makes_a_batch_wait(redis_url, tmp_path):
+    settings = settings_for(tmp_path, redis_url)
+    settings.results_dir.parent.mkdir(parents=True)
+    settings.results_dir.write_bytes(b"")  # a file where the folder should be
+    with working(settings, FakeEngine()), serving(create_app(settings)) as client:
+        batch_id = send(client, [row(f"r{n}", seed=n) for n in range(40)])["id"]
+        wait_until(lambda: 'code="storage_unavailable"' in client.get("/metrics").text)
+        assert counts(client, batch_id)["failed"] == 0
+        settings.results_dir.unlink()
+        assert ended(client, batch_id)["counts"]["succeeded"] == 40
+
+
 def test_a_file_that_is_broken_stops_no_other_batch(redis_url, tmp_path):
     settings = settings_for(tmp_path, redis_url)
     with working(settings, FakeEngine()), serving(create_app(settings)) as client:

@@ -236,6 +236,21 @@ def test_interactive_jobs_go_first_and_batch_jobs_age(redis_url, consumer):
     assert "".join(order()) == "iiibibbbb"
 
 
+def test_an_interactive_job_is_taken_also_where_the_batch_job_whose_turn_it_was_has_ended(
+    redis_url, consumer
+):
+    async def submit(queue: JobQueue) -> None:
+        await queue.submit(REQUEST.model_copy(update={"priority": "batch", "deadline_s": 0.1}))
+        await asyncio.sleep(0.25)
+        await queue.submit(REQUEST)
+
+    with redis.Redis.from_url(redis_url) as client:
+        client.set("smalti:batch_turn", 3)
+    run(redis_url, submit)
+    [claim] = consumer.claim(Slots(8, 8), is_idle=True).jobs
+    assert claim.request.priority == "interactive"
+
+
 def test_the_place_in_a_long_queue_is_told_without_asking_each_job(redis_url):
     async def use(queue: JobQueue) -> None:
         ids = [(await queue.submit(REQUEST)).id for _ in range(300)]

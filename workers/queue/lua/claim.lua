@@ -114,8 +114,11 @@ while share > 0 do
     taken = claim(BATCH)
     batch_slots = batch_slots - (taken or 0)
   end
-  if not taken then break end
-  share = share - 1
+  if taken then
+    share = share - 1
+  elseif not is_turn then -- the batch jobs whose turn it was had all ended
+    break
+  end
 end
 if is_idle and num_waiting == 0 then redis.call('ZADD', 'OUR:idle_workers', now, worker) end
 return answer

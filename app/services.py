@@ -17,9 +17,16 @@ from workers.blobs import BlobStore
 from workers.catalog import Catalog
 from workers.results import ResultStore
 
+_NUM_LONG_READS = 2
+
 
 @dataclass(frozen=True)
 class Services:
+    """long_reads: to be held while a thread goes through a whole batch for one request.
+
+    Such threads would otherwise be all there are, and all other requests would wait for them.
+    """
+
     settings: AppSettings
     catalog: Catalog
     queue: JobQueue
@@ -31,6 +38,7 @@ class Services:
     has_new_batch: asyncio.Event = field(default_factory=asyncio.Event)  # which this process has got
     decoders: Decoders = field(default_factory=Decoders)
     limits: KeyLimits = field(default_factory=KeyLimits)
+    long_reads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_NUM_LONG_READS))
 
 
 async def services_of(request: HttpRequest) -> Services:  # async, or FastAPI asks another thread

@@ -78,21 +78,22 @@ async def create_batch(
     A line that is no such request ends the batch before it is begun, as OpenAI has it, and `errors` says so;
     a request with a wrong field fails alone, and is told in the error file.
     """
-    read = await asyncio.to_thread(_read, request.input_file_id, services)
-    notes = BatchNotes(
-        input_file_id=request.input_file_id,
-        completion_window=request.completion_window,
-        metadata=request.metadata,
-        errors=read.errors,
-        failures=read.failures,
-    )
-    record, _ = await asyncio.to_thread(
-        services.batches.create,
-        current_owner(),
-        read.rows,
-        idempotency=await idempotency_of(http, request, ()),
-    )
-    await asyncio.to_thread(_notes(services).put, record.id, notes)
+    async with services.long_reads:
+        read = await asyncio.to_thread(_read, request.input_file_id, services)
+        notes = BatchNotes(
+            input_file_id=request.input_file_id,
+            completion_window=request.completion_window,
+            metadata=request.metadata,
+            errors=read.errors,
+            failures=read.failures,
+        )
+        record, _ = await asyncio.to_thread(
+            services.batches.create,
+            current_owner(),
+            read.rows,
+            idempotency=await idempotency_of(http, request, ()),
+        )
+        await asyncio.to_thread(_notes(services).put, record.id, notes)
     services.has_new_batch.set()
     return batch_object(record, notes)
 

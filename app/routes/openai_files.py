@@ -172,7 +172,8 @@ async def list_files(
 async def get_file(file_id: FileId, services: ServicesNeeded) -> FileObject:
     """Show what is known of a file, which may be one of a batch's outputs: these are counted through."""
     if output := OUTPUT_ID.fullmatch(file_id):
-        return await asyncio.to_thread(_output_object, file_id, _kind(output[1]), output[2], services)
+        async with services.long_reads:
+            return await asyncio.to_thread(_output_object, file_id, _kind(output[1]), output[2], services)
     upload = await asyncio.to_thread(services.files.find, file_id, current_viewer())
     return file_object(upload, services)
 

@@ -2,13 +2,17 @@
 
 import base64
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
 
 from app.main import create_app
+from app.openai_batch_input import BatchInput
 from app.openai_batches import BatchNotes, NotesStore
+from app.routes import openai_batches
 from tests.app.conftest import Service, serving, settings_for
 from tests.app.test_keys import LINES, SECRETS
 from tests.app.test_openai import client_of, grey_in
@@ -178,6 +182,31 @@ def test_what_can_not_be_a_batch_is_refused(client):
         with pytest.raises(openai.BadRequestError) as refused:
             client.batches.create(**asked)
         assert (refused.value.code, refused.value.param) == ("invalid_request", param)
+
+
+def test_however_many_batches_are_read_others_are_answered(service, client, monkeypatch):
+    is_held, read = threading.Event(), openai_batches.read_input
+
+    def slow(*arguments) -> BatchInput:
+        assert is_held.wait(20)
+        return read(*arguments)
+
+    monkeypatch.setattr(openai_batches, "read_input", slow)
+    file = service.client.post("/files", files={"file": json.dumps(line("a", seed=7)).encode()}).json()
+    with ThreadPoolExecutor(64) as threads:  # twice as many as the API has
+        made = [
+            threads.submit(
+                client.batches.create, input_file_id=file["id"], endpoint=ENDPOINT, completion_window="24h"
+            )
+            for _ in range(64)
+        ]
+        try:
+            wait_until(lambda: service.app.state.services.long_reads.locked())
+            for _ in range(10):
+                assert service.client.get(f"/files/{file['id']}", timeout=5).status_code == 200
+        finally:
+            is_held.set()
+        assert all(each.result().id for each in made)
 
 
 def test_a_batch_needs_its_scope_and_is_its_keys_alone(redis_url, tmp_path):

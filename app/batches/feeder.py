@@ -48,10 +48,10 @@ _NOT_STORED = (StorageFull.code, StorageUnavailable.code)  # how a job fails tha
 class _Worked:
     """A batch that is worked on. to_submit: rows that were taken; outstanding: those that became jobs."""
 
-    def __init__(self, record: BatchRecord, file: BatchFile, to_submit: Sequence[int]) -> None:
+    def __init__(self, record: BatchRecord, file: BatchFile, taken: Sequence[int]) -> None:
         self.record, self.file = record, file
-        self.to_submit = list(to_submit)
-        self.outstanding: set[int] = set()
+        self.to_submit: list[int] = []
+        self.outstanding = set(taken)
         self.backoff = Backoff()
 
     def job_id(self, number: int) -> str:
@@ -144,7 +144,7 @@ class Feeder:
     async def _begin(self, record: BatchRecord) -> None:
         """Work on a batch whose rows are read.
 
-        Those that an earlier feeder took may be jobs already, which submitting finds.
+        Those that an earlier feeder took are jobs, or are found to be none at the next look.
         """
         try:
             file = await asyncio.to_thread(self._store.open, record.id)

@@ -55,6 +55,21 @@ def test_another_api_process_goes_on_where_one_has_ended(redis_url, tmp_path):
             assert sum(map(float, submitted)) == 100
 
 
+def test_what_was_cancelled_while_no_process_fed_runs_no_more(redis_url, tmp_path):
+    settings = settings_for(tmp_path, redis_url)
+    engine = FakeEngine(num_slots=4)
+    engine.is_held.set()
+    with working(settings, engine):
+        with serving(create_app(settings)) as client:
+            batch_id = send(client, [row(f"r{n}", seed=n) for n in range(40)])["id"]
+            wait_until(lambda: counts(client, batch_id)["running"] >= 8 and len(engine.works) == 4)
+        BatchStore(settings.batches_dir, 60).cancel(batch_id)
+        with serving(create_app(settings)) as other:
+            assert ended(other, batch_id)["counts"]["cancelled"] == 40
+            wait_until(lambda: not engine.works)
+            assert 'smalti_queue_length{queue="batch"} 0.0' in other.get("/metrics").text
+
+
 def is_free(store: BatchStore) -> bool:
     lock = store.try_lock()
     if lock is not None:

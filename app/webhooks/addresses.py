@@ -4,6 +4,8 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -18,6 +20,9 @@ MAX_URL_CHARS = 2048
 _PORTS = {"https": 443, "http": 80}
 # IPv6 addresses that stand for IPv4 ones, which a gateway may reach: translated, 6to4, Teredo.
 _TUNNELS = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
+
+# Of their own, as a client's name server may keep each for half a minute, and files are read in the loop's.
+_RESOLVERS = ThreadPoolExecutor(64, "resolver")
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]  # host, port → addresses
 
@@ -93,7 +98,8 @@ async def resolve(host: str, port: int) -> list[str]:
 
     Raises: OSError.
     """
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_RESOLVERS, ask)
     return [str(address[0]) for *_, address in found]
 
 

@@ -9,7 +9,7 @@ import threading
 import httpcore
 import pytest
 
-from app.webhooks.addresses import check_url, is_public
+from app.webhooks.addresses import check_url, is_public, resolve
 from app.webhooks.sender import Attempt, Sender
 from tests.app.webhook_receiver import SECRET, receiving
 from workers.errors import InvalidRequest
@@ -163,3 +163,24 @@ def test_the_certificate_must_be_that_of_the_name(tmp_path):
         await unknown.close()
 
     asyncio.run(main())
+
+
+def test_name_servers_that_keep_silent_hold_up_no_file(monkeypatch):
+    is_held = threading.Event()
+
+    def silent(*_: object, **__: object) -> list:
+        is_held.wait(20)
+        return []
+
+    async def look_up_and_read() -> None:
+        monkeypatch.setattr(socket, "getaddrinfo", silent)
+        asked = [asyncio.create_task(resolve(f"{number}.example", 443)) for number in range(40)]
+        try:
+            await asyncio.sleep(0.1)
+            async with asyncio.timeout(5):
+                assert await asyncio.to_thread(lambda: "read") == "read"
+        finally:
+            is_held.set()
+        assert await asyncio.gather(*asked) == [[]] * 40
+
+    asyncio.run(look_up_and_read())

@@ -41,7 +41,9 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        line = super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
+        line = super().formatMessage(record)
+        if not line.isprintable():  # or a client's path moves the cursor of who reads it
+            line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
         ids = "".join(f" {name}={value}" for name, value in _ids().items())
         return line + ids
 

@@ -56,6 +56,11 @@ def test_a_message_can_not_write_a_line_of_its_own():
         assert written(formatter, "GET /a\nlevel=INFO all is well").count("\n") == 1
 
 
+def test_a_message_can_not_steer_the_terminal_it_is_shown_in():
+    text = written(TextFormatter(), "GET /\x1b[2J\x9b1A\u2028\r/é failed")
+    assert "GET /\\x1b[2J\\x9b1A\\u2028\\r/é failed" in text
+
+
 def test_a_message_can_not_give_itself_another_request():
     line = json.loads(written(JsonFormatter(), "level=INFO request_id=forged well"))
     assert (line["level"], line["logger"]) == ("WARNING", "workers.outbox")

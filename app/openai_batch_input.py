@@ -20,6 +20,7 @@ from workers.errors import InvalidRequest, ServiceError
 
 ENDPOINT = "/v1/images/generations"
 UNREADABLE = b"null\n"  # no row, so that a batch of it has failed
+_MAX_LINES = 2 * MAX_ROWS  # empty ones included, of which 64 MiB hold 67 million
 _MAX_ERRORS = 100
 _MAX_ID_CHARS = 128
 _LINES_BETWEEN_PAUSES = 50
@@ -75,6 +76,9 @@ def read_input(lines: Iterable[bytes], catalog: Catalog) -> BatchInput:
     for number, text in enumerate(lines, 1):
         if number % _LINES_BETWEEN_PAUSES == 0:
             time.sleep(_PAUSE_S)
+        if number > _MAX_LINES:
+            read.errors.append(BatchError(code="too_many_requests", message=f"at most {_MAX_LINES} lines"))
+            break
         if not text.strip():
             rows.append(b"\n")
             continue

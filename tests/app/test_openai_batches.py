@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
+from app import openai_batch_input
 from app.main import create_app
 from app.openai_batch_input import BatchInput
 from app.openai_batches import BatchNotes, NotesStore
@@ -133,6 +134,14 @@ def test_a_line_that_is_no_request_for_pictures_ends_the_batch_before_it_is_begu
     (error,) = done.errors.data
     assert (error.code, error.param, error.line) == (code, param, 2)
     assert error.message
+
+
+def test_a_file_of_empty_lines_is_not_read_to_its_end(client, monkeypatch):
+    monkeypatch.setattr(openai_batch_input, "_MAX_LINES", 10)
+    batch = create(client, line("a"), *[""] * 9)
+    assert ended(client, batch).status == "completed"
+    batch = create(client, line("a"), *[""] * 10)
+    assert [error.code for error in ended(client, batch).errors.data] == ["too_many_requests"]
 
 
 def test_a_batch_without_a_request_that_can_be_served_has_failed(client):

@@ -154,9 +154,10 @@ def test_a_batch_without_a_request_that_can_be_served_has_failed(client):
 def test_a_batch_is_cancelled(service, client):
     service.engine.is_held.set()
     batch = create(client, line("a", seed=1), line("b", seed=2))
+    wait_until(lambda: client.batches.retrieve(batch.id).status == "in_progress")
     assert client.batches.cancel(batch.id).status in ("cancelling", "cancelled")
-    service.engine.is_held.clear()
     done = ended(client, batch)
+    service.engine.is_held.clear()
     assert done.status == "cancelled"
     assert done.cancelled_at
     told = answers(client, done.error_file_id)

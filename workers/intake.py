@@ -21,7 +21,7 @@ from workers.traces import working_for
 logger = logging.getLogger(__name__)
 
 STOP_TICK_S = 0.5  # a stop is noticed so soon while no slot is free
-LOOK_EVERY_S = 0.02  # for jobs, while slots of one kind are taken: waiting in Redis would miss their end
+LOOK_EVERY_S = 0.02  # for jobs, while those of batch jobs are taken: waiting in Redis would miss their end
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Intake:
                     if all(free):
                         self._consumer.wait_for_work()
                     else:
-                        self._in_flight.wait_for_more(free, LOOK_EVERY_S)
+                        self._in_flight.wait_for_more(free, LOOK_EVERY_S if free.interactive else STOP_TICK_S)
                 backoff.reset()
             except redis.RedisError as error:
                 logger.warning("can't take jobs: %s", type(error).__name__)

@@ -339,6 +339,22 @@ def test_a_worker_full_of_batch_jobs_takes_an_interactive_one_at_once(in_process
     in_process(use, FakeEngine(num_slots=2, step_s=0.02))
 
 
+def test_a_worker_full_of_interactive_jobs_hardly_asks_for_batch_jobs(in_process, redis_url):
+    engine = FakeEngine(num_slots=2, step_s=0.01)
+
+    async def use(queue: JobQueue) -> None:
+        job = await queue.submit(request_of(num_samples=2, num_steps=10_000))
+        while not engine.works:
+            await asyncio.sleep(0.01)
+        with redis.Redis.from_url(redis_url) as client:
+            client.config_resetstat()
+            await asyncio.sleep(1)
+            assert client.info("commandstats")["cmdstat_evalsha"]["calls"] < 20
+        await queue.cancel(job.id)
+
+    in_process(use, engine)
+
+
 def test_progress_is_told(in_process):
     async def use(queue: JobQueue) -> None:
         view = await queue.submit(request_of(1, num_steps=100))

@@ -30,6 +30,7 @@ OutputKind = Literal["output", "error"]
 
 OUTPUT_ID = re.compile(r"(output|error)-([0-9a-f]{20})")
 _ROWS_AT_A_TIME = 20
+_MAX_FAILURES_TOLD = 100  # of a batch that has failed
 _STATUSES = {
     BatchStatus.QUEUED: "validating",
     BatchStatus.RUNNING: "in_progress",
@@ -97,7 +98,7 @@ class BatchObjects(BaseModel):
 
 
 class NotesStore:
-    """A JSON file for each batch that was made as OpenAI's clients make them."""
+    """A JSON file for each batch made as OpenAI's clients make them, or two: one with all failures."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -105,20 +106,29 @@ class NotesStore:
     def put(self, batch_id: str, notes: BatchNotes) -> None:
         """Keep notes of a batch. Raises: StorageFull, StorageUnavailable."""
         make_private(self._folder)
-        with storing_in(self._folder):
-            temporary = self._folder / f".{secrets.token_hex(8)}"
-            try:
-                write_new(temporary, notes.model_dump_json().encode())
-                temporary.replace(self._path(batch_id))
-            finally:
-                temporary.unlink(missing_ok=True)
+        told = dict(list(notes.failures.items())[:_MAX_FAILURES_TOLD])
+        if len(told) < len(notes.failures):  # in a file of their own, as clients ask for the rest each second
+            self._write(self._path(batch_id, ".all"), notes)
+        else:
+            self._path(batch_id, ".all").unlink(missing_ok=True)
+        self._write(self._path(batch_id), notes.model_copy(update={"failures": told}))
 
     def get(self, batch_id: str) -> BatchNotes:
-        """Return the notes of a batch. Raises: BatchNotFound for one that was made in another way."""
+        """Return the notes of a batch, with its first failures.
+
+        Raises: BatchNotFound for one that was made in another way.
+        """
         try:
             return BatchNotes.model_validate_json(self._path(batch_id).read_bytes())
         except FileNotFoundError:
             raise BatchNotFound(batch_id) from None
+
+    def get_all(self, batch_id: str) -> BatchNotes:
+        """Return the notes of a batch, with all its failures. Raises: BatchNotFound."""
+        try:
+            return BatchNotes.model_validate_json(self._path(batch_id, ".all").read_bytes())
+        except FileNotFoundError:
+            return self.get(batch_id)
 
     def has(self, batch_id: str) -> bool:
         """Say whether there are notes of a batch."""
@@ -132,11 +142,21 @@ class NotesStore:
         oldest = time.time() - older_than_s
         for path in self._folder.glob("*"):
             with suppress(FileNotFoundError):
-                if path.stem not in kept and path.stat().st_mtime < oldest:
+                if path.name.partition(".")[0] not in kept and path.stat().st_mtime < oldest:
                     path.unlink()
 
-    def _path(self, batch_id: str) -> Path:
-        return self._folder / f"{batch_id}.json"
+    def _write(self, path: Path, notes: BatchNotes) -> None:
+        """Write a file whole, or not at all. Raises: StorageFull, StorageUnavailable."""
+        with storing_in(self._folder):
+            temporary = self._folder / f".{secrets.token_hex(8)}"
+            try:
+                write_new(temporary, notes.model_dump_json().encode())
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _path(self, batch_id: str, kind: str = "") -> Path:
+        return self._folder / f"{batch_id}{kind}.json"
 
 
 def batch_object(record: BatchRecord, notes: BatchNotes) -> BatchObject:
@@ -150,7 +170,7 @@ def batch_object(record: BatchRecord, notes: BatchNotes) -> BatchObject:
             BatchError(
                 **each.body.error.model_dump(include={"message", "param"}), code="invalid_request", line=line
             )
-            for line, each in sorted(notes.failures.items())[:100]
+            for line, each in sorted(notes.failures.items())[:_MAX_FAILURES_TOLD]
         ]
         errors = BatchErrors(data=found or [BatchError(code="invalid_request", message=record.error or "")])
     num_bad = record.num_failed + record.num_cancelled

@@ -202,7 +202,8 @@ async def delete_file(file_id: FileId, services: ServicesNeeded) -> FileDeleted:
 async def get_file_content(file_id: FileId, services: ServicesNeeded) -> Response:
     """Send a file's bytes, or a batch's outputs."""
     if output := OUTPUT_ID.fullmatch(file_id):
-        record, notes = await asyncio.to_thread(_batch, file_id, output[2], services)
+        async with services.long_reads:
+            record, notes = await asyncio.to_thread(_batch, file_id, output[2], services)
         lines = output_lines(record.id, _kind(output[1]), notes, services)
         return StreamingResponse(lines, media_type="application/jsonl")
     return await content_response(await asyncio.to_thread(services.files.use, file_id, current_viewer()))
@@ -240,7 +241,7 @@ def _batch(file_id: str, batch_id: str, services: Services) -> tuple[BatchRecord
     """
     try:
         record = services.batches.get(batch_id)
-        notes = NotesStore(services.settings.openai_batches_dir).get(batch_id)
+        notes = NotesStore(services.settings.openai_batches_dir).get_all(batch_id)
     except BatchNotFound:
         raise FileNotKnown(file_id) from None
     if current_viewer() not in (None, record.owner) or not record.status.is_terminal:

@@ -11,8 +11,9 @@ import pytest
 
 from app import openai_batch_input
 from app.main import create_app
-from app.openai_batch_input import BatchInput
+from app.openai_batch_input import BatchInput, RowFailure
 from app.openai_batches import BatchNotes, NotesStore
+from app.openai_errors import OpenAIError, OpenAIFailure
 from app.routes import openai_batches
 from tests.app.conftest import Service, serving, settings_for
 from tests.app.test_keys import LINES, SECRETS
@@ -247,3 +248,18 @@ def test_notes_go_with_their_batch(tmp_path):
     assert notes.has("a" * 20)  # it may be of a batch that is being made
     notes.sweep(["b" * 20], -1)
     assert (notes.has("a" * 20), notes.has("b" * 20)) == (False, True)
+
+
+def test_of_many_failures_only_the_output_files_take_more_than_the_first(tmp_path):
+    notes, batch_id = NotesStore(tmp_path / "notes"), "a" * 20
+    failure = RowFailure(status=400, body=OpenAIFailure(error=OpenAIError(message="no", type="x")))
+    failures = dict.fromkeys(range(1, 251), failure)
+    notes.put(batch_id, BatchNotes(input_file_id="1", completion_window="24h", failures=failures))
+    assert list(notes.get(batch_id).failures) == list(range(1, 101))
+    assert notes.get_all(batch_id).failures == failures
+    notes.sweep([batch_id], -1)
+    assert notes.get_all(batch_id).failures == failures
+    notes.put(batch_id, BatchNotes(input_file_id="1", completion_window="24h", failures={7: failure}))
+    assert list(notes.get_all(batch_id).failures) == [7]
+    notes.sweep([], -1)
+    assert list((tmp_path / "notes").iterdir()) == []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.batches.records import BatchRecord, BatchStatus, EndedRow, job_id_of_row
+from app.batches.records import BatchRecord, BatchStatus, EndedRow
 from app.batches.store import BatchNotFound
 from app.errors import problem_of
 from app.openai_batch_input import BatchError, RowFailure
@@ -207,14 +207,14 @@ def output_lines(batch_id: str, kind: OutputKind, notes: BatchNotes, services: "
             after = rows[-1].sequence
             for row in rows:
                 if (row.status is JobStatus.SUCCEEDED) == (kind == "output"):
-                    told = _told(batch_id, row, notes, created, services)
+                    told = _told(record, row, notes, created, services)
                     yield json.dumps(told, separators=(",", ":")).encode() + b"\n"
 
 
 def _told(
-    batch_id: str, row: EndedRow, notes: BatchNotes, created: int, services: "Services"
+    record: BatchRecord, row: EndedRow, notes: BatchNotes, created: int, services: "Services"
 ) -> dict[str, Any]:
-    job_id = job_id_of_row(batch_id, row.number)
+    job_id = record.job_id(row.number)
     response, error = None, None
     match row.status:
         case JobStatus.SUCCEEDED:

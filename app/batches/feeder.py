@@ -14,7 +14,7 @@ from contextlib import suppress
 from app.batches.file import BatchFile
 from app.batches.pace import Backoff, Places
 from app.batches.reading import Readers
-from app.batches.records import BatchRecord, RowEnd, job_id_of_row
+from app.batches.records import BatchRecord, RowEnd
 from app.batches.rows import end_of_row, failed_row, resolve_row
 from app.batches.shares import Need, share
 from app.batches.sqlite import FileIsGone
@@ -55,7 +55,7 @@ class _Worked:
         self.backoff = Backoff()
 
     def job_id(self, number: int) -> str:
-        return job_id_of_row(self.record.id, number)
+        return self.record.job_id(number)
 
 
 class Feeder:

@@ -51,6 +51,13 @@ class BatchRecord:
     num_cancelled: int = 0
     rows_per_s: float = 0.0
 
+    def job_id(self, number: int) -> str:
+        """Return the id of a row's job: always the same, so that a row that is submitted again finds it.
+
+        Four of its digits are of the time, or a batch would find outputs of one that had its id and expired.
+        """
+        return f"{self.id}{int(self.created_at) % 2**16:04x}{number:08x}"
+
 
 @dataclass(frozen=True)
 class NewRow:
@@ -81,11 +88,6 @@ class EndedRow:
     status: JobStatus
     answer: str | None
     sequence: int
-
-
-def job_id_of_row(batch_id: str, number: int) -> str:
-    """Return the id of a row's job: always the same, so that a row that is submitted again finds it."""
-    return f"{batch_id}{number:012x}"
 
 
 def batch_id_of_job(job_id: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from app.batches.records import BatchRecord, BatchStatus, EndedRow, job_id_of_row
+from app.batches.records import BatchRecord, BatchStatus, EndedRow
 from app.codes import shown_result
 from app.submit import CANCELLED
 from workers.messages import JobError, JobStatus, Message, Result, WebhookState
@@ -96,7 +96,7 @@ def row_line(row: EndedRow, record: BatchRecord, services: "Services") -> str:
             if record.ended_at is not None:
                 left_s = max(1, int(record.ended_at + left_s - time.time()))
             result = Result.model_validate_json(row.answer)
-            result = shown_result(result, job_id_of_row(record.id, row.number), services, left_s)
+            result = shown_result(result, record.job_id(row.number), services, left_s)
             shown["result"] = result.model_dump(mode="json")
         case JobStatus.CANCELLED:
             shown["error"] = CANCELLED.model_dump()

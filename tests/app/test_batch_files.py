@@ -12,7 +12,7 @@ import pytest
 from app.batches.file import RepeatedId
 from app.batches.intake import Interrupted, Unreadable, take_in
 from app.batches.pace import Places
-from app.batches.records import BatchStatus, RowEnd, batch_id_of_job, job_id_of_row
+from app.batches.records import BatchStatus, RowEnd, batch_id_of_job
 from app.batches.shares import Need, share
 from app.batches.store import BatchNotFound, BatchStore
 from app.idempotency import Idempotency
@@ -168,8 +168,9 @@ def test_batches_and_their_outputs_go_when_their_time_is_over(store, tmp_path):
     kept, gone, under_way = (running(store, 1) for _ in range(3))
     results = ResultStore(tmp_path / "results")
     for batch_id in (kept, gone, under_way):
-        results.put(job_id_of_row(batch_id, 1), 0, b"png", "png")
-        os.utime(tmp_path / "results" / batch_id[:2] / job_id_of_row(batch_id, 1), (0, 0))
+        job_id = store.get(batch_id).job_id(1)
+        results.put(job_id, 0, b"png", "png")
+        os.utime(tmp_path / "results" / batch_id[:2] / job_id, (0, 0))
     for batch_id in (kept, gone):
         store.cancel(batch_id)
     with sqlite3.connect(tmp_path / "batches" / f"{gone}.db") as connection:
@@ -178,7 +179,7 @@ def test_batches_and_their_outputs_go_when_their_time_is_over(store, tmp_path):
     assert store.sweep() == 1
     assert store.ids() == {kept, under_way}
     assert results.sweep(1, lambda job_id: batch_id_of_job(job_id) in store.ids()) == 1
-    assert results.read(job_id_of_row(kept, 1), 0).data == b"png"
+    assert results.read(store.get(kept).job_id(1), 0).data == b"png"
     with pytest.raises(BatchNotFound):
         store.get(gone)
     assert sorted(path.name for path in (tmp_path / "batches").iterdir()) == sorted(
@@ -231,3 +232,19 @@ def test_as_many_rows_wait_as_are_taken_in_time():
     assert 7 <= num_waiting <= 16
     assert places.num_free(8, 32) == 24  # at least as many as run
     assert places.num_free(200, 500) == 0
+
+
+def test_a_batch_that_has_the_id_of_one_that_expired_has_other_jobs(tmp_path):
+    """Or the first outputs, where they are not swept yet, would stand for those of other rows."""
+    store = BatchStore(tmp_path / "batches", ttl_s=0)
+    first, _ = store.create("ada", source(1), idempotency=Idempotency("ada", "key", "digest"))
+    store.cancel(first.id)
+    with sqlite3.connect(tmp_path / "batches" / f"{first.id}.db") as connection:
+        connection.execute("UPDATE batch SET ended_at = ?", (time.time() - 1,))
+    connection.close()
+    store.sweep()
+    time.sleep(max(0.0, int(first.created_at) + 1 - time.time()))
+    second, is_replay = store.create("ada", source(2), idempotency=Idempotency("ada", "key", "other"))
+    assert (second.id, is_replay) == (first.id, False)
+    assert second.job_id(1) != first.job_id(1)
+    assert batch_id_of_job(second.job_id(1)) == second.id

@@ -14,6 +14,7 @@ from app.root_path import path_below_root
 _OPEN = re.compile(r"/|/health/.*|/docs.*|/openapi\.json|/static-offline-docs/.*")
 _ADMIN = re.compile(r"/(metrics|queue/|workers).*", re.DOTALL)
 _BATCH = re.compile(r"(/v1)?/batches.*", re.DOTALL)
+_FOR_BATCHES = re.compile(r"(/v1)?/files.*|/pipelines|/v1/models.*", re.DOTALL)  # what rows are written with
 _SIGNED = re.compile(
     r"/jobs/[^/]+/(events|(outputs|images)/[^/]+)"
 )  # which browsers ask for without a header
@@ -80,11 +81,18 @@ class CheckKey:
                 "Authorization: this address takes an API key, as `Authorization: Bearer KEY`; "
                 + ("the one that came is unknown" if kind else "none came")
             )
-        needed: KeyScope = "generate"
-        if _ADMIN.fullmatch(path):
-            needed = "admin"
-        elif _BATCH.fullmatch(path):
-            needed = "batch"
-        if not key.may(needed):
-            raise Forbidden(f"Authorization: the key {key.name} lacks the scope {needed}, which this needs")
+        enough = _enough(path)
+        if not any(map(key.may, enough)):
+            raise Forbidden(
+                f"Authorization: the key {key.name} lacks the scope {' or '.join(enough)}, which this needs"
+            )
         return key
+
+
+def _enough(path: str) -> tuple[KeyScope, ...]:
+    """Return the scopes of which a key needs one."""
+    if _ADMIN.fullmatch(path):
+        return ("admin",)
+    if _BATCH.fullmatch(path):
+        return ("batch",)
+    return ("generate", "batch") if _FOR_BATCHES.fullmatch(path) else ("generate",)

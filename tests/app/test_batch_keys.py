@@ -75,3 +75,12 @@ def test_idempotency_keys_of_batches_belong_to_one_key(client):
         for name in ("ada", "ada", "bob")
     )
     assert first == again != other
+
+
+def test_a_key_for_batches_alone_may_upload_and_look_at_what_there_is(client):
+    made = client.post("/files", files={"file": ("rows.jsonl", lines([row("a")]))}, headers=bearer("ada"))
+    asked = {"file": made.json()["id"]}
+    assert client.post("/batches", json=asked, headers=bearer("ada")).status_code == 202
+    for path in ("/pipelines", "/v1/models", "/v1/files"):
+        assert client.get(path, headers=bearer("ada")).status_code == 200, path
+    problem_of(client.post("/generate", json={}, headers=bearer("ada")), 403, "forbidden")

@@ -92,7 +92,7 @@ def test_the_api_needs_no_more_than_its_group():
     owners = packages_distributions()
     used = {canonicalize_name(name) for module in result.stdout.split() for name in owners.get(module, ())}
     # Imported by uvicorn, anyio, redis and what these import, where they happen to be.
-    optional = {"smalti", "watchfiles", "sniffio", "psutil"} | _closure(
+    optional = {"smalti", "watchfiles", "sniffio", "psutil", "cryptography"} | _closure(
         PROJECT["project"]["optional-dependencies"]["otel"]
     )
     assert used - _closure(PROJECT["dependency-groups"]["api"]) - optional == set()

@@ -109,6 +109,7 @@ async def answer_retry(http: HttpRequest, job_id: str, request: RetryRequest, se
     Raises: JobNotFound, JobNotRetryable, StorageFull, and what ``submit`` does.
     """
     check_webhook(request.webhook_url, services.settings)
+    idempotency = await idempotency_of(http, request, ())  # the address names the job, and so its request
     resolved = await services.queue.request_of(job_id)
     await asyncio.to_thread(_keep_sources, resolved, services)
     preferences = parse_prefer(http.headers.getlist("prefer"))
@@ -117,7 +118,7 @@ async def answer_retry(http: HttpRequest, job_id: str, request: RetryRequest, se
         http,
         resolved,
         services,
-        await idempotency_of(http, request, ()),  # the address names the job, and so its request
+        idempotency,
         wait_s=wait_s,
         cancels_on_disconnect=preferences.cancels_on_disconnect,
         webhook_url=request.webhook_url,

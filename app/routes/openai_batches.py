@@ -67,7 +67,12 @@ class BatchCreate(BaseModel):
     operation_id="openai_create_batch",
     summary="Make a batch, as OpenAI's clients do",
     dependencies=[Depends(takes_json)],
-    responses=shown(_BATCH) | openai_failures(_ENDPOINT),
+    responses=shown(_BATCH)
+    | openai_failures(
+        _ENDPOINT,
+        (415, "unsupported_media_type", "Content-Type: send application/json, got text/plain", None),
+        (429, "queue_full", "100 batches have not ended, which is the most that may", None),
+    ),
     openapi_extra={"parameters": [IDEMPOTENCY_KEY]},
 )
 async def create_batch(
@@ -102,7 +107,10 @@ async def create_batch(
     "",
     operation_id="openai_list_batches",
     summary="List one's batches, as OpenAI's clients do",
-    responses=shown(_BATCHES) | openai_failures(),
+    responses=shown(_BATCHES)
+    | openai_failures(
+        (400, "invalid_request", "limit: should be greater than or equal to 1, got '0'", "limit")
+    ),
 )
 async def list_batches(
     services: ServicesNeeded,

@@ -132,7 +132,7 @@ def weights(tiny_weights: Path, tiny_prompt_weights: Path, tmp_path_factory: pyt
 def narrowed(document: dict[str, Any], client: httpx.Client) -> dict[str, Any]:
     """Return the document with what this one service knows, so that many requests get beyond its front door.
 
-    It gets a job that has succeeded, and one that has failed.
+    It gets a job that has succeeded, one that has failed, and a batch as OpenAI's clients make it.
     """
     pipelines = client.get("/pipelines").json()
     names = [each["name"] for each in pipelines]
@@ -164,14 +164,27 @@ def narrowed(document: dict[str, Any], client: httpx.Client) -> dict[str, Any]:
     lines = {"file": ("lines.jsonl", batch["application/jsonl"]["example"])}
     file_id = client.post("/files", files=lines).json()["id"]
     batch["application/json"]["schema"]["properties"]["file"] = {"enum": [file_id]}
+    file_id, openai_batch_id = openai_batch(client)
+    document["components"]["schemas"]["BatchCreate"]["properties"]["input_file_id"] = {"enum": [file_id]}
     for path, operations in document["paths"].items():
         job_id = next((job_id for start, job_id in jobs.items() if f"{path}/".startswith(start)), None)
         for parameter in (each for method in operations.values() for each in method.get("parameters", ())):
             if parameter["name"] == "job_id":
                 parameter["schema"]["examples"] = [job_id]
+            if parameter["name"] == "batch_id" and path.startswith("/v1/"):
+                parameter["schema"]["examples"] = [openai_batch_id]
             if parameter["name"] == "model":
                 parameter["schema"]["examples"] = names
     return document
+
+
+def openai_batch(client: httpx.Client) -> tuple[str, str]:
+    """Return the ids of an upload and of its batch, both as OpenAI's clients make them."""
+    asked = {"url": "/v1/images/generations", "method": "POST", "body": {"prompt": "a red apple"}}
+    lines = {"file": ("lines.jsonl", json.dumps({"custom_id": "a", **asked}).encode())}
+    file_id = client.post("/v1/files", files=lines, data={"purpose": "batch"}).json()["id"]
+    request = {"input_file_id": file_id, "endpoint": asked["url"], "completion_window": "24h"}
+    return file_id, client.post("/v1/batches", json=request).json()["id"]
 
 
 def finished(client: httpx.Client, path: str, **request: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ serve: $(VENV)/.smalti  ## start the queue, the API and a worker; Ctrl-C stops t
 test: $(VENV)/.dev  ## prove that it works: under ten minutes on two cores
 	$(PYTEST) $(ARGS)
 
-test-ci: $(VENV)/.dev  ## long mixes over the shipped weights, and fuzz: ten minutes more
+test-ci: $(VENV)/.dev  ## long mixes over the shipped weights, and fuzz: twelve minutes more
 	$(PYTEST) --dist load -m ci $(ARGS)
 
 fuzz: $(VENV)/.dev  ## try the whole OpenAPI document with Schemathesis: some minutes

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from workers.errors import ServiceError
-from workers.storage import check_writable, make_folders, make_private, open_lock, storing_in
+from workers.storage import check_writable, make_folders, make_private, open_lock, storing_in, sync_folder
 
 MAX_FILES_PER_KEY = 10_000
 FILE_ID = re.compile(r"[0-9a-f]{32}")
@@ -127,7 +127,7 @@ class FileStore:
                     _write_text(new / _ABOUT, json.dumps(about))
                     file_id = _new_id(created_at)
                     new.rename(folder / file_id)
-                    _sync(folder)
+                    sync_folder(folder)
                 finally:
                     shutil.rmtree(new, ignore_errors=True)
         return self.find(file_id, owner)
@@ -295,14 +295,6 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
         yield file
         file.flush()
         os.fsync(descriptor)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

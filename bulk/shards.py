@@ -20,6 +20,7 @@ from bulk.manifest import Manifest, partial_suffix, write_whole
 from bulk.pictures import Box
 from models.code_shards import pack, unpack
 from models.media.base import Array
+from workers.storage import sync_folder
 
 _FOOTER_KEY = b"smalti"
 _NO_BOX = Box(0, 0, 0, 0)
@@ -90,7 +91,7 @@ def write_shard(folder: Path, shard: int, rows: Sequence[Row], manifest: Manifes
     write_whole(path.with_suffix(".bin"), kept.tobytes())
     write_whole(path.with_suffix(".json"), (json.dumps(about) + "\n").encode())
     write_whole(path, memoryview(sink.getvalue()))
-    _sync(folder)
+    sync_folder(folder)
 
 
 def read_shard(folder: Path, shard: int, manifest: Manifest) -> Any:
@@ -183,14 +184,6 @@ def _table(arrow: Any, rows: Sequence[Row], codes: Array, manifest: Manifest) ->
         columns.append(arrow.array([row.psnr_db for row in rows], arrow.float32()))
     footer = json.dumps(manifest.footer(), sort_keys=True).encode()
     return arrow.Table.from_arrays(columns, schema=schema.with_metadata({_FOOTER_KEY: footer}))
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_running(process: int) -> bool:

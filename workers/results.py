@@ -17,7 +17,7 @@ from workers.messages import SampleCodes
 from workers.settings import ServiceSettings, SettingsError
 from workers.storage import DATA_DIR, check_writable, make_folders, make_private, storing_in, write_new
 
-_JOB_ID = re.compile(r"[0-9a-f]{32}")
+JOB_ID = re.compile(r"[0-9a-f]{32}")
 _CODES_NAME = "codes.json"
 
 
@@ -179,7 +179,7 @@ def open_results(settings: ServiceSettings) -> ResultStore:
 
 def is_job_id(text: str) -> bool:
     """Say whether this can be a job's id."""
-    return _JOB_ID.fullmatch(text) is not None
+    return JOB_ID.fullmatch(text) is not None
 
 
 def _stored_file(data: bytes, format: str) -> StoredFile:

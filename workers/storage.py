@@ -92,6 +92,18 @@ def write_new(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def sync_folder(folder: Path) -> None:
+    """Have what was renamed or linked in a folder survive the machine.
+
+    Raises: OSError.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def open_lock(path: Path) -> int:
     """Return the descriptor of a file to lock, made for this user alone where it is missing.
 

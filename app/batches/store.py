@@ -16,7 +16,7 @@ from app.batches.records import BatchRecord, batch_id_of_job
 from app.batches.sqlite import FileIsGone
 from app.idempotency import Idempotency
 from workers.errors import IdempotencyKeyReused, QueueFull, ServiceError
-from workers.storage import make_private, open_lock, storing_in
+from workers.storage import make_private, open_lock, storing_in, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ class BatchStore:
                     os.link(new, path)  # unlike a rename, this never replaces
                 except FileExistsError:
                     return False
-                _sync(self._folder)
+                sync_folder(self._folder)
         finally:
             _unlink(new)
         return True
@@ -272,11 +272,3 @@ def _unlink(path: Path) -> None:
 def _unlink_beside(path: Path) -> None:
     for suffix in _BESIDE:
         path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

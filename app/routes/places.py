@@ -13,8 +13,8 @@ from app.examples import NEW_BATCH, QUEUED_JOB
 from app.keys import current_viewer
 from app.services import ServicesNeeded
 from workers.errors import JobNotFound
+from workers.results import JOB_ID
 
-_JOB_ID = re.compile(r"[0-9a-f]{32}")
 _MAX_INDEX_DIGITS = 9
 
 
@@ -25,7 +25,7 @@ async def _known_form(
 
     Raises: JobNotFound.
     """
-    if not _JOB_ID.fullmatch(job_id):
+    if not JOB_ID.fullmatch(job_id):
         raise JobNotFound(f"there is no job {job_id[:64]!r}: an id is 32 hexadecimal digits")
     return job_id
 

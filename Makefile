@@ -13,6 +13,8 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Versions that are told early: left to itself, pip searches for minutes and may put in another PyTorch.
+TRIED := --constraint constraints.txt --constraint $(VENV)/torch.txt
 # A file of tests in each process at a time; compute threads that spin would take the cores from others.
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses $(NUM_PROCESSES) --dist loadfile
 
@@ -70,19 +72,20 @@ $(VENV)/.torch:
 	@echo "Making $(VENV) and installing $(TORCH): once, some minutes" >&2
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
+	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $(VENV)/torch.txt
 	@touch $@
 
-$(VENV)/.smalti: $(VENV)/.torch pyproject.toml client/pyproject.toml
+$(VENV)/.smalti: $(VENV)/.torch pyproject.toml client/pyproject.toml constraints.txt
 	@echo "Installing Smalti and what it needs" >&2
-	$(PIP) --editable . --editable ./client
+	$(PIP) $(TRIED) --editable . --editable ./client
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.smalti
 	@echo "Installing the tools for tests, checks and training" >&2
-	$(PIP) --editable '.[dev]' --editable './client[all]'
+	$(PIP) $(TRIED) --editable '.[dev]' --editable './client[all]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
 	@echo "Installing what the benchmark compares with" >&2
-	$(PIP) --editable '.[bench]'
+	$(PIP) $(TRIED) --editable '.[bench]'
 	@touch $@

@@ -11,6 +11,7 @@ from models.options import ConfigError
 
 AUTOENCODERS = {"vq": "models.autoencoders.vq:Tokenizer"}
 PRIORS = {"flow": "models.priors.flow:FlowPrior"}
+IMPORTERS: dict[str, str] = {}  # a public format → the module that reads it; the first that knows one does
 
 
 def load_kind(kinds: Mapping[str, str], kind: str) -> Any:

@@ -26,7 +26,8 @@ Data = Annotated[
 @train.command("tokenizer")
 def train_tokenizer(config: ConfigFile, resume: Resume = False, data: Data = None) -> None:
     """Train image ⇄ codes; prints the path of the weights."""
-    from training.tokenizer import TokenizerTrainingConfig, train_tokenizer
+    from training.tokenizer import train_tokenizer
+    from training.tokenizer_config import TokenizerTrainingConfig
 
     _train(train_tokenizer, TokenizerTrainingConfig, config, resume, data)
 
@@ -69,6 +70,26 @@ def build_emoji(
         typer.echo(f"{split}: {number} images")
     for reason, number in built.left_out.items():
         say(f"left out, {reason}: {number}")
+    typer.echo(out)
+
+
+@data_sets.command("credited")
+def take_credited(
+    source: Annotated[Path, typer.Argument(help="A folder with a folder of photographs for each class.")],
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    credits: Annotated[
+        Path | None,
+        typer.Option(help="A line for each picture, with who made it.  [default: CREDITS.txt in the folder]"),
+    ] = None,
+) -> None:
+    """Take the photographs whose makers are named, with their credits; prints how many."""
+    from training.data.credited import take_credited
+
+    taken = take_credited(source, out, credits)
+    for name, number in taken.num_pictures.items():
+        typer.echo(f"{name}: {number} images")
+    if taken.num_left_out:
+        say(f"left out, without a credit: {taken.num_left_out}")
     typer.echo(out)
 
 

@@ -22,7 +22,8 @@ from training.evaluation.options import EvaluationOptions
 from training.evaluation.verdict import Verdict
 from training.network import NetworkSettings
 from training.prior import PriorTrainingConfig, train_prior
-from training.tokenizer import TokenizerTrainingConfig, train_tokenizer
+from training.tokenizer import train_tokenizer
+from training.tokenizer_config import TokenizerTrainingConfig
 
 QUICK_JUDGE = JudgeTraining(width=8, embedding_size=8, num_epochs=40, batch_size=10, shift_px=1)
 

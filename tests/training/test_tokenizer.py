@@ -15,7 +15,8 @@ from training.data.dataset import scale_to_unit
 from training.data.sources import load_dataset
 from training.discriminator import Adversary, PatchDiscriminator
 from training.run import TrainingError
-from training.tokenizer import TokenizerTrainingConfig, train_tokenizer
+from training.tokenizer import train_tokenizer
+from training.tokenizer_config import TokenizerTrainingConfig
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from models.pipeline import Pipeline
 from training.network import NetworkSettings, network_config
 from training.prior import PriorTrainingConfig, train_prior
 from training.run import TrainingError, load_config
-from training.tokenizer import TokenizerTrainingConfig, train_tokenizer
+from training.tokenizer import train_tokenizer
+from training.tokenizer_config import TokenizerTrainingConfig
 
 TOKENIZER = """
 folder = "{folder}"

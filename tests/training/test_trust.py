@@ -30,7 +30,8 @@ from training.losses_log import Losses
 from training.network import NetworkSettings
 from training.prior import PriorTrainingConfig, train_prior
 from training.stopping import Stopped
-from training.tokenizer import TokenizerTrainingConfig, _Stepper, train_tokenizer
+from training.tokenizer import _Stepper, train_tokenizer
+from training.tokenizer_config import TokenizerTrainingConfig
 
 NUM_STEPS = 8
 

@@ -103,6 +103,10 @@ def evaluate(
     effort: Annotated[
         int | None, typer.Option(help="Also measure codes that are searched for, in so many sweeps.")
     ] = None,
+    with_lite0: Annotated[
+        bool | None,
+        typer.Option("--lite0", help="Also measure in features of EfficientNet-Lite0: photographs."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ….  [default: cpu]")] = None,
 ) -> None:
     """Measure a pipeline against real images; writes metrics.json, samples.png and the model card."""
@@ -115,6 +119,7 @@ def evaluate(
         "guidance_scale": guidance_scale,
         "sampler": sampler,
         "effort": effort,
+        "with_lite0": with_lite0,
         "device": device,
     }
     show_log("INFO")

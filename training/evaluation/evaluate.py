@@ -14,6 +14,7 @@ from training.data.dataset import DataError, ImageDataset, describe_other_labels
 from training.data.sources import load_dataset
 from training.evaluation.classifier import TrainedClassifier, load_or_train_classifiers
 from training.evaluation.images import generate, reconstruct, score_searched
+from training.evaluation.lite0_scores import score_with_lite0
 from training.evaluation.model_card import render_evaluation, save_samples
 from training.evaluation.options import EvaluationOptions
 from training.evaluation.preflight import load_pipeline
@@ -26,6 +27,7 @@ from training.evaluation.scores import (
     score_reconstructions,
     score_samples,
 )
+from training.lite0 import Lite0
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +89,18 @@ def evaluate(folder: Path, options: EvaluationOptions | None = None) -> Evaluati
         ),
         searched=score_searched(pipeline, test.images, options) if options.effort else None,
     )
-    evaluation = Evaluation(**vars(report), classifiers=results, num_neighbours=num_neighbours)
+    lite0 = None
+    if options.with_lite0:
+        lite0 = score_with_lite0(
+            Lite0.load(),
+            test=test.images,
+            train=train.images,
+            real=drawn.images,
+            reconstructions=drawn_reconstructed.images,
+            generated=generated,
+            test_reconstructions=test_reconstructed.images,
+        )
+    evaluation = Evaluation(**vars(report), classifiers=results, num_neighbours=num_neighbours, lite0=lite0)
     save_samples(folder / "samples.png", test, test_reconstructed.images, generated, labels)
     evaluation.save(folder, render_evaluation(evaluation))
     return evaluation

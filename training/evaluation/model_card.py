@@ -11,6 +11,7 @@ from training.data.dataset import ImageDataset, scale_to_unit
 from training.evaluation.plots import GridBlock, save_labelled_grid
 
 if TYPE_CHECKING:
+    from training.evaluation.lite0_scores import Lite0Scores
     from training.evaluation.scores import ClassifierMetrics, Evaluation, SampleMetrics, TokenizerMetrics
 
 CARD_FILE = "README.md"
@@ -92,7 +93,34 @@ def render_evaluation(evaluation: "Evaluation") -> str:
         "the same images through the tokenizer. The paired row holds reconstructions of the very images "
         f"it is compared with. Neighbours, for the last four columns: {evaluation.num_neighbours}.",
     ]
+    if evaluation.lite0 is not None:
+        lines += ["", *_render_lite0(evaluation.lite0)]
     return "\n".join(lines)
+
+
+def _render_lite0(scores: "Lite0Scores") -> list[str]:
+    """Return the table of EfficientNet-Lite0's measures."""
+    rows = {
+        "real": scores.real,
+        "reconstructions": scores.reconstructions,
+        "**generated**": scores.generated,
+        "reconstructed test images (paired)": scores.paired_test_reconstructions,
+    }
+    return [
+        "In the features of EfficientNet-Lite0, which had no part but in the perceptual loss, if any"
+        " (another network than FID's and IS's: these figures don't compare with theirs):",
+        "",
+        "| images | number | Fréchet distance | score over ImageNet's classes |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {row.num_images:,} | {row.frechet_distance:.3f} | {row.class_score:.2f} |"
+            for name, row in rows.items()
+        ),
+        "",
+        f"Perceptual distance of reconstructed test images: {scores.perceptual_distance:.4f}. Distance to"
+        f" the nearest training image: {scores.nearest_train_ratio:.2f} times that of test images, in the"
+        " median.",
+    ]
 
 
 def _render_classifier(name: str, metrics: "ClassifierMetrics") -> list[str]:

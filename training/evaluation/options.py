@@ -14,7 +14,7 @@ class EvaluationOptions:
 
     data: as ``load_dataset`` takes it. num_images: at most how many are generated, and how many real ones are
     drawn from the training split. effort: so many sweeps also search codes for a data set's images; the
-    nearest are always measured.
+    nearest are always measured. with_lite0: also measure in features of EfficientNet-Lite0, for photographs.
     """
 
     data: str = FASHION_MNIST
@@ -27,6 +27,7 @@ class EvaluationOptions:
     sampler: SamplerName | None = None
     effort: int = 0
     num_neighbours: int = 5
+    with_lite0: bool = False
     trainings: tuple[ClassifierTraining, ...] = DEFAULT_TRAININGS
     classifier_folder: Path = Path("runs/classifiers")
 

@@ -11,6 +11,7 @@ from models.options import ConfigError
 from models.pipeline import Pipeline
 from training.evaluation.model_card import CARD_FILE, read_card
 from training.evaluation.options import EvaluationOptions
+from training.lite0 import missing_weights
 
 
 def load_pipeline(folder: Path, options: EvaluationOptions) -> Pipeline:
@@ -29,6 +30,8 @@ def load_pipeline(folder: Path, options: EvaluationOptions) -> Pipeline:
         size_px = pipeline.tokenizer.config.image_size_px
         raise ConfigError(f"{name}: at least {WINDOW_PX} pixels a side can be measured, got {size_px}")
     options.sampling(pipeline.spec.defaults)
+    if options.with_lite0 and (problem := missing_weights()):
+        raise ConfigError(problem)
     for written in (folder, options.classifier_folder):
         _check_writable(written)
     read_card(folder / CARD_FILE, name)

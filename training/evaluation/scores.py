@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -28,6 +29,9 @@ from training.evaluation.metrics import (
 from training.evaluation.model_card import CARD_FILE, write_card_section
 from training.evaluation.options import EvaluationOptions
 from training.evaluation.verdict import Verdict
+
+if TYPE_CHECKING:
+    from training.evaluation.lite0_scores import Lite0Scores
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +149,7 @@ class Evaluation(Report):
 
     classifiers: dict[str, ClassifierMetrics]
     num_neighbours: int = 5
+    lite0: "Lite0Scores | None" = None
 
 
 @dataclass(frozen=True)

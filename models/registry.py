@@ -12,6 +12,7 @@ from models.options import ConfigError
 AUTOENCODERS = {"vq": "models.autoencoders.vq:Tokenizer"}
 PRIORS = {"flow": "models.priors.flow:FlowPrior"}
 IMPORTERS: dict[str, str] = {}  # a public format → the module that reads it; the first that knows one does
+EXPORTERS: dict[str, dict[str, str]] = {"diffusers": {}}  # a format → a kind above → "module:function"
 
 
 def load_kind(kinds: Mapping[str, str], kind: str) -> Any:

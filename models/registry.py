@@ -9,7 +9,10 @@ from typing import Any
 
 from models.options import ConfigError
 
-AUTOENCODERS = {"vq": "models.autoencoders.vq:Tokenizer"}
+AUTOENCODERS = {
+    "vq": "models.autoencoders.vq:Tokenizer",
+    "vqgan": "models.autoencoders.vqgan:Vqgan",
+}
 PRIORS = {"flow": "models.priors.flow:FlowPrior"}
 IMPORTERS: dict[str, str] = {}  # a public format → the module that reads it; the first that knows one does
 EXPORTERS: dict[str, dict[str, str]] = {"diffusers": {}}  # a format → a kind above → "module:function"

@@ -16,6 +16,7 @@ from models.stage import NotFinite, Run, Sample, SampleSpec
 from models.transfers import fetch
 
 ROWS_PER_CALL = 4  # on a CPU
+_LARGE_PLACES = 128**2  # of a signal: one keeps a CPU busy, and four would take four times as long
 _ROWS_ON_GPU = range(4, 33)  # by the size of a signal
 _PLACES_ON_GPU = 2**20  # pixels, say, of all signals of a call
 MAX_PSNR_DB = 100.0  # of what is equal, too
@@ -31,9 +32,9 @@ def rows_per_call(autoencoder: Autoencoder, device: torch.device) -> int:
 
     Always the same, as it computes in float32, where a row's bits depend on how many there are.
     """
-    if device.type != "cuda":
-        return ROWS_PER_CALL
     num_places = math.prod(autoencoder.signal_shape[1:])
+    if device.type != "cuda":
+        return ROWS_PER_CALL if num_places < _LARGE_PLACES else 1
     return min(max(_PLACES_ON_GPU // num_places, _ROWS_ON_GPU[0]), _ROWS_ON_GPU[-1])
 
 

@@ -118,7 +118,7 @@ def test_the_codes_of_a_generated_sample_decode_to_its_signal(pipeline, jobs) ->
 
 @pytest.mark.parametrize(
     ("device", "size_px", "num_rows"),
-    [("cpu", 512, 4), ("cuda", 28, 32), ("cuda", 256, 16), ("cuda", 2048, 4)],
+    [("cpu", 124, 4), ("cpu", 128, 1), ("cuda", 28, 32), ("cuda", 256, 16), ("cuda", 2048, 4)],
 )
 def test_an_autoencoder_has_one_number_of_rows_by_device_and_size(device, size_px, num_rows) -> None:
     config = TokenizerConfig(image_size_px=size_px, hidden_channels=8, num_blocks=0)

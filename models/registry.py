@@ -14,7 +14,13 @@ AUTOENCODERS = {
     "vqgan": "models.autoencoders.vqgan:Vqgan",
 }
 PRIORS = {"flow": "models.priors.flow:FlowPrior"}
-IMPORTERS: dict[str, str] = {}  # a public format → the module that reads it; the first that knows one does
+IMPORTERS = {  # a public format → the module that reads it; the first that knows one does
+    "compvis-vq": "models.importers.compvis_vq",
+    "diffusers-vq": "models.importers.diffusers_vq",
+    "llamagen-vq": "models.importers.llamagen_vq",
+    "maskgit-vqgan": "models.importers.maskgit_vqgan",
+    "open-magvit2": "models.importers.open_magvit2",
+}
 EXPORTERS: dict[str, dict[str, str]] = {"diffusers": {}}  # a format → a kind above → "module:function"
 
 

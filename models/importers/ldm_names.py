@@ -5,14 +5,12 @@ convolutions, the weights of our attention have two axes less.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.networks.ldm_autoencoder import LdmConfig, LdmDecoder, LdmEncoder
-
-Names = Callable[[str, LdmConfig], str]
 
 _ATTENTION = re.compile(r"(attentions\.\d+|middle\.1)\.(query|key|value|out)\.weight$")
 _COMPVIS = {
@@ -79,14 +77,6 @@ def expected_tensors(config: LdmConfig) -> dict[str, tuple[int, ...]]:
 def is_attention_weight(name: str) -> bool:
     """Whether our ``name`` is of a matrix that CompVis has as a 1×1 convolution."""
     return _ATTENTION.search(name) is not None
-
-
-def without_convolutions(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors by our names, the 1×1 convolutions of attention as the matrices that we have."""
-    return {
-        name: tensor[:, :, 0, 0] if is_attention_weight(name) and tensor.shape[2:] == (1, 1) else tensor
-        for name, tensor in tensors.items()
-    }
 
 
 def _replaced(name: str, table: Mapping[str, str]) -> str:

@@ -92,6 +92,7 @@ class JobQueue:
         allowance: Allowance | None = None,
         result_ttl_s: int | None = None,
         webhook_url: str | None = None,
+        num_places_more: int = 0,
     ) -> JobView:
         """Put a job in the queue; its sources must be in the blob store already.
 
@@ -99,7 +100,7 @@ class JobQueue:
         another where the idempotency key has made one before. owner: the name of the API key that the job
         belongs to. allowance: what that key may ask for; a job that is there already takes nothing of it.
         result_ttl_s: how long the job is kept after its end, where that isn't as usual. webhook_url: where
-        its end is told, checked already.
+        its end is told, checked already. num_places_more: beyond the queue's length, for this job.
 
         Raises: ModerationRefused; QueueFull; QueueShareExceeded; RateLimitExceeded; IdempotencyKeyReused;
             PipelineNotServed when there are workers, but none that has the pipeline.
@@ -123,8 +124,8 @@ class JobQueue:
         async with available():
             verdict, num_waiting, *made = await self._submit(
                 args=[
-                    job_id, request.priority, self._max_length, deadline_s, request.pipeline, kept_at, digest,
-                    owner, *allowance.arguments, *flat,
+                    job_id, request.priority, self._max_length + num_places_more, deadline_s,
+                    request.pipeline, kept_at, digest, owner, *allowance.arguments, *flat,
                 ]
             )  # fmt: skip
             if len(made) > 1:

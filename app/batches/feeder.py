@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from app.batches.file import BatchFile
-from app.batches.pace import Backoff, Places
+from app.batches.pace import Backoff, Places, assured_places
 from app.batches.reading import Readers
 from app.batches.records import BatchRecord, RowEnd
 from app.batches.rows import end_of_row, failed_row, resolve_row
@@ -67,6 +67,7 @@ class Feeder:
         self._worked: dict[str, _Worked] = {}
         self._backoff, self._away, self._unstored = Backoff(), Backoff(), Backoff()
         self._places = Places(services.settings.batch_queue_length)
+        self._num_assured = assured_places(services.settings.max_queue_length)
         self._num_waiting = self._num_running = 0  # of our jobs, when they were last looked at
         self._readers = Readers(services)
 
@@ -267,12 +268,19 @@ class Feeder:
         job_id = worked.job_id(number)
         try:
             resolved = await resolve_row(line, job_id, worked.record.owner, self._services)
-            await self._queue.submit(
-                resolved,
-                job_id,
-                owner=worked.record.owner,
-                result_ttl_s=min(_JOB_TTL_S, self._store.ttl_s),
-            )
+            num_places_more = self._num_assured if self._num_waiting < self._num_assured else 0
+            self._num_waiting += 1  # before others are submitted meanwhile
+            try:
+                await self._queue.submit(
+                    resolved,
+                    job_id,
+                    owner=worked.record.owner,
+                    result_ttl_s=min(_JOB_TTL_S, self._store.ttl_s),
+                    num_places_more=num_places_more,
+                )
+            except BaseException:
+                self._num_waiting -= 1
+                raise
         except _PASSING:
             raise
         except ServiceError as error:

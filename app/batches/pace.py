@@ -4,6 +4,7 @@ import asyncio
 
 _MIN_PLACES = 8
 _MAX_BACKOFF_S = 5.0
+_ASSURED_SHARE = 1 / 32
 
 
 class Backoff:
@@ -47,3 +48,8 @@ class Places:
             self._number *= 0.98
         self._number = max(_MIN_PLACES, self._number)
         return max(0, min(self._most, max(int(self._number), num_running)) - num_waiting)
+
+
+def assured_places(queue_length: int) -> int:
+    """Return how many rows may wait in the queue though others fill it, or no batch would ever go on."""
+    return max(1, int(_ASSURED_SHARE * queue_length))

@@ -105,6 +105,21 @@ def test_a_full_queue_makes_a_batch_wait(redis_url, tmp_path):
             assert ended(client, batch_id)["counts"]["succeeded"] == 20
 
 
+def test_a_queue_that_others_keep_full_lets_some_rows_in(redis_url, tmp_path):
+    settings = settings_for(tmp_path, redis_url, max_queue_length=64)
+    with serving(create_app(settings)) as client:
+        while client.post("/generate", json={}).status_code == 202:
+            pass
+        batch_id = send(client, [row(f"r{n}", seed=n) for n in range(20)])["id"]
+        assured = 'smalti_queue_length{queue="batch"} 2.0'
+        wait_until(lambda: assured in client.get("/metrics").text)
+        time.sleep(0.5)
+        assert assured in client.get("/metrics").text
+        assert client.post("/generate", json={}).status_code == 429
+        with working(settings, FakeEngine()):
+            assert ended(client, batch_id)["counts"]["succeeded"] == 20
+
+
 def test_a_worker_that_can_not_store_makes_a_batch_wait(redis_url, tmp_path):
     settings = settings_for(tmp_path, redis_url)
     settings.results_dir.parent.mkdir(parents=True)

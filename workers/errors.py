@@ -133,6 +133,7 @@ class PipelineNotServed(ServiceError):
     code = "pipeline_not_served"
 
     def __init__(self, pipeline: str) -> None:
+        self.pipeline = pipeline
         super().__init__(f"pipeline: no worker has {pipeline!r} now; start one that does, or try again later")
 
 

@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
-from app.batches.file import BatchFile
 from app.batches.pace import Backoff, Places, assured_places
 from app.batches.reading import Readers
 from app.batches.records import BatchRecord, RowEnd
@@ -20,6 +19,7 @@ from app.batches.shares import Need, share
 from app.batches.sqlite import FileIsGone
 from app.batches.store import BatchNotFound
 from app.batches.telling import tell_ends
+from app.batches.worked import Worked
 from app.errors import TooBusy
 from app.services import Services
 from workers.errors import (
@@ -45,26 +45,13 @@ _PASSING = (QueueFull, QueueUnavailable, PipelineNotServed, StorageUnavailable, 
 _NOT_STORED = (StorageFull.code, StorageUnavailable.code)  # how a job fails that is made again, later
 
 
-class _Worked:
-    """A batch that is worked on. to_submit: rows that were taken; outstanding: those that became jobs."""
-
-    def __init__(self, record: BatchRecord, file: BatchFile, taken: Sequence[int]) -> None:
-        self.record, self.file = record, file
-        self.to_submit: list[int] = []
-        self.outstanding = set(taken)
-        self.backoff = Backoff()
-
-    def job_id(self, number: int) -> str:
-        return self.record.job_id(number)
-
-
 class Feeder:
     """The task that feeds, once it has the lock."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._store, self._queue = services.batches, services.queue
-        self._worked: dict[str, _Worked] = {}
+        self._worked: dict[str, Worked] = {}
         self._backoff, self._away, self._unstored = Backoff(), Backoff(), Backoff()
         self._places = Places(services.settings.batch_queue_length)
         self._num_assured = assured_places(services.settings.max_queue_length)
@@ -156,7 +143,7 @@ class Feeder:
         except BaseException:
             file.close()
             raise
-        self._worked[record.id] = _Worked(record, file, taken)
+        self._worked[record.id] = Worked(record, file, taken)
 
     async def _write_down_ended(self) -> bool:
         """Look at all rows that are jobs, and write down those that have ended."""
@@ -179,7 +166,7 @@ class Feeder:
                 has_moved = True
         return has_moved
 
-    async def _end(self, worked: _Worked, numbers: Sequence[int]) -> None:
+    async def _end(self, worked: Worked, numbers: Sequence[int]) -> None:
         jobs = {job.id: job for job in await self._queue.views([worked.job_id(number) for number in numbers])}
         await self._forget_unstored(worked, jobs)
         ends = [end_of_row(n, jobs[worked.job_id(n)]) for n in numbers if worked.job_id(n) in jobs]
@@ -187,7 +174,7 @@ class Feeder:
         await self._write(worked, ends)
         await self._queue.forget_soon(list(jobs), _WRITTEN_TTL_S)
 
-    async def _forget_unstored(self, worked: _Worked, jobs: dict[str, JobView]) -> None:
+    async def _forget_unstored(self, worked: Worked, jobs: dict[str, JobView]) -> None:
         """Take out jobs whose outputs could not be stored; their rows become jobs again, as of lost ones.
 
         A worker's disk that is full for a while must not fail the rest of a batch.
@@ -202,65 +189,65 @@ class Feeder:
         for job_id in unstored:
             del jobs[job_id]
 
-    async def _write(self, worked: _Worked, ends: Sequence[RowEnd]) -> None:
+    async def _write(self, worked: Worked, ends: Sequence[RowEnd]) -> None:
         try:
             await asyncio.to_thread(worked.file.end_rows, ends)
         except FileIsGone:
             logger.warning("batch_id=%s is gone", worked.record.id)
-        worked.outstanding.difference_update(end.number for end in ends)
+        worked.ended({end.number for end in ends})
 
-    async def _cancel(self, worked: _Worked, numbers: Sequence[int]) -> None:
+    async def _cancel(self, worked: Worked, numbers: Sequence[int]) -> None:
         """Cancel jobs, and end the rows that didn't become any."""
         for number in numbers:
             with suppress(JobNotFound):
                 await self._queue.cancel(worked.job_id(number))
-        left, worked.to_submit = worked.to_submit, []
-        if left:
-            await self._write(worked, [RowEnd(number, JobStatus.CANCELLED, None) for number in left])
+        if worked.to_submit:
+            await self._write(worked, [RowEnd(n, JobStatus.CANCELLED, None) for n in worked.to_submit])
 
     async def _submit_next(self) -> bool:
         """Fill the places in the queue, each batch getting its share."""
-        ready = [w for w in self._worked.values() if w.backoff.is_over and not w.record.is_cancelled]
+        going_on = [worked for worked in self._worked.values() if not worked.record.is_cancelled]
         needs = [
-            Need(w.record.id, w.record.owner, w.record.num_queued + len(w.to_submit), len(w.outstanding))
-            for w in ready
+            Need(w.record.id, w.record.owner, len(w.ready()) + w.num_to_take, len(w.outstanding))
+            for w in going_on
         ]
         shares = share(self._places.num_free(self._num_waiting, self._num_running), needs)
-        for worked in ready:
-            num_new = shares.get(worked.record.id, 0) - len(worked.to_submit)
-            if num_new > 0:
-                worked.to_submit += await asyncio.to_thread(worked.file.claim, num_new)
         free = asyncio.Semaphore(_NUM_SUBMITTING)
-        for worked in ready:
-            numbers = worked.to_submit[: shares.get(worked.record.id, 0)]
+        for worked in going_on:
+            num_places = shares.get(worked.record.id, 0)
+            if (num_new := num_places - len(worked.ready())) > 0:
+                worked.to_submit += await asyncio.to_thread(worked.file.claim, num_new)
+            numbers = worked.ready()[:num_places]
             lines = await asyncio.to_thread(worked.file.requests_of, numbers)
             await asyncio.gather(*(self._submit(worked, number, lines[number], free) for number in numbers))
+            if worked.waiting != worked.record.waiting:
+                await asyncio.to_thread(worked.file.note_waiting, worked.waiting)
         if shares:  # those that have had places come last in the next round
             for batch_id in shares:
                 self._worked[batch_id] = self._worked.pop(batch_id)
         return bool(shares)
 
-    async def _submit(self, worked: _Worked, number: int, line: bytes, free: asyncio.Semaphore) -> None:
+    async def _submit(self, worked: Worked, number: int, line: bytes, free: asyncio.Semaphore) -> None:
         """Make a row a job; one that can't be has ended, and one that can't be now stays."""
         async with free:
-            if not (self._backoff.is_over and worked.backoff.is_over):
+            if not (self._backoff.is_over and worked.may_try(number)):
                 return
             try:
                 end = await self._made_job(worked, number, line)
                 if end is not None:
                     await self._write(worked, [end])
+            except PipelineNotServed as error:
+                worked.hold_for_pipeline(number, error.pipeline, f"no worker has {error.pipeline!r}")
+                return
             except _PASSING as error:
-                backoff = worked.backoff if isinstance(error, PipelineNotServed) else self._backoff
-                backoff.failed()
+                self._backoff.failed()
                 logger.info("batch_id=%s waits: %s", worked.record.id, error)
                 return
-            worked.backoff.succeeded()
             self._backoff.succeeded()
-            worked.to_submit.remove(number)
             if end is None:
-                worked.outstanding.add(number)
+                worked.became_job(number)
 
-    async def _made_job(self, worked: _Worked, number: int, line: bytes) -> RowEnd | None:
+    async def _made_job(self, worked: Worked, number: int, line: bytes) -> RowEnd | None:
         """Submit a row; return its end where it can't become a job.
 
         Raises: one of _PASSING.

@@ -22,7 +22,7 @@ _SCHEMA = """
 CREATE TABLE batch (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, digest TEXT NOT NULL, file TEXT, source BLOB,
     webhook_url TEXT, is_told INTEGER NOT NULL DEFAULT 0,
-    status TEXT NOT NULL, error TEXT, is_cancelled INTEGER NOT NULL DEFAULT 0,
+    status TEXT NOT NULL, error TEXT, waiting TEXT, is_cancelled INTEGER NOT NULL DEFAULT 0,
     created_at REAL NOT NULL, started_at REAL, ended_at REAL,
     num_rows INTEGER NOT NULL DEFAULT 0, num_queued INTEGER NOT NULL DEFAULT 0,
     num_running INTEGER NOT NULL DEFAULT 0, num_succeeded INTEGER NOT NULL DEFAULT 0,
@@ -190,6 +190,11 @@ class BatchFile:
             _end_if_done(use)
         self._shrink()
 
+    def note_waiting(self, why: str | None) -> None:
+        """Note why some rows wait."""
+        with self._changing() as use:
+            use.execute("UPDATE batch SET waiting = ?", (why,))
+
     def mark_told(self) -> None:
         """Note that the end of the batch has been told, or waits to be."""
         with self._changing() as use:
@@ -303,7 +308,8 @@ def _end_if_done(use: sqlite3.Connection) -> bool:
 
 
 def _end(use: sqlite3.Connection, status: BatchStatus) -> None:
-    use.execute("UPDATE batch SET status = ?, ended_at = ?, source = NULL", (status, time.time()))
+    ended = "UPDATE batch SET status = ?, ended_at = ?, waiting = NULL, source = NULL"
+    use.execute(ended, (status, time.time()))
 
 
 def _last_sequence(use: sqlite3.Connection) -> int:

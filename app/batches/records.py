@@ -27,7 +27,7 @@ class BatchRecord:
     owner: the name of its API key. digest: of the request that made it, where that had an Idempotency-Key.
     file: the id of the upload that its rows are read from, where they did not come with the request.
     webhook_url: where its end is told. is_told: whether that waits to be sent, or was.
-    num_succeeded, num_failed, num_cancelled: rows by how they ended.
+    waiting: why some rows wait. num_succeeded, num_failed, num_cancelled: rows by how they ended.
     rows_per_s: over the last rows that ended; 0 where that isn't known.
     """
 
@@ -40,6 +40,7 @@ class BatchRecord:
     is_told: bool = False
     status: BatchStatus = BatchStatus.QUEUED
     error: str | None = None
+    waiting: str | None = None
     is_cancelled: bool = False
     started_at: float | None = None
     ended_at: float | None = None

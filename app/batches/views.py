@@ -20,7 +20,7 @@ class RowCounts(Message):
     """How many rows are in each state."""
 
     queued: int = Field(description="They have not begun.")
-    running: int = Field(description="They are jobs, which wait or run.")
+    running: int = Field(description="They are jobs, which wait or run, or are about to be.")
     succeeded: int
     failed: int
     cancelled: int
@@ -46,6 +46,9 @@ class BatchView(Message):
     rows_per_s: float | None = Field(default=None, description="Of late; of the whole batch, once it ended.")
     seconds_left: float | None = Field(default=None, description="An estimate.")
     error: JobError | None = None
+    waiting: str | None = Field(
+        default=None, description="Why some rows wait for something, while others go on."
+    )
     webhook: WebhookState | None = Field(default=None, description="Where it was sent with a `webhook_url`.")
 
 
@@ -74,6 +77,7 @@ def batch_view(record: BatchRecord, ttl_s: int, webhook: WebhookState | None = N
         rows_per_s=round(rate, 3) if rate else None,
         seconds_left=round(num_left / rate, 1) if rate and not record.status.is_terminal else None,
         error=JobError(code="invalid_request", message=record.error) if record.error else None,
+        waiting=record.waiting,
         webhook=webhook,
     )
 

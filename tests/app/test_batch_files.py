@@ -1,5 +1,6 @@
 """Batches as files: what each change leaves behind, in every state in which a process may die."""
 
+import asyncio
 import json
 import os
 import sqlite3
@@ -15,6 +16,7 @@ from app.batches.pace import Places
 from app.batches.records import BatchStatus, RowEnd, batch_id_of_job
 from app.batches.shares import Need, share
 from app.batches.store import BatchNotFound, BatchStore
+from app.batches.worked import MAX_HELD, Worked
 from app.idempotency import Idempotency
 from workers.errors import IdempotencyKeyReused, QueueFull
 from workers.messages import JobStatus
@@ -96,6 +98,31 @@ def test_a_row_is_taken_once_and_ends_once(store):
         file.claim(9)
         file.end_rows([RowEnd(number, JobStatus.CANCELLED, None) for number in (3, 4, 5)])
         assert (file.record().status, file.record().num_cancelled) == (BatchStatus.SUCCEEDED, 3)
+
+
+def test_rows_that_wait_for_a_worker_are_so_many_and_no_more(store):
+    async def take_all() -> Worked:
+        worked = Worked(file.record(), file, ())
+        while taken := file.claim(min(8, worked.num_to_take)):
+            worked.to_submit += taken
+            for number in taken:
+                worked.hold_for_pipeline(number, "other", "no worker has it")
+            worked.record = file.record()
+        assert worked.ready() == []
+        await asyncio.sleep(0.11)
+        assert worked.ready() == worked.to_submit  # they are tried again
+        worked.became_job(1)
+        return worked
+
+    with store.opened(running(store, 300)) as file:
+        worked = asyncio.run(take_all())
+        assert (len(worked.to_submit), worked.num_to_take) == (MAX_HELD - 1, 1)
+        assert worked.waiting == f"{MAX_HELD - 1} rows: no worker has it"
+        file.note_waiting(worked.waiting)
+        assert file.record().waiting == worked.waiting
+        file.cancel()
+        file.end_rows([RowEnd(number, JobStatus.CANCELLED, None) for number in file.running()])
+        assert file.record().waiting is None
 
 
 def test_a_batch_is_cancelled_in_every_state(store):

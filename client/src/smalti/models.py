@@ -265,6 +265,7 @@ class BatchInfo(Model):
     rows_per_s: float | None = None
     seconds_left: float | None = None
     error: ErrorInfo | None = None
+    waiting: str | None = None
     webhook: WebhookState | None = None
 
     @property

@@ -6,6 +6,7 @@ ServiceError
 │   ├── InvalidCodes      codes out of range, of a wrong grid, or of another tokenizer
 │   └── UnknownPipeline   no such pipeline, or no such class in it
 ├── ModerationRefused     the operator's hook refused it
+│   └── ModerationFailed    or did not say, which refuses, too
 ├── IdempotencyKeyReused  the key has made a job of another request
 ├── QueueFull             too many jobs wait
 │   └── QueueShareExceeded  too many jobs of one API key wait
@@ -54,6 +55,18 @@ class UnknownPipeline(InvalidRequest):
 
 class ModerationRefused(ServiceError):
     code = "moderation_refused"
+
+
+class ModerationFailed(ModerationRefused):
+    """The hook raised, hung or talked nonsense; a row of a batch is tried again.
+
+    The code is that of a refusal, as for a client it is one; the message is always the same.
+    """
+
+    message = "it could not be checked, and so is refused; the operator's log says more"
+
+    def __init__(self) -> None:
+        super().__init__(self.message)
 
 
 class IdempotencyKeyReused(ServiceError):

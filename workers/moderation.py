@@ -15,7 +15,7 @@ from typing import Any
 
 from models.media.base import Array, medium_of
 from workers.compute import Finished, SampleOutput
-from workers.errors import ModerationRefused
+from workers.errors import ModerationFailed, ModerationRefused
 from workers.messages import Operation, Resolved
 from workers.settings import SettingsError
 
@@ -26,7 +26,6 @@ MAX_LOST = 64  # calls that hang; beyond, the hook is not called any more until 
 NUM_CHECKERS = 8  # jobs whose outputs are checked at a time
 MAX_PENDING = 256  # jobs whose outputs wait for that; then the worker computes nothing more
 MAX_MESSAGE_CHARS = 500
-_NOT_CHECKED = "it could not be checked, and so is refused; the operator's log says more"
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,7 @@ class Moderation:
                 checked = self._check_outputs(_asked_for(request, owner), finished)
             except Exception:  # or the job would never end
                 logger.exception("outputs could not be checked: refused")
-                refused = [
-                    SampleOutput(each.medium, error=_refusal(_NOT_CHECKED)) for each in finished.samples
-                ]
+                refused = [SampleOutput(each.medium, error=ModerationFailed()) for each in finished.samples]
                 checked = replace(finished, samples=tuple(refused), codes=None)
             self._room_for_jobs.release()
             then(checked)
@@ -135,7 +132,7 @@ class Moderation:
                 samples.append(sample)
                 continue
             output = MadeOutput(index, sample.medium, medium_of(sample.medium).from_signal(sample.signal))
-            told, is_lost = (_NOT_CHECKED, True) if is_lost else self._ask_after(asked, output)
+            told, is_lost = (ModerationFailed(), True) if is_lost else self._ask_after(asked, output)
             refusal = _refusal(told)
             samples.append(SampleOutput(sample.medium, error=refusal) if refusal else sample)
         return replace(finished, samples=tuple(samples), codes=_codes_left(finished, samples))
@@ -174,11 +171,11 @@ class Moderation:
         threading.Thread(target=run, name="moderation-hook", daemon=True).start()
         return future
 
-    def _lose(self, call: Future[object] | None) -> object:
+    def _lose(self, call: Future[object] | None) -> ModerationFailed:
         if call is not None:
             self._lost.add(call)
         logger.error("the moderation hook took longer than %g s: refused", self._timeout_s)
-        return _NOT_CHECKED
+        return ModerationFailed()
 
 
 def load_moderation(name: str, timeout_s: float) -> Moderation | None:
@@ -218,18 +215,18 @@ def _asked_for(request: Resolved, owner: str) -> AskedFor:
     )
 
 
-def _failed() -> object:
+def _failed() -> ModerationFailed:
     logger.exception("the moderation hook failed: refused")
-    return _NOT_CHECKED
+    return ModerationFailed()
 
 
 def _refusal(told: object) -> ModerationRefused | None:
     """Return why the hook refuses; None where it has nothing against it."""
-    if told is None:
-        return None
+    if told is None or isinstance(told, ModerationFailed):
+        return told
     if not isinstance(told, str):
         logger.error("the moderation hook returned %s, not a message or None: refused", type(told).__name__)
-        told = _NOT_CHECKED
+        return ModerationFailed()
     return ModerationRefused(" ".join(told.split())[:MAX_MESSAGE_CHARS] or "it is refused")
 
 

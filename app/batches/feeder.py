@@ -14,7 +14,7 @@ from contextlib import suppress
 from app.batches.pace import Backoff, Places, assured_places
 from app.batches.reading import Readers
 from app.batches.records import BatchRecord, RowEnd
-from app.batches.rows import end_of_row, failed_row, resolve_row
+from app.batches.rows import end_of_row, failed_row, is_unchecked, resolve_row
 from app.batches.shares import Need, share
 from app.batches.sqlite import FileIsGone
 from app.batches.store import BatchNotFound
@@ -25,6 +25,7 @@ from app.services import Services
 from workers.errors import (
     InternalError,
     JobNotFound,
+    ModerationFailed,
     PipelineNotServed,
     QueueFull,
     QueueUnavailable,
@@ -169,6 +170,7 @@ class Feeder:
     async def _end(self, worked: Worked, numbers: Sequence[int]) -> None:
         jobs = {job.id: job for job in await self._queue.views([worked.job_id(number) for number in numbers])}
         await self._forget_unstored(worked, jobs)
+        await self._forget_unchecked(worked, jobs)
         ends = [end_of_row(n, jobs[worked.job_id(n)]) for n in numbers if worked.job_id(n) in jobs]
         ends.sort(key=lambda end: str(jobs[worked.job_id(end.number)].ended_at))
         await self._write(worked, ends)
@@ -187,6 +189,14 @@ class Feeder:
         elif any(job.status == JobStatus.SUCCEEDED for job in jobs.values()):
             self._unstored.succeeded()
         for job_id in unstored:
+            del jobs[job_id]
+
+    async def _forget_unchecked(self, worked: Worked, jobs: dict[str, JobView]) -> None:
+        """Take out jobs with outputs that the moderation hook could not check; see ``_forget_unstored``."""
+        numbers = [n for n in worked.outstanding if is_unchecked(jobs.get(worked.job_id(n)))]
+        again = [worked.job_id(number) for number in numbers if worked.hold_unchecked(number)]
+        await self._queue.forget_soon(again, 0)
+        for job_id in again:
             del jobs[job_id]
 
     async def _write(self, worked: Worked, ends: Sequence[RowEnd]) -> None:
@@ -239,6 +249,8 @@ class Feeder:
             except PipelineNotServed as error:
                 worked.hold_for_pipeline(number, error.pipeline, f"no worker has {error.pipeline!r}")
                 return
+            except ModerationFailed:
+                return
             except _PASSING as error:
                 self._backoff.failed()
                 logger.info("batch_id=%s waits: %s", worked.record.id, error)
@@ -250,7 +262,7 @@ class Feeder:
     async def _made_job(self, worked: Worked, number: int, line: bytes) -> RowEnd | None:
         """Submit a row; return its end where it can't become a job.
 
-        Raises: one of _PASSING.
+        Raises: one of _PASSING; ModerationFailed where that is to be tried again.
         """
         job_id = worked.job_id(number)
         try:
@@ -270,6 +282,10 @@ class Feeder:
                 raise
         except _PASSING:
             raise
+        except ModerationFailed as error:
+            if worked.hold_unchecked(number):
+                raise
+            return failed_row(number, error)
         except ServiceError as error:
             return failed_row(number, error)
         except Exception:  # the boundary of a row

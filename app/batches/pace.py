@@ -8,10 +8,10 @@ _ASSURED_SHARE = 1 / 32
 
 
 class Backoff:
-    """When to try again what failed, later each time."""
+    """When to try again what failed, later each time, but no more than ``max_wait_s`` later."""
 
-    def __init__(self) -> None:
-        self._wait_s, self._until = 0.0, 0.0
+    def __init__(self, max_wait_s: float = _MAX_BACKOFF_S) -> None:
+        self._max_wait_s, self._wait_s, self._until = max_wait_s, 0.0, 0.0
 
     @property
     def is_over(self) -> bool:
@@ -21,7 +21,7 @@ class Backoff:
         """Wait, longer than the last time."""
         if not self.is_over:
             return  # of several that fail at once, one counts
-        self._wait_s = min(max(2 * self._wait_s, 0.1), _MAX_BACKOFF_S)
+        self._wait_s = min(max(2 * self._wait_s, 0.1), self._max_wait_s)
         self._until = asyncio.get_running_loop().time() + self._wait_s
 
     def succeeded(self) -> None:

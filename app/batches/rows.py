@@ -12,7 +12,7 @@ from app.codes import codes_of_answer
 from app.errors import InvalidFields
 from app.field_errors import FieldError, field_errors
 from app.sources import SourceFile, files_of, store_sources
-from workers.errors import InvalidRequest, ServiceError
+from workers.errors import InvalidRequest, ModerationFailed, ServiceError
 from workers.messages import (
     DecodeRequest,
     EncodeRequest,
@@ -72,6 +72,14 @@ def failed_row(number: int, error: ServiceError) -> RowEnd:
     """Return the end of a row that can't become a job."""
     answer = JobError(code=error.code, message=str(error)).model_dump_json()
     return RowEnd(number, JobStatus.FAILED, answer)
+
+
+def is_unchecked(job: JobView | None) -> bool:
+    """Say whether the moderation hook could not check what a job has made."""
+    if job is None:
+        return False
+    errors = [job.error, *(output.error for output in (job.result.outputs if job.result else ()))]
+    return any(each is not None and each.message == ModerationFailed.message for each in errors)
 
 
 def _request(line: bytes) -> Request:

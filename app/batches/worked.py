@@ -9,6 +9,9 @@ from app.batches.pace import Backoff
 from app.batches.records import BatchRecord
 
 MAX_HELD = 256  # rows that wait for something, while those behind them go on
+MAX_UNCHECKED = 32  # rows that the moderation hook could not check; then no others are taken
+MAX_CHECKS = 24  # of one row, in a quarter of an hour or more
+_MAX_CHECK_WAIT_S = 60.0
 
 
 @dataclass
@@ -17,6 +20,7 @@ class _Hold:
 
     why: str
     backoff: Backoff = field(default_factory=Backoff)
+    num_checks: int = 0
 
 
 class Worked:
@@ -35,6 +39,8 @@ class Worked:
     @property
     def num_to_take(self) -> int:
         """How many more rows may be taken: none while too many of them wait for something."""
+        if sum(hold.num_checks > 0 for hold in self._held.values()) >= MAX_UNCHECKED:
+            return 0
         return max(0, min(self.record.num_queued, MAX_HELD - len(self._held)))
 
     @property
@@ -56,10 +62,21 @@ class Worked:
         self._held[number] = self._by_pipeline.setdefault(pipeline, _Hold(why))
         self._held[number].backoff.failed()
 
+    def hold_unchecked(self, number: int) -> bool:
+        """Try a row again that the moderation hook could not check; False once that was often enough."""
+        hold = self._held.get(number)
+        if hold is None or not hold.num_checks:
+            hold = _Hold("the moderation hook fails", Backoff(_MAX_CHECK_WAIT_S))
+            self._held[number] = hold
+        hold.num_checks += 1
+        hold.backoff.failed()
+        return hold.num_checks < MAX_CHECKS
+
     def became_job(self, number: int) -> None:
         self.to_submit.remove(number)
         self.outstanding.add(number)
-        self._let_go(number)
+        if number in self._held and not self._held[number].num_checks:  # its outputs are still to be checked
+            self._let_go(number)
 
     def ended(self, numbers: Collection[int]) -> None:
         """Forget rows that are written down."""

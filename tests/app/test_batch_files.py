@@ -16,7 +16,7 @@ from app.batches.pace import Places
 from app.batches.records import BatchStatus, RowEnd, batch_id_of_job
 from app.batches.shares import Need, share
 from app.batches.store import BatchNotFound, BatchStore
-from app.batches.worked import MAX_HELD, Worked
+from app.batches.worked import MAX_CHECKS, MAX_HELD, MAX_UNCHECKED, Worked
 from app.idempotency import Idempotency
 from workers.errors import IdempotencyKeyReused, QueueFull
 from workers.messages import JobStatus
@@ -123,6 +123,20 @@ def test_rows_that_wait_for_a_worker_are_so_many_and_no_more(store):
         file.cancel()
         file.end_rows([RowEnd(number, JobStatus.CANCELLED, None) for number in file.running()])
         assert file.record().waiting is None
+
+
+def test_a_row_is_checked_so_often_and_no_more_rows_at_a_time(store):
+    async def check() -> None:
+        worked = Worked(file.record(), file, ())
+        assert [worked.hold_unchecked(1) for _ in range(MAX_CHECKS)] == [True] * (MAX_CHECKS - 1) + [False]
+        worked.ended([1])
+        for number in file.claim(MAX_UNCHECKED):
+            assert worked.num_to_take > 0
+            worked.hold_unchecked(number)
+        assert worked.num_to_take == 0
+
+    with store.opened(running(store, 300)) as file:
+        asyncio.run(check())
 
 
 def test_a_batch_is_cancelled_in_every_state(store):

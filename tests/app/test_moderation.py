@@ -15,16 +15,18 @@ from app.settings import read_settings
 from models.media.image import IMAGE
 from tests import moderating
 from tests.app.conftest import WAIT, Service, problem_of, serving, settings_for, working
+from tests.app.test_batches import ended, results, row, send
 from tests.fake_engine import FakeEngine
 from tests.moderating import AFTER, EXITS, HANGS, LIES, RAISES, REFUSES, REFUSES_1, SECRET
 from tests.waiting import wait_until
+from workers.errors import ModerationFailed
 from workers.moderation import AskedFor, MadeOutput, load_moderation
 from workers.queue import embedded_server
 from workers.queue.records import events_key
 from workers.settings import SettingsError, WorkerSettings
 
 PNG = IMAGE.save(np.full((8, 8, 1), 7, np.uint8), "png")
-NOT_CHECKED = "it could not be checked, and so is refused; the operator's log says more"
+NOT_CHECKED = ModerationFailed.message
 REFUSED = {
     REFUSES: "not this one",
     RAISES: NOT_CHECKED,
@@ -88,6 +90,32 @@ def test_one_output_is_refused_alone_and_its_codes_with_it(service):
     assert [each is None for each in result["codes"]["codes"]] == [False, True, False]
     for output in (first, third):
         assert IMAGE.info(service.client.get(output["url"]).content).width_px == 8
+
+
+@pytest.mark.parametrize("method", ["before", "after"])
+def test_rows_of_a_batch_wait_for_a_hook_that_fails(service, method):
+    try:
+        moderating.is_down.add(method)
+        rows = [row(f"r{n}", seed=900 + n, num_outputs=2) for n in range(12)]
+        batch_id = send(service.client, rows)["id"]
+        told = "12 rows: the moderation hook fails"
+        wait_until(lambda: service.client.get(f"/batches/{batch_id}").json()["waiting"] == told)
+        assert problem_of(generate(service, 7), 422, "moderation_refused").detail == NOT_CHECKED
+    finally:
+        moderating.is_down.clear()
+    done = ended(service.client, batch_id)
+    assert (done["counts"]["succeeded"], done["waiting"]) == (12, None)
+    for each in results(service.client, batch_id):
+        assert [output.get("error") for output in each["result"]["outputs"]] == [None, None]
+
+
+def test_a_row_that_a_hook_refuses_is_not_tried_again(service):
+    rows = [row("before", seed=REFUSES), row("after", seed=REFUSES + AFTER), row("good", seed=901)]
+    batch_id = send(service.client, rows)["id"]
+    assert ended(service.client, batch_id)["counts"]["failed"] == 2
+    before, after, good = results(service.client, batch_id, order="input")
+    assert before["error"] == after["error"] == {"code": "moderation_refused", "message": "not this one"}
+    assert good["status"] == "succeeded"
 
 
 def test_a_hook_that_hangs_holds_up_nobody_else(service):

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -56,13 +56,14 @@ class BatchStore:
         file: str | None = None,
         webhook_url: str | None = None,
         idempotency: Idempotency | None = None,
+        prepare: Callable[[str], None] = lambda batch_id: None,
     ) -> tuple[BatchRecord, bool]:
         """Store a new batch, synced; return it, and whether its Idempotency-Key had made it before.
 
         source: its rows, as JSON Lines; or ``file``, the id of an upload that has them. webhook_url: where
-        its end is told, checked already.
+        its end is told, checked already. prepare: is called with the id of a new batch before that is there.
 
-        Raises: IdempotencyKeyReused; QueueFull; StorageFull, StorageUnavailable.
+        Raises: what ``prepare`` does; IdempotencyKeyReused; QueueFull; StorageFull, StorageUnavailable.
         """
         batch_id = secrets.token_hex(10) if idempotency is None else _id_of_key(idempotency)
         digest = "" if idempotency is None else idempotency.digest
@@ -75,6 +76,7 @@ class BatchStore:
                 f"{num_unfinished} batches have not ended, which is the most that may", retry_after_s=60
             )
         record = BatchRecord(batch_id, owner, digest, file, created_at=time.time(), webhook_url=webhook_url)
+        prepare(batch_id)
         return (record, False) if self._add(record, source) else (_replayed(self.get(batch_id), digest), True)
 
     def get(self, batch_id: str) -> BatchRecord:

@@ -92,13 +92,16 @@ async def create_batch(
             errors=read.errors,
             failures=read.failures,
         )
-        record, _ = await asyncio.to_thread(
+        idempotency = await idempotency_of(http, request, ())
+        record, is_replay = await asyncio.to_thread(
             services.batches.create,
             current_owner(),
             read.rows,
-            idempotency=await idempotency_of(http, request, ()),
+            idempotency=idempotency,
+            prepare=lambda batch_id: _notes(services).put(batch_id, notes),
         )
-        await asyncio.to_thread(_notes(services).put, record.id, notes)
+        if idempotency is not None and not is_replay:  # another body with this key may have come between
+            await asyncio.to_thread(_notes(services).put, record.id, notes)
     services.has_new_batch.set()
     return batch_object(record, notes)
 

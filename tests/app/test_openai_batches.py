@@ -77,6 +77,20 @@ def test_a_batch_of_pictures_is_made_followed_and_read(client):
         )
 
 
+def test_no_batch_is_there_before_its_notes_are(redis_url, tmp_path):
+    settings = settings_for(tmp_path, redis_url)
+    settings.openai_batches_dir.parent.mkdir(parents=True, exist_ok=True)
+    settings.openai_batches_dir.write_bytes(b"")  # a file where the folder should be
+    with serving(create_app(settings)) as http, client_of(http) as client:
+        with pytest.raises(openai.InternalServerError, match="can't be"):
+            create(client, line("a", seed=7))
+        assert http.get("/batches").json()["batches"] == []
+        settings.openai_batches_dir.unlink()
+        batch = create(client, line("a", seed=7), extra_headers={"Idempotency-Key": "one"})
+        again = create(client, line("a", seed=7), extra_headers={"Idempotency-Key": "two"})
+        assert {each.id for each in client.batches.list()} == {batch.id, again.id}
+
+
 def test_the_output_file_is_a_file_that_goes_with_its_batch(client):
     done = ended(client, create(client, line("a", seed=7)))
     file = client.files.retrieve(done.output_file_id)

@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -177,13 +177,20 @@ class FileStore:
         if not _remove(self._path(file_id, owner)):
             raise FileNotKnown(file_id)
 
-    def sweep(self, ttl_s: float, is_kept: Callable[[str], bool] = lambda file_id: False) -> int:
+    def sweep(
+        self,
+        ttl_s: float,
+        is_kept: Callable[[str], bool] = lambda file_id: False,
+        kept_owners: Collection[str] = (),
+    ) -> int:
         """Remove files that were made and last used this long ago; return how many.
 
-        is_kept: says of an id whether something still refers to the file.
+        is_kept: says of an id whether something still refers to the file. kept_owners: API keys, of which all
+        files are kept.
         """
         num_removed = 0
-        for folder in self._folder.glob("*/"):
+        kept = {self._of_owner(owner) for owner in kept_owners}
+        for folder in set(self._folder.glob("*/")) - kept:
             with _locked(folder):
                 shutil.rmtree(folder / _NEW, ignore_errors=True)
             for path in folder.glob(".gone-*"):

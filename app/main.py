@@ -232,8 +232,9 @@ async def sweep(services: Services, margin_s: float = _SWEEP_MARGIN_S) -> None:
         lambda job_id: batch_id_of_job(job_id) in kept,
     )
     num_blobs = await asyncio.to_thread(services.blobs.sweep, is_referenced, margin_s)
+    owners = await asyncio.to_thread(store.owners_of_unread)  # before the files of those that are read
     named = await asyncio.to_thread(store.files_in_use)
-    num_files = await asyncio.to_thread(services.files.sweep, settings.file_ttl_s, named.__contains__)
+    num_files = await asyncio.to_thread(services.files.sweep, settings.file_ttl_s, named.__contains__, owners)
     if num_batches or num_jobs or num_blobs or num_files:
         logger.info(
             "swept %d expired batches, the results of %d expired jobs, %d sources and %d uploads",

@@ -165,7 +165,7 @@ class BatchStore:
             return file.record()
 
     def files_in_use(self) -> set[str]:
-        """Return the ids of the uploads that a batch refers to which has not ended."""
+        """Return the ids of the uploads that a batch refers to which has not ended, as far as it is read."""
         found: set[str] = set()
         for record in self.unfinished():
             try:
@@ -174,6 +174,10 @@ class BatchStore:
             except BatchNotFound:
                 continue
         return found
+
+    def owners_of_unread(self) -> set[str]:
+        """Return the API keys with a batch whose rows are still to be read: they may name any upload."""
+        return {record.owner for record in self.unfinished() if record.started_at is None}
 
     def sweep(self) -> int:
         """Remove batches that ended so long ago; return how many.

@@ -228,6 +228,19 @@ def test_batches_and_their_outputs_go_when_their_time_is_over(store, tmp_path):
     )
 
 
+def test_uploads_are_kept_for_a_batch_from_when_it_is_accepted(store):
+    upload = "0" * 32
+    line = b'{"id": "a", "operation": "encode", "body": {"source": {"file": "%s"}}}' % upload.encode()
+    store.create("bob", None, file="1" * 32)
+    record, _ = store.create("ada", line)
+    assert (store.owners_of_unread(), store.files_in_use()) == ({"ada", "bob"}, {"1" * 32})
+    with store.opened(record.id) as file:
+        take_in(file, file.source_chunks(), NEVER)
+    assert (store.owners_of_unread(), store.files_in_use()) == ({"bob"}, {upload, "1" * 32})
+    store.cancel(record.id)
+    assert store.files_in_use() == {"1" * 32}
+
+
 def test_what_a_killed_process_left_half_made_is_no_batch_and_goes(store, tmp_path):
     running(store)
     half = tmp_path / "batches" / ".new-0123"

@@ -9,6 +9,7 @@ from workers.messages import DecodeRequest, JobStatus, JobView, Result
 if TYPE_CHECKING:
     from app.services import Services
 
+LONGEST_WAIT_S = 7 * 86400  # of a job until its end, for which the address of its events holds
 _RESULT_FIELDS = {**Result.model_fields, **Result.model_computed_fields}
 
 
@@ -27,7 +28,8 @@ async def with_codes(job: JobView, services: "Services") -> JobView:
 def with_addresses(job: JobView, services: "Services") -> JobView:
     """Return the job with addresses of its events and outputs that can be got as they are."""
     lifetime_s = services.settings.result_ttl_s
-    job = job.model_copy(update={"events_url": _shown(f"/jobs/{job.id}/events", services, lifetime_s)})
+    followed_s = lifetime_s if job.status.is_terminal else LONGEST_WAIT_S + lifetime_s
+    job = job.model_copy(update={"events_url": _shown(f"/jobs/{job.id}/events", services, followed_s)})
     if job.result is None:
         return job
     return job.model_copy(update={"result": _with_addresses(job.result, services, lifetime_s)})

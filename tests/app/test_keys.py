@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli.main import cli
+from app.codes import LONGEST_WAIT_S
 from app.examples import PROBLEMS
 from app.keys import Key, load_keys, make_key, read_line
 from app.main import create_app
@@ -157,6 +158,21 @@ def test_a_browser_follows_a_job_by_its_address_alone(client):
         problem_of(client.get(bad), 401, "unauthorized")
     listed = client.get("/jobs", headers=bearer("ada")).json()["jobs"]
     assert all(client.get(each["events_url"]).status_code == 200 for each in listed)
+
+
+def test_the_address_of_events_outlives_the_wait_for_a_worker(redis_url, tmp_path):
+    settings = settings_for(tmp_path, redis_url, api_keys=LINES[0], result_ttl_s=60)
+    with serving(create_app(settings)) as client:
+
+        def holds_s(job: dict) -> float:
+            return int(httpx.URL(job["events_url"]).params["expires"]) - time.time()
+
+        job = client.post("/generate", json={}, headers=bearer("ada")).json()
+        assert job["status"] == "queued"
+        assert LONGEST_WAIT_S < holds_s(job) <= LONGEST_WAIT_S + 60
+        client.delete(f"/jobs/{job['id']}", headers=bearer("ada"))
+        (ended,) = client.get("/jobs", headers=bearer("ada")).json()["jobs"]
+        assert holds_s(ended) <= 60
 
 
 def test_an_openai_client_gets_in_by_its_key_and_gets_signed_addresses(client):

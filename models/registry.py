@@ -21,7 +21,12 @@ IMPORTERS = {  # a public format → the module that reads it; the first that kn
     "maskgit-vqgan": "models.importers.maskgit_vqgan",
     "open-magvit2": "models.importers.open_magvit2",
 }
-EXPORTERS: dict[str, dict[str, str]] = {"diffusers": {}}  # a format → a kind above → "module:function"
+EXPORTERS = {  # a format → a kind above → "module:function"
+    "diffusers": {
+        "vq": "models.exporters.vq:write_vqmodel",
+        "vqgan": "models.exporters.vq:write_vqmodel",
+    },
+}
 
 
 def load_kind(kinds: Mapping[str, str], kind: str) -> Any:

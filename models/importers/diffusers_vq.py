@@ -53,7 +53,7 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
         code_channels=network.latent_channels if channels is None else channels,
     )
     tensors = {current_name(name): tensor for name, tensor in found.tensors.items()}
-    return finish(config, tensors, partial(_their_name, network=network), notes)
+    return finish(config, tensors, partial(vqmodel_name, network=network), notes)
 
 
 def read_network(said: Mapping[str, Any], **more: Any) -> LdmConfig:
@@ -121,5 +121,6 @@ def _find(source: Source) -> Source | None:
     return None
 
 
-def _their_name(name: str, network: LdmConfig) -> str:
+def vqmodel_name(name: str, network: LdmConfig) -> str:
+    """Return the name that a ``VQModel`` has for our ``name``."""
     return _NAMES.get(name) or diffusers_name(name, network)

@@ -1,8 +1,10 @@
 """Have a service compute what a command asks for, through the Python client."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from app.cli.answers import Answer, Asked, Made, read_file
@@ -16,8 +18,26 @@ _TIMEOUT_S = 3600.0
 _RETRY_S = 20.0  # of a service that is full, or that was started a moment ago
 
 
-def client_of(url: str, *, retry_s: float | None = None, request_timeout_s: float = 60.0) -> "Client":
-    """Return the client of the service at an address; its key comes from the environment alone.
+def read_key(file: Path | None = None) -> str | None:
+    """Return the API key from a file, or the environment.
+
+    Raises: CommandError.
+    """
+    if file is None:
+        return os.environ.get(API_KEY_VARIABLE) or None
+    try:
+        key = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"--api-key-file {file} can't be read: {error}") from error
+    if not re.fullmatch(r"[!-~]+", key):
+        raise CommandError(f"--api-key-file {file}: a key is printable ASCII without spaces, and not empty")
+    return key
+
+
+def client_of(
+    url: str, key: str | None = None, *, retry_s: float | None = None, request_timeout_s: float = 60.0
+) -> "Client":
+    """Return the client of the service at an address; its key comes from the environment, else.
 
     Raises: CommandError.
     """
@@ -27,10 +47,12 @@ def client_of(url: str, *, retry_s: float | None = None, request_timeout_s: floa
         raise CommandError(
             "--url needs the Python client: pip install smalti-client, or ./client in Smalti's sources"
         ) from error
+    if "@" in url:  # which other users of this machine could read
+        raise CommandError("--url is like http://127.0.0.1:8000, without a name and a password")
     try:
         return Client(
             url,
-            os.environ.get(API_KEY_VARIABLE) or None,
+            key or read_key(),
             timeout_s=_TIMEOUT_S,
             retry_s=_RETRY_S if retry_s is None else retry_s,
             request_timeout_s=request_timeout_s,

@@ -1,28 +1,24 @@
 """`smalti batch`: a file of requests to a running service, its outputs into a folder."""
 
-import json
-import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.exit_status import ExitStatus
-from app.cli.terminal import CommandError, say
+from app.cli.exit_status import ExitStatus, status_of
+from app.cli.terminal import DEFAULT_URL, CommandError, ServiceUrl, say
 
 if TYPE_CHECKING:
     from app.cli.batch_outputs import BatchFolder
-    from app.cli.remote import Remote
+    from smalti import Batch, BatchInfo, Client
 
 _MAX_BYTES = 64 * 2**20
 _RETRY_S = 60.0
-_LOOK_AGAIN_S = 0.5
+_ANSWER_S = 120.0
 _NUM_FETCHERS = 4  # of outputs, while rows go on
 _MAX_WAITING = 64
-_MAX_SILENT = 3  # streams that broke before they said anything
 
 
 def batch(
@@ -33,7 +29,7 @@ def batch(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The folder for outputs and results.jsonl.", file_okay=False)],
-    url: Annotated[str, typer.Option(help="The running service.")] = "http://127.0.0.1:8000",
+    url: ServiceUrl = DEFAULT_URL,
     api_key_file: Annotated[
         Path | None,
         typer.Option(help="A file with the API key; else SMALTI_API_KEY in the environment.", dir_okay=False),
@@ -46,31 +42,33 @@ def batch(
     Exit status: 0 if all rows succeeded, 4 if some did not, 3 if the service can't be reached now (run it
     again), 130 after Ctrl-C; the others are in docs/cli.md.
     """
+    from app.cli.at_service import client_of, read_key
     from app.cli.batch_outputs import BatchFolder
-    from app.cli.remote import Remote, Unreachable, read_key
 
     source = _read(file)
+    key = read_key(api_key_file)
     folder = BatchFolder(out, source)
-    with Remote(url, read_key(api_key_file), _RETRY_S) as remote:
-        told: dict[str, Any] = {}
+    told = ""
+    with (
+        client_of(url, key, retry_s=0, request_timeout_s=_ANSWER_S) as once,
+        client_of(url, key, retry_s=_RETRY_S, request_timeout_s=_ANSWER_S) as client,
+    ):
         try:
-            told = _made(remote, source, folder.digest)
-            folder.remember(told["id"], url)
-            told = _fetch_all(remote, told, folder)
-            if told["status"] == "failed":
-                raise CommandError(f"{file}: {told['error']['message']}")
-            counts = folder.write_results(_rows(remote, told["id"], "input"))
-        except Unreachable as error:
-            goes_on = f"; batch {told['id']} goes on: run this again to go on with it" if told else ""
-            say(f"{error}{goes_on}")
-            raise typer.Exit(ExitStatus.UNAVAILABLE) from error
+            batch = _made(once, file, folder)
+            told = f"batch {batch.id} goes on: run this again to go on with it"
+            folder.remember(batch.id, url)
+            ended = _fetch_all(client, client.get_batch(batch.id), folder)
+            if ended.status == "failed":
+                raise CommandError(f"{file}: {ended.error.message if ended.error else 'can not be read'}")
+            counts = folder.write_results(client.get_batch(batch.id).results(order="input", fetch=False))
         except KeyboardInterrupt:
             if told:
-                say(
-                    f"batch {told['id']} goes on: run this again to go on with it, or end it by DELETE"
-                    f" {url}/batches/{told['id']}"
-                )
+                say(f"{told}, or end it by DELETE {url}/batches/{batch.id}")
             raise typer.Exit(ExitStatus.INTERRUPTED) from None
+        except Exception as error:
+            if told and status_of(error) is ExitStatus.UNAVAILABLE:
+                raise CommandError(f"{error}; {told}", ExitStatus.UNAVAILABLE) from error
+            raise
     typer.echo(", ".join(f"{number} {status}" for status, number in sorted(counts.items())))
     if set(counts) != {"succeeded"}:
         say(f"{out / 'results.jsonl'} says why each of the others did not succeed")
@@ -85,36 +83,25 @@ def _read(file: Path) -> bytes:
     return file.read_bytes()
 
 
-def _made(remote: "Remote", source: bytes, digest: str) -> dict[str, Any]:
+def _made(client: "Client", file: Path, folder: "BatchFolder") -> "Batch":
     """Make the batch of a file, or find it: the key follows from the file.
 
     One that was cancelled is made anew, with a key that follows from it.
     """
-    key = digest
+    key = folder.digest
     for _ in range(100):
-        answer = remote.request(
-            "POST",
-            "batches",
-            content=source,
-            headers={"Content-Type": "application/jsonl", "Idempotency-Key": f"smalti-batch-{key}"},
-            retries=False,
-        )
-        told: dict[str, Any] = answer.json()
-        if "idempotency-replayed" not in answer.headers:
-            return told
-        if told["status"] != "cancelled":
-            say(f"going on with batch {told['id']}")
-            return told
-        key = f"{digest}-{told['id']}"
+        batch = client.batch(file, idempotency_key=f"smalti-batch-{key}")
+        if batch.info.status != "cancelled":
+            if batch.id == folder.batch_id:
+                say(f"going on with batch {batch.id}")
+            return batch
+        key = f"{folder.digest}-{batch.id}"
     raise CommandError("this file was cancelled 100 times; change it, or wait until those have expired")
 
 
-def _fetch_all(remote: "Remote", told: dict[str, Any], folder: "BatchFolder") -> dict[str, Any]:
+def _fetch_all(client: "Client", batch: "Batch", folder: "BatchFolder") -> "BatchInfo":
     """Fetch outputs as rows end, until all have; return the batch as it is then."""
     from tqdm import tqdm
-
-    def fetch(url: str) -> bytes:
-        return remote.request("GET", url).content
 
     def settle(waiting: "deque[Future[int]]", most: int) -> None:
         while len(waiting) > most:
@@ -123,50 +110,17 @@ def _fetch_all(remote: "Remote", told: dict[str, Any], folder: "BatchFolder") ->
 
     waiting: deque[Future[int]] = deque()
     with (
-        tqdm(desc="batch", total=told["num_rows"] or None, unit="row", leave=False, disable=None) as bar,
+        tqdm(desc="batch", total=batch.info.num_rows or None, unit="row", leave=False, disable=None) as bar,
         ThreadPoolExecutor(_NUM_FETCHERS) as pool,
     ):
         try:
-            for row in _rows(remote, told["id"], "ended"):
+            for row in batch.results(fetch=False):
                 if bar.total is None:
-                    told = _looked_up(remote, told["id"])
-                    bar.total = told["num_rows"] or None
-                waiting.append(pool.submit(folder.save, row, fetch))
+                    bar.total = batch.refresh().num_rows or None
+                waiting.append(pool.submit(folder.save, row, client.fetch))
                 settle(waiting, _MAX_WAITING)
             settle(waiting, 0)
         finally:
             for each in waiting:
                 each.cancel()
-    return _looked_up(remote, told["id"])
-
-
-def _rows(remote: "Remote", batch_id: str, order: str) -> Iterator[dict[str, Any]]:
-    """Yield rows until the last one has ended; a stream that breaks is taken up behind the last row.
-
-    Raises: Unreachable; Refused.
-    """
-    import httpx
-
-    after, num_silent = 0, 0
-    while True:
-        told, num_rows = _looked_up(remote, batch_id), 0
-        has_ended = told["status"] in ("succeeded", "failed", "cancelled")
-        is_open = not has_ended and num_silent < _MAX_SILENT  # or something on the way holds streams back
-        path = f"batches/{batch_id}/results?order={order}&after={after}&follow={str(is_open).lower()}"
-        try:
-            for line in remote.lines(path):
-                row = json.loads(line)
-                after, num_rows = row["seq" if order == "ended" else "line"], num_rows + 1
-                yield row
-        except (httpx.TransportError, json.JSONDecodeError):  # broken, perhaps in the middle of a line
-            has_ended = False
-        if not num_rows:
-            if has_ended:
-                return
-            num_silent += is_open
-            time.sleep(_LOOK_AGAIN_S)
-
-
-def _looked_up(remote: "Remote", batch_id: str) -> dict[str, Any]:
-    told: dict[str, Any] = remote.request("GET", f"batches/{batch_id}").json()
-    return told
+    return batch.refresh()

@@ -4,12 +4,15 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.cli.terminal import CommandError
 from models.media.base import MEDIA, medium_of
+
+if TYPE_CHECKING:
+    from smalti import BatchRow, Result
 
 RESULTS, ABOUT = "results.jsonl", "batch.json"
 _SUFFIXES = {kind: suffix for name in MEDIA for suffix, kind in medium_of(name).formats.items()}
@@ -37,7 +40,7 @@ def names_of(row_ids: Iterable[str]) -> dict[str, str]:
 
 
 class BatchFolder:
-    """Where a batch's outputs go; it belongs to one file of rows.
+    """Where a batch's outputs go; it belongs to one file of rows. batch_id: of an earlier run, or "".
 
     Raises: CommandError where it is another file's, or can't be written.
     """
@@ -49,6 +52,7 @@ class BatchFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             about = self._about()
+            self.batch_id = str(about.get("batch", ""))
             if about.get("sha256", self.digest) != self.digest:
                 raise CommandError(f"--out {folder} has the outputs of another file; name another folder")
             for left in folder.glob(".*.part"):  # of a run that was killed
@@ -61,40 +65,43 @@ class BatchFolder:
         about = {"batch": batch_id, "url": url, "sha256": self.digest}
         self._write(ABOUT, [json.dumps(about).encode() + b"\n"])
 
-    def files_of(self, row: Mapping[str, Any]) -> dict[int, str]:
+    def files_of(self, row: "BatchRow") -> dict[int, str]:
         """Return the name of the file of each output of a row that has one, by the output's place."""
-        outputs = (row.get("result") or {}).get("outputs", [])
-        name = self._names.get(str(row.get("id")), f"line-{row.get('line')}")
+        outputs = [] if row.result is None else row.result.outputs
+        name = self._names.get(str(row.id), f"line-{row.line}")
         return {
-            place: f"{name}{f'-{place}' if len(outputs) > 1 else ''}.{_suffix(output)}"
+            place: f"{name}{f'-{place}' if len(outputs) > 1 else ''}.{_suffix(output.media_type)}"
             for place, output in enumerate(outputs)
-            if output.get("url")
+            if output.url
         }
 
-    def save(self, row: Mapping[str, Any], fetch: Callable[[str], bytes]) -> int:
+    def save(self, row: "BatchRow", fetch: Callable[["Result"], object]) -> int:
         """Fetch the outputs of a row that are not here yet; return how many were fetched.
 
         Raises: CommandError; what ``fetch`` raises.
         """
-        num_fetched = 0
-        for place, name in self.files_of(row).items():
-            output = row["result"]["outputs"][place]
-            if not self._has(name, output.get("sha256")):
-                data = fetch(output["url"])
-                if output.get("sha256") not in (None, hashlib.sha256(data).hexdigest()):
-                    raise CommandError(f"{name}: the bytes that came are not the output's; run it again")
-                self._write(name, [data])
-                num_fetched += 1
-        return num_fetched
+        if row.result is None:
+            return 0
+        outputs = row.result.outputs
+        missing = {
+            name: outputs[place]
+            for place, name in self.files_of(row).items()
+            if not self._has(name, outputs[place].sha256)
+        }
+        fetch(row.result.model_copy(update={"outputs": list(missing.values())}))
+        for name, output in missing.items():
+            self._write(name, [output.bytes()])
+        return len(missing)
 
-    def write_results(self, rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    def write_results(self, rows: Iterable["BatchRow"]) -> Counter[str]:
         """Write the rows' results, each with the names of its files; return how many ended in which way."""
         counts: Counter[str] = Counter()
 
         def lines() -> Iterable[bytes]:
             for row in rows:
-                counts[str(row["status"])] += 1
-                told = {**row, "files": list(self.files_of(row).values())}
+                counts[row.status] += 1
+                told = row.model_dump(mode="json", exclude_unset=True)
+                told["files"] = list(self.files_of(row).values())
                 yield json.dumps(told, ensure_ascii=False).encode() + b"\n"
 
         self._write(RESULTS, lines())
@@ -131,8 +138,8 @@ class BatchFolder:
             raise CommandError(f"{self._folder / name} can't be written: {error.strerror}") from error
 
 
-def _suffix(output: Mapping[str, Any]) -> str:
-    return _SUFFIXES.get(str(output.get("media_type")), "bin")
+def _suffix(media_type: str | None) -> str:
+    return _SUFFIXES.get(media_type or "", "bin")
 
 
 def _row_ids(source: bytes) -> Iterable[str]:

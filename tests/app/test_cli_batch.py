@@ -11,9 +11,10 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from app.cli.at_service import client_of, read_key
 from app.cli.batch_outputs import names_of
+from app.cli.exit_status import ExitStatus, status_of
 from app.cli.main import cli
-from app.cli.remote import Remote, read_key
 from app.cli.terminal import CommandError
 from app.main import create_app
 from tests.app.conftest import serving, settings_for, working
@@ -98,6 +99,7 @@ def test_a_batch_that_was_cancelled_is_made_anew(service, tmp_path):
     with subprocess.Popen([*command, "--url", str(service.client.base_url)]) as process:
         wait_until(lambda: (out / "batch.json").exists())
         batch_id = json.loads((out / "batch.json").read_text())["batch"]
+        wait_until(lambda: service.client.get(f"/batches/{batch_id}").json()["num_rows"] == 2)
         service.client.delete(f"/batches/{batch_id}")
         assert process.wait(20) == 4
     assert {each["status"] for each in results(out)} == {"cancelled"}
@@ -133,19 +135,18 @@ def test_outputs_of_a_service_behind_a_prefix_are_fetched(redis_url, tmp_path):
     assert (out / "a.png").exists()
 
 
-def test_without_a_service_it_says_how_to_start_one(tmp_path):
+def test_without_a_service_it_says_so_at_once(tmp_path):
     file = write(tmp_path / "rows.jsonl", row("a", 1))
     command = ["batch", str(file), "--out", str(tmp_path / "out"), "--url", "http://127.0.0.1:9"]
     done = CliRunner().invoke(cli, command)
-    assert done.exit_code == 3
-    assert "no service answers at http://127.0.0.1:9/" in done.stderr
-    assert "`smalti up`" in done.stderr
+    assert status_of(done.exception) is ExitStatus.UNAVAILABLE
+    assert "can't reach the service at http://127.0.0.1:9/" in str(done.exception)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://me:pw@x", "http://x?y"])
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(CommandError, match="--url is like http://127"):
-        Remote(url, None, 0)
+        client_of(url)
 
 
 def test_the_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):

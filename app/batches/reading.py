@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator
 
 from app.batches.file import BatchFile, RepeatedId
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 2**20
 _NUM_AT_A_TIME = 2  # so that a small batch needn't wait for a large one
 _AFTER_FAILURE_S = 5.0
+_MAX_SURPRISES = 3  # of one batch; what is foreseen, such as a full disk, is tried again without end
+_NOT_READ = f"its rows could not be read, in {_MAX_SURPRISES} tries; the server's log says why"
 
 
 class Readers:
@@ -29,6 +32,7 @@ class Readers:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._free = asyncio.Semaphore(_NUM_AT_A_TIME)
         self._is_ending = threading.Event()
+        self._num_surprises = Counter[str]()
 
     def ids(self) -> set[str]:
         """Return the ids of the batches that are being read, or are about to be."""
@@ -51,7 +55,7 @@ class Readers:
             try:
                 file = await asyncio.to_thread(self._services.batches.open, record.id)
                 try:
-                    await self._take_in(record, file)
+                    await self._try_to_take_in(record, file)
                 finally:
                     file.close()
             except (BatchNotFound, FileIsGone):
@@ -59,10 +63,26 @@ class Readers:
             except StorageUnavailable as error:
                 logger.warning("batch_id=%s can't be read now: %s", record.id, error)
                 await asyncio.sleep(_AFTER_FAILURE_S)
-            except Exception:  # the boundary of a batch
-                logger.exception("batch_id=%s can't be read now", record.id)
-                await asyncio.sleep(_AFTER_FAILURE_S)
             self._services.has_new_batch.set()
+
+    async def _try_to_take_in(self, record: BatchRecord, file: BatchFile) -> None:
+        """Read a batch, which fails once that has ended in a surprise too often.
+
+        Raises: FileIsGone; StorageUnavailable.
+        """
+        try:
+            await self._take_in(record, file)
+        except (FileIsGone, StorageUnavailable):
+            raise
+        except Exception:  # the boundary of a batch
+            logger.exception("batch_id=%s can't be read", record.id)
+            self._num_surprises[record.id] += 1
+            if self._num_surprises[record.id] < _MAX_SURPRISES:
+                await asyncio.sleep(_AFTER_FAILURE_S)
+            else:
+                await asyncio.to_thread(file.fail, _NOT_READ)
+        else:
+            self._num_surprises.pop(record.id, None)
 
     async def _take_in(self, record: BatchRecord, file: BatchFile) -> None:
         began = asyncio.get_running_loop().time()

@@ -166,6 +166,22 @@ def test_a_file_that_is_broken_stops_no_other_batch(redis_url, tmp_path):
         assert {each["id"] for each in client.get("/batches").json()["batches"]} >= {broken, whole}
 
 
+def test_a_batch_that_can_not_be_read_for_a_reason_nobody_foresaw_fails_in_the_end(
+    redis_url, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("app.batches.reading._AFTER_FAILURE_S", 0.1)
+    app = create_app(settings_for(tmp_path, redis_url))
+    with serving(app) as client:
+        upload = client.post("/files", files={"file": ("rows", lines([row("a", seed=1)]))}).json()["id"]
+        content = app.state.services.files.find(upload, "").path
+        content.unlink()
+        content.mkdir()  # which is no file
+        done = ended(client, client.post("/batches", json={"file": upload}).json()["id"])
+        assert done["status"] == "failed"
+        assert "could not be read, in 3 tries" in done["error"]["message"]
+        assert caplog.text.count("IsADirectoryError") == 3
+
+
 def test_a_batch_outlives_a_queue_server_that_is_away(own_redis, tmp_path):
     settings = settings_for(tmp_path, own_redis.url)
     engine = FakeEngine()

@@ -1,6 +1,7 @@
 # Two images from one source: `api` answers HTTP and has no PyTorch; `worker` computes.
 #   docker build --target api --tag smalti-api .
 #   docker build --target worker --tag smalti-worker .
+# Both take optional parts: `--build-arg EXTRAS=s3,otel`.
 
 FROM python:3.12-slim AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -17,9 +18,12 @@ COPY . .
 RUN pip wheel --no-deps --wheel-dir /wheels .
 
 FROM base AS api
+ARG EXTRAS=""
 COPY pyproject.toml .
+# The extras by themselves, as with the project they would bring PyTorch.
+RUN python -c "import sys, tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*(each for name in sys.argv[1].split(',') if name for each in extras[name]), sep='\n')" "${EXTRAS}" > /tmp/extras.txt
 # hadolint ignore=DL3013 # pyproject.toml bounds the versions
-RUN pip install --group api
+RUN pip install --group api --requirement /tmp/extras.txt
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels pip install --no-deps /wheels/*.whl
 COPY weights weights
 USER 10001
@@ -34,8 +38,9 @@ FROM base AS worker
 ARG TORCH="torch==2.13.0"
 # hadolint ignore=DL3013,SC2086
 RUN pip install ${TORCH}
+ARG EXTRAS=""
 # hadolint ignore=DL3013
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels pip install /wheels/*.whl
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels pip install "$(echo /wheels/*.whl)${EXTRAS:+[${EXTRAS}]}"
 COPY weights weights
 USER 10001
 HEALTHCHECK --interval=10s --timeout=10s --start-period=120s --retries=3 \

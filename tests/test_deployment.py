@@ -30,6 +30,27 @@ def test_compose_builds_stages_that_exist():
         assert set(service.get("build", {}).get("args", {})) <= arguments
 
 
+def test_images_install_the_extras_that_are_asked_for(tmp_path):
+    def told(command: str, extras: str) -> str:
+        done = subprocess.run(
+            ["sh", "-ec", command], env={"PATH": f"{Path(sys.executable).parent}:/bin:/usr/bin", "EXTRAS": extras},
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    known = PROJECT["project"]["optional-dependencies"]
+    (of_api,) = re.findall(r"^RUN (python -c .*) > /tmp/extras.txt$", DOCKERFILE, re.M)
+    assert told(of_api, "") == ""
+    assert told(of_api, "s3,otel").splitlines() == known["s3"] + known["otel"]
+    with pytest.raises(subprocess.CalledProcessError):
+        told(of_api, "s4")
+    (of_worker,) = re.findall(r"pip install (\".*/wheels/.*\")$", DOCKERFILE, re.M)
+    (tmp_path / "smalti-1.whl").touch()
+    command = "echo " + of_worker.replace("/wheels", str(tmp_path))
+    assert told(command, "") == f"{tmp_path}/smalti-1.whl"
+    assert told(command, "s3,otel") == f"{tmp_path}/smalti-1.whl[s3,otel]"
+
+
 def test_compose_keeps_the_queue_and_shares_the_results():
     compose = yaml.safe_load(COMPOSE)
     services = compose["services"]

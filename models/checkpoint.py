@@ -62,6 +62,18 @@ def load_checkpoint(path: Path, config_class: type) -> tuple[dict[str, Tensor], 
         ) from error
 
 
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file of anybody's, read from the disk when they are used.
+
+    Raises: CheckpointError when the file is missing, cut, a pickle, or otherwise no such file.
+    """
+    _check_kind(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+
+
 def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Copy ``tensors`` into ``module``; every one must be there, and no other, and finite.
 

@@ -21,7 +21,8 @@ _SEARCHABLE = {"vq"}  # kinds of autoencoders
 _LABELS_OF_FORMAT_1 = {"class": "class_names", "style": "style_names", "group": "group_names"}
 
 
-def _check_folder_name(name: str) -> str:
+def check_folder_name(name: str) -> str:
+    """Return ``name`` if a folder of a pipeline may have it. Raises: ConfigError."""
     if not _FOLDER_NAME.fullmatch(name):
         raise ConfigError(
             "must be the name of a folder, of 1 to 64 characters from a-z, 0-9, '.', '_' and '-',"
@@ -43,7 +44,7 @@ def _read_medium(raw: Any) -> Any:
         raise ConfigError(describe_invalid(error)) from error
 
 
-FolderName = Annotated[str, AfterValidator(_check_folder_name)]
+FolderName = Annotated[str, AfterValidator(check_folder_name)]
 AnyMedium = Annotated[MediumSpec, BeforeValidator(_read_medium)]
 
 

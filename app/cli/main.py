@@ -16,6 +16,7 @@ from app.cli.bulk import verify
 from app.cli.codes import decode, encode
 from app.cli.exit_status import status_of
 from app.cli.generate import generate
+from app.cli.importing import export_model, import_model
 from app.cli.jobs import cancel, jobs, pipelines
 from app.cli.keys import new_key
 from app.cli.service import check_seeds, queue_server, serve, up, worker
@@ -33,6 +34,8 @@ for command in (
     check_seeds, new_key,
 ):  # fmt: skip
     cli.command()(command)
+cli.command("import")(import_model)
+cli.command("export")(export_model)
 cli.command(hidden=True)(queue_server)
 cli.add_typer(train, name="train")
 cli.add_typer(data_sets, name="data")

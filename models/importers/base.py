@@ -21,8 +21,8 @@ class Source:
     path: the file or folder. tensors: by the publisher's names, without what they were wrapped in
     (``wrapper``: "state_dict", "ema", "model", or empty). config: of ``config.json`` or of the YAML file
     beside the weights; empty where there is none. parts: the folders of a pipeline that diffusers saved, by
-    name ("transformer", "vae", "scheduler"); a scheduler has a configuration alone. notes: which weights of
-    several were taken, say.
+    name ("transformer", "vae", "scheduler"); a scheduler has a configuration alone. files: all that were
+    read. notes: which weights of several were taken, say.
     """
 
     path: Path
@@ -30,6 +30,7 @@ class Source:
     config: Mapping[str, Any] = field(default_factory=dict)
     wrapper: str = ""
     parts: Mapping[str, "Source"] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
 
 

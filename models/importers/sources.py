@@ -130,7 +130,7 @@ class _Reader:
         if (chosen := choose_weights(names)) is not None:
             return replace(self.file(path / chosen), path=path)
         if (config := self._config_of(path, names)) and PurePosixPath(config).name in CONFIGS[1:]:
-            return Source(path, {}, read_config(path / config))
+            return Source(path, {}, read_config(path / config), files=(path / config,))
         wanted = ", ".join((".safetensors", *PICKLE_SUFFIXES))
         raise ImportFailed(f"{path}: holds no weights: there is no {MODEL_INDEX} and no file of {wanted}")
 
@@ -139,8 +139,9 @@ class _Reader:
         names = [each.name for each in path.parent.iterdir() if each.is_file()]
         config = self._config_of(path.parent, names, path.name)
         read = {} if config is None else read_config(path.parent / config)
+        beside = () if config is None else (path.parent / config,)
         if not path.name.endswith(_INDEX):
-            return replace(self._tensors(path), config=read)
+            return replace(self._tensors(path), config=read, files=(path, *beside))
         tensors: dict[str, Tensor] = {}
         notes: tuple[str, ...] = ()
         for name in shards_of(path):
@@ -156,7 +157,8 @@ class _Reader:
             raise ImportFailed(
                 f"{path}: lists {len(lost)} tensors that no file has, such as {min(lost)[:100]}"
             )
-        return Source(path, tensors, read, notes=notes)
+        files = (path, *(path.parent / name for name in shards_of(path)), *beside)
+        return Source(path, tensors, read, files=files, notes=notes)
 
     def _pipeline(self, path: Path) -> Source:
         index = read_config(path / MODEL_INDEX)
@@ -166,7 +168,8 @@ class _Reader:
         if not parts:
             raise ImportFailed(f"{path}: has none of the parts that can be imported: {', '.join(PARTS)}")
         notes = tuple(f"{name}: {note}" for name, part in parts.items() for note in part.notes)
-        return Source(path, {}, index, parts=parts, notes=notes)
+        files = (path / MODEL_INDEX, *(file for part in parts.values() for file in part.files))
+        return Source(path, {}, index, parts=parts, files=files, notes=notes)
 
     def _tensors(self, path: Path) -> Source:
         with path.open("rb") as file:

@@ -1,0 +1,135 @@
+"""A pipeline's folder from what was imported."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.autoencoders.base import Autoencoder, Quantizing
+from models.checkpoint import Unfilled, load_tensors, save_checkpoint
+from models.importers.base import Imported, ImportFailed
+from models.media.image import ImageSpec
+from models.options import Options
+from models.pipeline import AUTOENCODER_FILE, PRIOR_FILE, Pipeline
+from models.registry import AUTOENCODERS, load_kind
+from models.spec import SPEC_FILE, CodesSpec, PipelineSpec
+
+_MEAN, _STD = "latent_mean", "latent_std"
+_TOLERANCE = 1e-6  # relative; figures are written with seven digits or more
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """The autoencoder of a pipeline: its kind, its file, and the folder that it is shared with."""
+
+    kind: str
+    file: Path
+    shares_with: str | None = None
+
+
+def build(imported: Sequence[Imported], folder: Path, name: str, beside: str | None = None) -> Pipeline:
+    """Write a pipeline's folder, and return it as it is loaded again.
+
+    imported: an autoencoder, a prior, or both. beside: the folder next to this one that has the autoencoder
+    of a prior that comes alone; where the prior was trained on other figures, it gets a copy with those.
+
+    Raises: ConfigError where they don't fit each other; OSError or SafetensorError where the disk is full.
+    """
+    by_role = {each.role: each for each in imported}
+    prior, autoencoder = by_role.get("prior"), by_role.get("autoencoder")
+    folder.mkdir()
+    if autoencoder is not None:
+        joined = _saved(autoencoder, prior, folder)
+    elif prior is not None and beside is not None:
+        joined = _of_another(folder.parent / beside, prior, folder)
+    else:
+        raise ImportFailed(
+            "this is a prior, which needs an autoencoder: import that first, then say --autoencoder NAME,"
+            " the folder beside this one"
+        )
+    with Unfilled():
+        loaded: Autoencoder = load_kind(AUTOENCODERS, joined.kind).load(joined.file)
+    if prior is not None:
+        save_checkpoint(folder / PRIOR_FILE, dict(prior.tensors), prior.config)
+    PipelineSpec(
+        name=name,
+        makes=(_pictures(loaded.signal_shape),),
+        latents=tuple(loaded.latent_shape),
+        autoencoders={"image": joined.kind},
+        codes=_codes(loaded),
+        labels={} if prior is None else prior.labels,
+        prior=None if prior is None else prior.kind,
+        defaults=(prior.defaults if prior else None) or Options(),
+        shares_with=joined.shares_with,
+    ).save(folder / SPEC_FILE)
+    return Pipeline.load(folder, dtype=torch.float32)
+
+
+def _saved(autoencoder: Imported, prior: Imported | None, folder: Path) -> _Joined:
+    """Write an imported autoencoder, with the figures of the prior that came with it."""
+    tensors = dict(autoencoder.tensors)
+    if prior is not None:
+        tensors |= _other_figures(tensors, prior)
+    save_checkpoint(folder / AUTOENCODER_FILE, tensors, autoencoder.config)
+    return _Joined(autoencoder.kind, folder / AUTOENCODER_FILE)
+
+
+def _of_another(other: Path, prior: Imported, folder: Path) -> _Joined:
+    """Return the autoencoder of a pipeline that is there, or a copy of it with the prior's figures."""
+    spec = PipelineSpec.load(other / SPEC_FILE)
+    owner = other.parent / spec.shares_with if spec.shares_with else other
+    kind, file = spec.autoencoders[spec.medium.medium], owner / AUTOENCODER_FILE
+    tensors = load_tensors(file)
+    changed = _other_figures(tensors, prior)
+    if not changed:
+        return _Joined(kind, file, owner.name)
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    copy = folder / AUTOENCODER_FILE
+    save_file(tensors | changed, copy, metadata=metadata)
+    copy.chmod(0o644)
+    return _Joined(kind, copy)
+
+
+def _other_figures(tensors: dict[str, Tensor], prior: Imported) -> dict[str, Tensor]:
+    """Return the figures of an autoencoder that the prior's replace; nothing where they agree.
+
+    Raises: ImportFailed where they are of another number of channels.
+    """
+    changed: dict[str, Tensor] = {}
+    for name, wanted in ((_MEAN, prior.latent_mean), (_STD, prior.latent_std)):
+        if wanted is None:
+            continue
+        own = tensors[name]
+        if wanted.shape != own.shape:
+            raise ImportFailed(
+                f"the prior's latents have {len(wanted)} channels, the autoencoder's {len(own)}: they don't"
+                " belong together"
+            )
+        if not torch.allclose(own.float(), wanted.float(), rtol=_TOLERANCE, atol=_TOLERANCE):
+            changed[name] = wanted.to(own.dtype).contiguous()
+    return changed
+
+
+def _pictures(signal_shape: tuple[int, ...]) -> ImageSpec:
+    channels, height_px, width_px = signal_shape
+    if channels not in (1, 3):
+        raise ImportFailed(f"pictures have 1 or 3 channels, this autoencoder's have {channels}")
+    return ImageSpec(width_px=width_px, height_px=height_px, channels=cast(Literal[1, 3], channels))
+
+
+def _codes(autoencoder: Autoencoder) -> CodesSpec | None:
+    """Return what ``pipeline.json`` says of codes, None where there is no codebook."""
+    if not isinstance(autoencoder, Quantizing):
+        return None
+    with torch.inference_mode():
+        codes = autoencoder.quantize(torch.zeros(1, *autoencoder.latent_shape)).codes
+    num_codebooks = 1 if codes.dim() == len(autoencoder.latent_shape) else codes.shape[1]
+    size: int = autoencoder.config.codebook_size  # type: ignore[attr-defined]
+    grid = tuple(autoencoder.latent_shape[1:])
+    return CodesSpec(grid=grid, size=size, fingerprint=autoencoder.fingerprint(), num_codebooks=num_codebooks)

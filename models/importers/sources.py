@@ -66,6 +66,20 @@ def choose_weights(names: Sequence[str]) -> str | None:
     return None
 
 
+def choose_pair(names: Sequence[str]) -> dict[str, str]:
+    """Return the two files of a folder that hold an autoencoder's halves, by half; none where there are not.
+
+    As TAESD is published: "NAME_encoder.pth" and "NAME_decoder.pth".
+    """
+    for suffix in (".safetensors", *PICKLE_SUFFIXES):
+        whole = [name for name in names if name.endswith(suffix)]
+        pair = {half: f"{half}{suffix}" for half in ("encoder", "decoder")}
+        found = {half: [name for name in whole if name.endswith(ending)] for half, ending in pair.items()}
+        if len(whole) == 2 and all(len(each) == 1 for each in found.values()):
+            return {half: each for half, (each,) in found.items()}
+    return {}
+
+
 def choose_config(names: Sequence[str], weights: str | None = None) -> str | None:
     """Return the file of a folder that is the configuration of ``weights``, or None."""
     stem = PurePosixPath(weights).stem if weights else None
@@ -123,10 +137,14 @@ class _Reader:
         self._weights = weights
 
     def folder(self, path: Path) -> Source:
-        """Return what a folder holds, with its parts where it is a pipeline of diffusers."""
+        """Return what a folder holds, with its parts where it is a pipeline of diffusers or a pair."""
         names = [each.name for each in path.iterdir() if each.is_file()]
         if MODEL_INDEX in names:
             return self._pipeline(path)
+        if pair := choose_pair(names):
+            halves = {half: self.file(path / name) for half, name in pair.items()}
+            notes = tuple(f"{half}: {note}" for half, opened in halves.items() for note in opened.notes)
+            return Source(path, {}, parts=halves, notes=notes)
         if (chosen := choose_weights(names)) is not None:
             return replace(self.file(path / chosen), path=path)
         if (config := self._config_of(path, names)) and PurePosixPath(config).name in CONFIGS[1:]:

@@ -112,6 +112,18 @@ def test_one_of_several_files_has_to_be_named() -> None:
         choose_weights(["b.ckpt", "a.ckpt"])
 
 
+def test_an_encoder_and_a_decoder_are_the_halves_of_one(tmp_path: Path) -> None:
+    for half in ("encoder", "decoder"):
+        torch.save({"0.weight": torch.full((2,), float(len(half)))}, tmp_path / f"taesd_{half}.pth")
+    source = open_source(tmp_path)
+    assert not source.tensors
+    assert list(source.parts) == ["encoder", "decoder"]
+    assert all(part.tensors["0.weight"].tolist() == [7.0, 7.0] for part in source.parts.values())
+    (tmp_path / "taesdxl_encoder.pth").write_bytes(b"")
+    with pytest.raises(ImportFailed, match="several files of weights"):
+        open_source(tmp_path)
+
+
 def test_a_configuration_is_found_beside_its_weights() -> None:
     assert choose_config(["last.ckpt", "last.yaml", "config.json"], "last.ckpt") == "last.yaml"
     assert choose_config(["last.ckpt", "model.yaml"], "last.ckpt") == "model.yaml"

@@ -54,6 +54,7 @@ def write_card(
     source: Source,
     imported: Sequence[Imported],
     format_name: str,
+    notes: Sequence[str],
     command: str,
 ) -> None:
     """Write README.md beside a pipeline's files."""
@@ -70,7 +71,6 @@ def write_card(
         *([("shares the autoencoder of", spec.shares_with)] if spec.shares_with else []),
         *((f"{each.role} ({each.kind})", f"{_count(each):,} values") for each in imported),
     ]
-    notes = [*dict.fromkeys(note for each in imported for note in each.notes)]
     files = [f"| {_cell(_name(file, source.path))} | `{sha256(file)}` |" for file in source.files]
     lines = [
         f"# {spec.name}",

@@ -1,11 +1,11 @@
 """Which importer reads a source: by its own account, or as a person says."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from importlib import import_module
 from typing import cast
 
 from models.importers.base import Imported, Importer, ImportFailed, Source
-from models.registry import IMPORTERS, load_kind
+from models.registry import IMPORTERS
 
 _MAX_NAMES_TOLD = 5
 
@@ -15,66 +15,61 @@ def read_source(
 ) -> tuple[list[Imported], str]:
     """Return what a source holds, in the house's form, and the name of its format.
 
-    A pipeline of diffusers gives a prior and its autoencoder, where there are importers of both.
+    A pipeline of diffusers gives a prior and its autoencoder, where there are importers of both. A setting
+    "FORMAT.key" goes to that format alone.
 
     Raises: ImportFailed when no importer knows it, one finds that it doesn't fit, or a setting is of none.
     """
-    given = _Settings(settings)
-    read: list[Imported] = []
+    if format_name is not None and format_name not in IMPORTERS:
+        raise ImportFailed(f"--format: known are {', '.join(IMPORTERS)}, got {format_name!r:.60}")
+    given = {name: _Settings(settings, name) for name in IMPORTERS}
+    read: dict[str, Imported] = {}  # by role
     names: list[str] = []
     for each in (source, *source.parts.values()):
-        name = _recognised(each, format_name)
-        if name is None:
-            continue
-        imported = _importer(name).read(each, given)
-        if imported.role not in {earlier.role for earlier in read}:
-            read.append(replace(imported, notes=(*each.notes, *imported.notes)))
-            names.append(name)
+        for name in IMPORTERS if format_name is None else (format_name,):
+            importer = cast(Importer, import_module(IMPORTERS[name]))
+            if name in names or not importer.recognises(each):
+                continue
+            imported = importer.read(each, given[name])
+            if imported.role not in read:
+                read[imported.role] = imported
+                names.append(name)
     if not read:
         raise ImportFailed(_unknown(source, format_name))
-    if unused := [name for name in settings if name not in given.asked]:
-        raise ImportFailed(f"--set {unused[0]}: {' and '.join(names)} have no such setting")
-    return read, " and ".join(names)
+    asked = {name for each in names for name in given[each].asked}
+    if unused := [name for name in settings if name not in asked]:
+        raise ImportFailed(f"--set {unused[0]}: there is no such setting of {' and '.join(names)}")
+    return list(read.values()), " and ".join(names)
 
 
 class _Settings(dict[str, str]):
-    """Settings that know which of them were asked for."""
+    """The settings for one format, which know, by the names that a person gave, which were asked for."""
 
-    def __init__(self, given: Mapping[str, str]) -> None:
-        super().__init__(given)
+    def __init__(self, given: Mapping[str, str], format_name: str) -> None:
+        own = f"{format_name}."
+        self._given_as: dict[str, str] = {}
+        for name in given:
+            if name.startswith(own):
+                self._given_as[name.removeprefix(own)] = name
+            elif name.partition(".")[0] not in IMPORTERS:
+                self._given_as.setdefault(name, name)
+        super().__init__({key: given[name] for key, name in self._given_as.items()})
         self.asked: set[str] = set()
 
-    def __getitem__(self, name: str) -> str:
-        self.asked.add(name)
-        return super().__getitem__(name)
+    def __getitem__(self, key: str) -> str:
+        self._ask(key)
+        return super().__getitem__(key)
 
-    def __contains__(self, name: object) -> bool:
-        self.asked.add(str(name))
-        return super().__contains__(name)
+    def __contains__(self, key: object) -> bool:
+        self._ask(str(key))
+        return super().__contains__(key)
 
-    def get(self, name: str, default: str | None = None) -> str | None:  # type: ignore[override]
-        self.asked.add(name)
-        return super().get(name, default)
+    def get(self, key: str, default: str | None = None) -> str | None:  # type: ignore[override]
+        self._ask(key)
+        return super().get(key, default)
 
-    def __iter__(self) -> Iterator[str]:
-        self.asked.update(super().__iter__())
-        return super().__iter__()
-
-
-def _importer(name: str) -> Importer:
-    from importlib import import_module
-
-    return cast(Importer, import_module(IMPORTERS[name]))
-
-
-def _recognised(source: Source, format_name: str | None) -> str | None:
-    """Return the format of a source, or None; the one that was named has to know it, too."""
-    if format_name is not None and format_name not in IMPORTERS:
-        load_kind(IMPORTERS, format_name)  # which tells the formats there are
-    for name in IMPORTERS if format_name is None else (format_name,):
-        if _importer(name).recognises(source):
-            return name
-    return None
+    def _ask(self, key: str) -> None:
+        self.asked.add(self._given_as.get(key, key))
 
 
 def _unknown(source: Source, format_name: str | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from models.importers.base import ImportFailed
 from models.importers.card import Origin
@@ -46,9 +46,12 @@ def fetch(source: str, say: Callable[[str], None]) -> Fetched:
     if match is None:
         raise ImportFailed(f"SOURCE: must be hf:OWNER/NAME[/PATH][@REVISION], got {source[:200]!r}")
     repository, path = match["repository"], (match["path"] or "").strip("/")
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    # Of the client that huggingface_hub uses, which is another from version to version.
+    clients = (each for each in HfHubHTTPError.__mro__ if each.__name__ == "HTTPError")
+    http_error = cast(type[Exception], next(clients))
 
     token = os.environ.get("HF_TOKEN") or False
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
@@ -68,7 +71,7 @@ def fetch(source: str, say: Callable[[str], None]) -> Fetched:
         opened = _fetch_needed(names, path, get)
     except HfHubHTTPError as error:
         raise ImportFailed(f"{source}: {_reason(error.response.status_code)}") from error
-    except (httpx.HTTPError, OfflineModeIsEnabled, HFValidationError, OSError) as error:
+    except (http_error, OfflineModeIsEnabled, HFValidationError, OSError) as error:
         words = " ".join(str(error).split())
         raise ImportFailed(f"{source}: can't be fetched: {type(error).__name__}: {words[:200]}") from error
     return Fetched(opened, Origin(f"hf:{repository}{'/' if path else ''}{path}", commit, _licence(info)))

@@ -57,8 +57,9 @@ def import_checkpoint(request: ImportRequest, say: Say) -> Pipeline:
     """
     out = request.out.absolute()
     name = request.name or out.name
-    for each in (out.name, name, *([request.autoencoder] if request.autoencoder else [])):
-        check_folder_name(each)
+    for option, value in (("--out", out.name), ("--name", name), ("--autoencoder", request.autoencoder)):
+        if value is not None:
+            _check_name(option, value)
     if out.exists() and not request.replaces and not request.only_checks:
         raise ImportFailed(f"--out: {out} is there already; take another name, or say --overwrite")
     if request.autoencoder and not (out.parent / request.autoencoder / SPEC_FILE).is_file():
@@ -69,7 +70,8 @@ def import_checkpoint(request: ImportRequest, say: Say) -> Pipeline:
         source, origin = _opened(request, scratch, say)
         settings = {key: value for key, value in request.settings.items() if key != "weights"}
         imported, format_name = read_source(source, settings, request.format_name)
-        for note in dict.fromkeys(note for each in imported for note in each.notes):
+        notes = list(dict.fromkeys((*source.notes, *(note for each in imported for note in each.notes))))
+        for note in notes:
             say(f"note: {note}")
         kinds = " and ".join(f"{each.role} of kind {each.kind}" for each in imported)
         say(f"read as {format_name}: {kinds}")
@@ -78,11 +80,18 @@ def import_checkpoint(request: ImportRequest, say: Say) -> Pipeline:
             _link_pipelines(out.parent, request.autoencoder, scratch)
         built = scratch / out.name
         pipeline = build(imported, built, name, request.autoencoder)
-        write_card(built, pipeline, origin, source, imported, format_name, request.command)
+        write_card(built, pipeline, origin, source, imported, format_name, notes, request.command)
         _sync(built)
         if not request.only_checks:
             _put_in_place(built, out, scratch)
     return pipeline
+
+
+def _check_name(option: str, name: str) -> None:
+    try:
+        check_folder_name(name)
+    except ConfigError as error:
+        raise ImportFailed(f"{option}: {error}") from error
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def choose_pair(names: Sequence[str]) -> dict[str, str]:
 
 def choose_config(names: Sequence[str], weights: str | None = None) -> str | None:
     """Return the file of a folder that is the configuration of ``weights``, or None."""
-    stem = PurePosixPath(weights).stem if weights else None
+    stem = PurePosixPath(weights.removesuffix(_INDEX)).stem if weights else None
     own = [name for suffix in (*YAML_SUFFIXES, ".json") if (name := f"{stem}{suffix}") in names]
     yamls = [name for name in names if name.endswith(YAML_SUFFIXES)]
     usual = [name for name in CONFIGS if name in names]

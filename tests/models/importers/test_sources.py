@@ -45,6 +45,9 @@ def test_the_parts_of_sharded_weights_come_together(tmp_path: Path) -> None:
     index = {"weight_map": shards}
     write(tmp_path, {"model.safetensors.index.json": index, shards["first"]: ONE, shards["second"]: TWO})
     assert open_source(tmp_path).tensors.keys() == {"first", "second"}
+    assert open_source(tmp_path).config == {}
+    write(tmp_path, {"config.json": {"a": 1}})
+    assert open_source(tmp_path).config == {"a": 1}
 
     (tmp_path / shards["second"]).unlink()
     with pytest.raises(ImportFailed, match=r"lists model-00002-of-00002\.safetensors, which isn't there"):

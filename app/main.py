@@ -107,7 +107,9 @@ def create_app(settings: AppSettings, spans: "Spans | None" = None) -> FastAPI:
         )
         results, blobs = open_results(settings), BlobStore(settings.blobs_dir)
         uploads = FileStore(settings.files_dir, settings.max_file_bytes_per_key)
-        kept_batches = BatchStore(settings.batches_dir, settings.batch_ttl_s)
+        kept_batches = BatchStore(
+            settings.batches_dir, settings.batch_ttl_s, max_bytes_per_key=settings.max_batch_bytes_per_key
+        )
         services = Services(
             settings, catalog, queue, results, blobs, uploads, kept_batches, limits=_limits(settings, keys)
         )

@@ -41,6 +41,13 @@ class AppSettings(ServiceSettings):
         le=10 * 365 * _DAY_S,
         description="How long a batch, its results and its outputs are kept after its end.",
     )
+    max_batch_bytes_per_key: int = Field(
+        default=0,
+        ge=0,
+        le=2**40,
+        description="Bytes that the ended batches of one API key hold, about; beyond, the oldest go before"
+        " their time. 0: no bound.",
+    )
     default_wait_s: float = Field(
         default=50,
         gt=0,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.batches.records import BatchRecord, BatchStatus, EndedRow, NewRow, RowEnd
+from app.batches.schema import SCHEMA
 from app.batches.sqlite import FileIsGone, connect, storing
 from workers.errors import StorageUnavailable
 from workers.messages import JobStatus
@@ -18,24 +19,6 @@ from workers.messages import JobStatus
 _RATE_ROWS = 200  # of which the rate is taken
 _CHUNK_BYTES = 2**20
 _ROWS_AT_A_TIME = 200
-_SCHEMA = """
-CREATE TABLE batch (
-    id TEXT PRIMARY KEY, owner TEXT NOT NULL, digest TEXT NOT NULL, file TEXT, source BLOB,
-    webhook_url TEXT, is_told INTEGER NOT NULL DEFAULT 0,
-    status TEXT NOT NULL, error TEXT, waiting TEXT, is_cancelled INTEGER NOT NULL DEFAULT 0,
-    created_at REAL NOT NULL, started_at REAL, ended_at REAL,
-    num_rows INTEGER NOT NULL DEFAULT 0, num_queued INTEGER NOT NULL DEFAULT 0,
-    num_running INTEGER NOT NULL DEFAULT 0, num_succeeded INTEGER NOT NULL DEFAULT 0,
-    num_failed INTEGER NOT NULL DEFAULT 0, num_cancelled INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE rows (
-    number INTEGER PRIMARY KEY, id TEXT UNIQUE, request BLOB,
-    status TEXT NOT NULL, answer TEXT, sequence INTEGER, ended_at REAL
-);
-CREATE INDEX rows_to_do ON rows (status, number) WHERE sequence IS NULL;
-CREATE UNIQUE INDEX rows_by_end ON rows (sequence) WHERE sequence IS NOT NULL;
-CREATE TABLE files (id TEXT PRIMARY KEY);
-"""
 _RECORD = ", ".join(field.name for field in fields(BatchRecord) if field.name != "rows_per_s")
 _ENDED = "number, id, status, answer, sequence"
 
@@ -66,7 +49,7 @@ class BatchFile:
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=FULL")
-                connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+                connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")
                 connection.execute(
                     "INSERT INTO batch (id, owner, digest, file, source, status, created_at, webhook_url)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -295,7 +278,9 @@ def _end_rows(use: sqlite3.Connection, ends: Sequence[RowEnd]) -> None:
         if is_ours:
             sequence += 1
             use.execute(
-                f"UPDATE batch SET num_running = num_running - 1, num_{end.status} = num_{end.status} + 1"
+                f"UPDATE batch SET num_running = num_running - 1, num_{end.status} = num_{end.status} + 1,"
+                " num_bytes = num_bytes + ?",
+                (end.num_bytes,),
             )
 
 

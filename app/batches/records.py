@@ -28,6 +28,7 @@ class BatchRecord:
     file: the id of the upload that its rows are read from, where they did not come with the request.
     webhook_url: where its end is told. is_told: whether that waits to be sent, or was.
     waiting: why some rows wait. num_succeeded, num_failed, num_cancelled: rows by how they ended.
+    num_bytes: of answers, outputs and codes, about.
     rows_per_s: over the last rows that ended; 0 where that isn't known.
     """
 
@@ -50,6 +51,7 @@ class BatchRecord:
     num_succeeded: int = 0
     num_failed: int = 0
     num_cancelled: int = 0
+    num_bytes: int = 0
     rows_per_s: float = 0.0
 
     def job_id(self, number: int) -> str:
@@ -73,11 +75,12 @@ class NewRow:
 
 @dataclass(frozen=True)
 class RowEnd:
-    """How a row ended. answer: its result or its error, in JSON."""
+    """How a row ended. answer: its result or its error, in JSON. num_bytes: of it and its files."""
 
     number: int
     status: JobStatus
     answer: str | None
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True)

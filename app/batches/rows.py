@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -23,12 +24,14 @@ from workers.messages import (
     Operation,
     Request,
     Resolved,
+    Result,
 )
 from workers.queue.records import MESSAGES_VERSION, result_text
 
 if TYPE_CHECKING:
     from app.services import Services
 
+_BYTES_PER_CODE = 5  # of JSON
 _REQUESTS: dict[Operation, type[GenerateRequest] | type[EncodeRequest] | type[DecodeRequest]] = {
     "generate": GenerateRequest,
     "encode": EncodeRequest,
@@ -60,12 +63,20 @@ async def resolve_row(line: bytes, job_id: str, owner: str, services: "Services"
 
 def end_of_row(number: int, job: JobView) -> RowEnd:
     """Return how a row ended, by its job, which has."""
-    answer = None
+    answer, num_bytes = None, 0
     if job.result is not None:
         answer = result_text(job.result, MESSAGES_VERSION)
+        num_bytes = sum(output.num_bytes or 0 for output in job.result.outputs) + _num_code_bytes(job.result)
     elif job.error is not None:
         answer = job.error.model_dump_json()
-    return RowEnd(number, job.status, answer)
+    return RowEnd(number, job.status, answer, num_bytes + len(answer or ""))
+
+
+def _num_code_bytes(result: Result) -> int:
+    """Return about how much the codes hold that are stored beside a result."""
+    if result.codes is None:
+        return 0
+    return _BYTES_PER_CODE * math.prod(result.codes.grid) * len(result.outputs)
 
 
 def failed_row(number: int, error: ServiceError) -> RowEnd:

@@ -7,7 +7,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -40,10 +41,14 @@ class BatchStore:
     """Batches by id, each `<folder>/<id>.db`. Any process may call any method.
 
     ttl_s: how long a batch is kept after its end. max_unfinished: how many of one API key may be under way.
+    max_bytes_per_key: that those of one API key hold that have ended, but for the last; 0: any number.
     """
 
-    def __init__(self, folder: Path, ttl_s: int, max_unfinished: int = 100) -> None:
+    def __init__(
+        self, folder: Path, ttl_s: int, max_unfinished: int = 100, *, max_bytes_per_key: int = 0
+    ) -> None:
         self._folder = folder
+        self._max_bytes_per_key = max_bytes_per_key
         self._max_unfinished = max_unfinished
         self.ttl_s = ttl_s
         self._ended: dict[str, BatchRecord] = {}  # which don't change any more, until they expire
@@ -180,21 +185,21 @@ class BatchStore:
         return {record.owner for record in self.unfinished() if record.started_at is None}
 
     def sweep(self) -> int:
-        """Remove batches that ended so long ago; return how many.
+        """Remove batches that ended so long ago, and the oldest of a key that hold too much; return how many.
 
         What is left of their outputs goes with the next sweep of the result store.
         """
-        num_removed = 0
-        for batch_id in self.ids():
-            record = self._find(batch_id)
-            if record is not None and self._has_expired(record):
-                _unlink(self._path(batch_id))
-                self._ended.pop(batch_id, None)
-                num_removed += 1
+        ended = [each for each in self.all() if each.ended_at is not None]
+        gone = [each for each in ended if self._has_expired(each)]
+        if self._max_bytes_per_key:
+            gone += _beyond(self._max_bytes_per_key, [each for each in ended if not self._has_expired(each)])
+        for record in gone:
+            _unlink(self._path(record.id))
+            self._ended.pop(record.id, None)
         for path in self._folder.glob(f"{_TEMPORARY}*"):
             if path.stat(follow_symlinks=False).st_mtime < time.time() - _STALE_S:  # of one that was killed
                 _unlink(path)
-        return num_removed
+        return len(gone)
 
     def try_lock(self) -> int | None:
         """Return the descriptor of the lock for the one process that feeds; None where another has it.
@@ -252,6 +257,18 @@ class BatchStore:
 
     def _path(self, batch_id: str) -> Path:
         return self._folder / f"{batch_id}{_SUFFIX}"
+
+
+def _beyond(max_bytes: int, ended: Sequence[BatchRecord]) -> list[BatchRecord]:
+    """Return the oldest batches of API keys whose batches hold more than that; never a key's last."""
+    held: Counter[str] = Counter()
+    found = []
+    for record in sorted(ended, key=lambda each: each.ended_at or 0, reverse=True):
+        is_last = record.owner not in held
+        held[record.owner] += record.num_bytes
+        if not is_last and held[record.owner] > max_bytes:
+            found.append(record)
+    return found
 
 
 def _is_batch(path: Path) -> bool:

@@ -241,6 +241,29 @@ def test_uploads_are_kept_for_a_batch_from_when_it_is_accepted(store):
     assert store.files_in_use() == {"1" * 32}
 
 
+def test_the_oldest_batches_of_a_key_go_while_all_hold_too_much(tmp_path):
+    store = BatchStore(tmp_path / "batches", ttl_s=60, max_bytes_per_key=100)
+
+    def ended(owner: str, num_bytes: int) -> str:
+        batch_id = running(store, 2, owner)
+        with store.opened(batch_id) as file:
+            file.end_rows([RowEnd(n, JobStatus.SUCCEEDED, "{}", num_bytes // 2) for n in file.claim(2)])
+            assert file.record().num_bytes == num_bytes
+        return batch_id
+
+    def left() -> set[str]:
+        return {record.id for record in store.all()}
+
+    under_way = running(store, 2, "ada")
+    ada = [ended("ada", num_bytes) for num_bytes in (10, 60, 40)]
+    bob = [ended("bob", num_bytes) for num_bytes in (10, 1000)]
+    assert store.sweep() == 2
+    assert left() == {under_way, *ada[1:], bob[1]}
+    bob.append(ended("bob", 4))
+    assert store.sweep() == 1
+    assert left() == {under_way, *ada[1:], bob[2]}
+
+
 def test_what_a_killed_process_left_half_made_is_no_batch_and_goes(store, tmp_path):
     running(store)
     half = tmp_path / "batches" / ".new-0123"

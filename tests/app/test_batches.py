@@ -51,6 +51,9 @@ def test_every_row_of_a_batch_becomes_a_job_and_ends(service):
     assert done["status"] == "succeeded"
     assert (done["num_rows"], done["counts"]["succeeded"]) == (40, 40)
     assert done["rows_per_s"] > 0
+    told = results(service.client, batch["id"])
+    num_bytes = sum(output["num_bytes"] for each in told for output in each["result"]["outputs"])
+    assert service.app.state.services.batches.get(batch["id"]).num_bytes > num_bytes > 0
 
 
 def results(client: httpx.Client, batch_id: str, **query: object) -> list[dict]:

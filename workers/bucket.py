@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 _CONFIG = {"connect_timeout": 5, "read_timeout": 20, "retries": {"max_attempts": 1}}
 _NUM_CONNECTS = 3
 _LIBRARIES = ("botocore", "aiobotocore", "s3fs")  # below a warning they log requests, with session tokens
+_CHECK_HOLDS_S = 5.0  # as a load balancer asks every second or so, and a check is three requests
 _SWEEPS_PER_LIFE = 10  # as a sweep lists all that there is
 _NUM_TRIES = 3  # of a write that meets another of the same object
 _ADVICE = "Check the address, the credentials, and AWS_ENDPOINT_URL where it isn't Amazon's"
@@ -39,12 +40,15 @@ class BucketResults(ResultStore):
         self._files = S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=_CONFIG)
         self._files.retries = _NUM_CONNECTS
         self._sweeps_at = 0.0
+        self._is_well_until = 0.0
 
     def check(self) -> None:
-        """Try to write, and to write again.
+        """Try to write, and to write again, unless that went well a moment ago and nothing has failed since.
 
         Raises: StorageUnavailable when that fails, or the second takes the place of the first.
         """
+        if time.monotonic() < self._is_well_until:
+            return
         path = f"{self._root}/.check-{secrets.token_hex(8)}"
         with self._reaching():
             is_kept = self._create(path, b"1") and not self._create(path, b"2")
@@ -54,6 +58,7 @@ class BucketResults(ResultStore):
                 f"{self._address} (SMALTI_RESULT_STORE) ignores `If-None-Match: *`, so a result could be"
                 " overwritten; use a store that has conditional writes"
             )
+        self._is_well_until = time.monotonic() + _CHECK_HOLDS_S
 
     def remove(self, job_id: str) -> None:
         """Remove what is stored of one job, if there is anything.
@@ -161,5 +166,6 @@ class BucketResults(ResultStore):
                     what = "there is no such bucket"
                 case _:
                     what = f"it does not answer as it should ({type(error).__name__})"
+            self._is_well_until = 0.0
             logger.warning("%s: %s", self._address, error)
             raise StorageUnavailable(f"{self._address} (SMALTI_RESULT_STORE): {what}. {_ADVICE}") from error

@@ -43,9 +43,9 @@ def test_while_the_bucket_is_away_the_service_is_not_ready_and_jobs_fail_by_name
     url = job_of(client.post("/generate", json={}, headers=WAIT)).result.outputs[0].url
     s3_server.stop()
 
+    problem_of(client.get(url), 503, "storage_unavailable")
     problem = problem_of(client.get("/health/ready"), 503, "storage_unavailable")
     assert "s3://results/smalti (SMALTI_RESULT_STORE): it does not answer" in problem.detail
-    problem_of(client.get(url), 503, "storage_unavailable")
     problem = problem_of(client.post("/generate", json={}, headers=WAIT), 503, "storage_unavailable")
     assert job_of(client.get(problem.instance)).status == "failed"
     assert client.get("/health/live").status_code == 200

@@ -91,6 +91,19 @@ def test_an_empty_bucket_is_swept_and_a_check_leaves_nothing(store, client):
     assert everything(client) == []
 
 
+def test_a_check_that_went_well_holds_until_something_fails(store, client):
+    store.check()
+    client.delete_bucket(Bucket=BUCKET)
+    store.check()  # asks nobody
+    with pytest.raises(StorageUnavailable):
+        store.put(JOB, 0, b"x", "png")
+    for _ in range(2):  # what went wrong is not remembered
+        with pytest.raises(StorageUnavailable):
+            store.check()
+    client.create_bucket(Bucket=BUCKET)
+    store.check()
+
+
 def test_a_bucket_that_is_not_there_is_said(client):
     store = BucketResults("s3://no-such-bucket/prefix")
     for use in (store.check, lambda: store.put(JOB, 0, b"", "png"), lambda: store.sweep(0)):

@@ -1,4 +1,4 @@
-"""Pictures in the terminal: by kitty's or iTerm2's protocol, else two pixels a character."""
+"""Pictures in the terminal: by kitty's or iTerm2's protocol or as sixels, else two pixels a character."""
 
 import base64
 import io
@@ -10,12 +10,14 @@ from typing import Literal
 
 MAX_SHOWN = 4
 
-Protocol = Literal["kitty", "iterm", "blocks"]
+Protocol = Literal["kitty", "iterm", "sixel", "blocks"]
 
 _KITTY_CHUNK = 4096
 _MAX_COLUMNS = 48  # of blocks
 _KITTY_PROGRAMS = frozenset({"ghostty"})
 _ITERM_PROGRAMS = frozenset({"iTerm.app", "WezTerm", "mintty"})
+_SIXEL_TERMS = ("foot", "mlterm", "contour")
+_FIRST_KONSOLE_WITH_SIXELS = 220400
 
 
 def can_show() -> bool:
@@ -33,6 +35,10 @@ def protocol_of(environment: Mapping[str, str]) -> Protocol | None:
             return "kitty"
         if program in _ITERM_PROGRAMS:
             return "iterm"
+        konsole = environment.get("KONSOLE_VERSION", "")
+        has_sixels = konsole.isdecimal() and int(konsole[:9]) >= _FIRST_KONSOLE_WITH_SIXELS
+        if has_sixels or term.startswith(_SIXEL_TERMS):
+            return "sixel"
     if environment.get("COLORTERM") in ("truecolor", "24bit") or "direct" in term:
         return "blocks"
     return None
@@ -54,6 +60,10 @@ def drawn(data: bytes, protocol: Protocol, columns: int) -> str:
         case "iterm":
             encoded = base64.b64encode(data).decode()
             return f"\x1b]1337;File=inline=1;size={len(data)};preserveAspectRatio=1:{encoded}\a"
+        case "sixel":
+            from app.cli.sixel import sixels
+
+            return sixels(data)
         case "blocks":
             return _blocks(data, min(columns, _MAX_COLUMNS))
 

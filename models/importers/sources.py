@@ -144,7 +144,8 @@ class _Reader:
         if pair := choose_pair(names):
             halves = {half: self.file(path / name) for half, name in pair.items()}
             notes = tuple(f"{half}: {note}" for half, opened in halves.items() for note in opened.notes)
-            return Source(path, {}, parts=halves, notes=notes)
+            files = tuple(file for opened in halves.values() for file in opened.files)
+            return Source(path, {}, parts=halves, notes=notes, files=files)
         if (chosen := choose_weights(names)) is not None:
             return replace(self.file(path / chosen), path=path)
         if (config := self._config_of(path, names)) and PurePosixPath(config).name in CONFIGS[1:]:

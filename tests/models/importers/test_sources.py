@@ -121,6 +121,7 @@ def test_an_encoder_and_a_decoder_are_the_halves_of_one(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert not source.tensors
     assert list(source.parts) == ["encoder", "decoder"]
+    assert [file.name for file in source.files] == ["taesd_encoder.pth", "taesd_decoder.pth"]
     assert all(part.tensors["0.weight"].tolist() == [7.0, 7.0] for part in source.parts.values())
     (tmp_path / "taesdxl_encoder.pth").write_bytes(b"")
     with pytest.raises(ImportFailed, match="several files of weights"):

@@ -15,7 +15,7 @@ _LOST = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
 class FileIsGone(Exception):
-    """The file isn't there any more, or isn't whole."""
+    """The file isn't there any more, isn't whole, or is another version's."""
 
 
 def connect(path: Path, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
@@ -48,7 +48,7 @@ def storing() -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code in _LOST or "no such table" in str(error):
+        if code in _LOST or "no such table" in str(error) or "no such column" in str(error):
             raise FileIsGone(str(error)) from error
         if code == sqlite3.SQLITE_FULL:
             raise StorageFull("the disk of the batches (SMALTI_DATA_DIR) is full; try again later") from error

@@ -275,6 +275,16 @@ def test_what_a_killed_process_left_half_made_is_no_batch_and_goes(store, tmp_pa
     assert not half.exists()
 
 
+def test_a_batch_of_another_version_stops_no_other(store, tmp_path):
+    older, whole = running(store), running(store)
+    with sqlite3.connect(tmp_path / "batches" / f"{older}.db") as connection:
+        connection.execute("ALTER TABLE batch DROP COLUMN waiting")
+    connection.close()
+    assert [record.id for record in store.unfinished()] == [whole]
+    with pytest.raises(BatchNotFound):
+        store.get(older)
+
+
 def test_one_process_has_the_lock_and_loses_it_with_its_end(store):
     lock = store.try_lock()
     assert lock is not None

@@ -9,12 +9,6 @@ from functools import partial
 
 from models.autoencoders.lookups import LookupName
 from models.autoencoders.vqgan import VqganConfig
-from models.importers.autoencoder_parts import (
-    SIZE_SETTING,
-    check_settings,
-    finish_tokenizer,
-    read_image_size_px,
-)
 from models.importers.base import Imported, ImportFailed, Source
 from models.importers.compvis import (
     FirstStage,
@@ -26,6 +20,7 @@ from models.importers.compvis import (
     size_of,
 )
 from models.importers.ldm_names import compvis_name
+from models.importers.vq_parts import SIZE_SETTING, check_settings, finish, read_image_size_px
 from models.networks.ldm_autoencoder import LdmConfig
 
 _LOOKUP_SETTING = "lookup"
@@ -75,7 +70,7 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
         lookup=lookup,
     )
     names = partial(_their_name, network=network, lookup=lookup)
-    return finish_tokenizer(config, stage.tensors, names, stage.notes + notes)
+    return finish(config, stage.tensors, names, stage.notes + notes)
 
 
 def _lookup(stage: FirstStage, network: LdmConfig, settings: Mapping[str, str]) -> LookupName:

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 from models.autoencoders.vqgan import VqganConfig
-from models.importers.autoencoder_parts import check_settings, finish_tokenizer, read_image_size_px
 from models.importers.base import Imported, ImportFailed, Source
 from models.importers.compvis import made
 from models.importers.ldm_names import diffusers_name
+from models.importers.vq_parts import check_settings, finish, read_image_size_px
 from models.networks.ldm_autoencoder import LdmConfig
 
 _CLASS = "VQModel"
@@ -53,7 +53,7 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
         code_channels=network.latent_channels if channels is None else channels,
     )
     tensors = {current_name(name): tensor for name, tensor in found.tensors.items()}
-    return finish_tokenizer(config, tensors, partial(vqmodel_name, network=network), notes)
+    return finish(config, tensors, partial(vqmodel_name, network=network), notes)
 
 
 def read_network(said: Mapping[str, Any], **more: Any) -> LdmConfig:

@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping
 
 from models.autoencoders.vqgan import VqganConfig
-from models.importers.autoencoder_parts import check_settings, finish_tokenizer, read_image_size_px
 from models.importers.base import Imported, Source
 from models.importers.compvis import infer_config, made, size_of
 from models.importers.keys import without
 from models.importers.ldm_names import compvis_name
+from models.importers.vq_parts import check_settings, finish, read_image_size_px
 
 _CODEBOOK = "quantize.embedding.weight"
 _USAGE = "quantize.codebook_used"
@@ -57,7 +57,7 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
             case _:
                 return _llamagen(compvis_name(name, network), num_levels)
 
-    return finish_tokenizer(config, tensors, their_name, notes)
+    return finish(config, tensors, their_name, notes)
 
 
 def _compvis(name: str, num_levels: int) -> str:

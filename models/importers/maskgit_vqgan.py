@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from functools import partial
 
 from models.autoencoders.vqgan import VqganConfig
-from models.importers.autoencoder_parts import check_settings, finish_tokenizer, read_image_size_px
 from models.importers.base import Imported, Source
 from models.importers.compvis import made, size_of
 from models.importers.magvit_names import CODEBOOK, has_names_of, infer_config, their_name
+from models.importers.vq_parts import check_settings, finish, read_image_size_px
 
 
 def recognises(source: Source) -> bool:
@@ -38,4 +38,4 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
         has_projections=False,
         is_from_zero=True,
     )
-    return finish_tokenizer(config, source.tensors, partial(their_name, config=network), notes)
+    return finish(config, source.tensors, partial(their_name, config=network), notes)

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.autoencoders.vqgan import VqganConfig
-from models.importers.autoencoder_parts import check_settings, finish_tokenizer, read_image_size_px
 from models.importers.base import Imported, ImportFailed, Source
 from models.importers.compvis import FirstStage, as_mapping, check_said, first_stage, made, size_of
 from models.importers.keys import without
 from models.importers.magvit_names import CODEBOOK, has_names_of, infer_config, their_name
+from models.importers.vq_parts import check_settings, finish, read_image_size_px
 from models.networks.magvit_autoencoder import MagvitConfig, Style
 
 _PROJECTION = "quantize.embedding_proj."
@@ -55,7 +55,7 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
         said, found = stage.params, {"n_embed": 2**channels, "embed_dim": channels}
     check_said({name: said[name] for name in found if name in said}, found)
     config = made(VqganConfig, network=network, image_size_px=size_px, has_projections=False, **codes)
-    return finish_tokenizer(config, tensors, partial(their_name, config=network), stage.notes + notes)
+    return finish(config, tensors, partial(their_name, config=network), stage.notes + notes)
 
 
 def _check_ddconfig(config: MagvitConfig, stage: FirstStage) -> None:

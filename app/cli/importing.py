@@ -12,7 +12,7 @@ from app.cli.terminal import CommandError, say
 
 def import_model(
     source: Annotated[
-        str, typer.Argument(help="A file, a folder, or hf:OWNER/NAME[/PATH][@REVISION].", metavar="SOURCE")
+        str, typer.Argument(help="A file, a folder, or hf:OWNER/NAME@REVISION.", metavar="SOURCE")
     ],
     out: Annotated[Path, typer.Option(help="The pipeline's folder to write, such as weights/NAME.")],
     format: Annotated[
@@ -21,7 +21,7 @@ def import_model(
     autoencoder: Annotated[
         str | None, typer.Option(help="Of a prior: the pipeline beside --out that has its autoencoder.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The pipeline's.  [default: the folder's]")] = None,
+    name: Annotated[str | None, typer.Option(help="The pipeline's; else the folder's.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="The YAML or JSON of the weights, where none stands beside them.")
     ] = None,

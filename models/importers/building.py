@@ -14,9 +14,9 @@ from models.autoencoders.base import Autoencoder, Quantizing
 from models.checkpoint import Unfilled, load_tensors, save_checkpoint
 from models.importers.base import Imported, ImportFailed
 from models.media.image import ImageSpec
-from models.options import Options
+from models.options import ConfigError, Options
 from models.pipeline import AUTOENCODER_FILE, PRIOR_FILE, Pipeline
-from models.registry import AUTOENCODERS, load_kind
+from models.registry import AUTOENCODERS, PRIORS, load_kind
 from models.spec import SPEC_FILE, CodesSpec, PipelineSpec
 
 _MEAN, _STD = "latent_mean", "latent_std"
@@ -67,7 +67,12 @@ def build(imported: Sequence[Imported], folder: Path, name: str, beside: str | N
         defaults=(prior.defaults if prior else None) or Options(),
         shares_with=joined.shares_with,
     ).save(folder / SPEC_FILE)
-    return Pipeline.load(folder, dtype=torch.float32)
+    try:
+        return Pipeline.load(folder, dtype=torch.float32)
+    except ConfigError as error:
+        if prior is not None:
+            _check_latents(prior, folder, tuple(loaded.latent_shape), error)
+        raise
 
 
 def _saved(autoencoder: Imported, prior: Imported | None, folder: Path) -> _Joined:
@@ -114,6 +119,16 @@ def _other_figures(tensors: dict[str, Tensor], prior: Imported) -> dict[str, Ten
         if not torch.allclose(own.float(), wanted.float(), rtol=_TOLERANCE, atol=_TOLERANCE):
             changed[name] = wanted.to(own.dtype).contiguous()
     return changed
+
+
+def _check_latents(prior: Imported, folder: Path, latents: tuple[int, ...], error: ConfigError) -> None:
+    """Raise ImportFailed where a prior and its autoencoder differ in the size of their latents."""
+    wanted = tuple(load_kind(PRIORS, prior.kind).load(folder / PRIOR_FILE).latent_shape)
+    if wanted != latents:
+        raise ImportFailed(
+            f"the prior samples latents {wanted}, the autoencoder has {latents} (channels, height, width);"
+            " where only the sizes differ, import the autoencoder with another --set image_size_px"
+        ) from error
 
 
 def _pictures(signal_shape: tuple[int, ...]) -> ImageSpec:

@@ -205,6 +205,11 @@ def test_an_autoencoder_of_other_latents_is_refused(tmp_path: Path, weights: Pat
     prior = publish(tmp_path / "prior", "prior", latent_std=1.0, channels=8)
     with pytest.raises(ImportFailed, match="the prior's latents have 8 channels, the autoencoder's 4"):
         take_over(prior, weights / "joined", autoencoder="own")
+    larger = publish(tmp_path / "larger", "prior", grid=8)
+    with pytest.raises(
+        ImportFailed, match=r"the prior samples latents \(4, 8, 8\), the autoencoder has \(4, 4, 4\)"
+    ):
+        take_over(larger, weights / "joined", autoencoder="own")
     assert listed(weights) == ["own"]
 
 

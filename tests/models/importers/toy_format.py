@@ -25,7 +25,8 @@ def recognises(source: Source) -> bool:
 
 def read(source: Source, settings: Mapping[str, str]) -> Imported:
     role = source.config["toy"]
-    tensors = take(source.tensors, lambda name: name.removeprefix("toy."), shapes_of(expected(role)))
+    side = source.config.get("grid", 4)
+    tensors = take(source.tensors, lambda name: name.removeprefix("toy."), shapes_of(expected(role, side)))
     if role == "autoencoder":
         return Imported("autoencoder", "vq", TOKENIZER, tensors, notes=("a toy | of <ours>",))
     std = source.config.get("latent_std")
@@ -33,7 +34,7 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
     return Imported(
         "prior",
         "flow",
-        UNPROMPTED,
+        replace(UNPROMPTED, grid=(side, side)),
         tensors,
         defaults=FlowOptions(num_steps=int(settings.get("num_steps", 3))),
         labels={"class": CLASSES},
@@ -42,8 +43,10 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
     )
 
 
-def expected(role):
-    return Tokenizer(TOKENIZER).exported() if role == "autoencoder" else DiT(UNPROMPTED).state_dict()
+def expected(role, side):
+    if role == "autoencoder":
+        return Tokenizer(TOKENIZER).exported()
+    return DiT(replace(UNPROMPTED, grid=(side, side))).state_dict()
 
 
 def publish(folder: Path, role: str, **config) -> Path:
@@ -54,7 +57,7 @@ def publish(folder: Path, role: str, **config) -> Path:
         f"toy.{name}": tensor
         if name in ("latent_mean", "latent_std")
         else torch.randn(tensor.shape, generator=generator) / 5
-        for name, tensor in expected(role).items()
+        for name, tensor in expected(role, config.get("grid", 4)).items()
     }
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"toy": role, **config}))

@@ -20,7 +20,7 @@ from models.importers.compvis import (
     size_of,
 )
 from models.importers.ldm_names import compvis_name
-from models.importers.vq_parts import SIZE_SETTING, check_settings, finish, read_image_size_px
+from models.importers.vq_parts import finish, read_image_size_px
 from models.networks.ldm_autoencoder import LdmConfig
 
 _LOOKUP_SETTING = "lookup"
@@ -49,7 +49,6 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
 
     Raises: ImportFailed.
     """
-    check_settings(settings, (SIZE_SETTING, _LOOKUP_SETTING))
     stage = first_stage(source)
     network = infer_config(stage.tensors, has_tanh=bool(stage.ddconfig.get("tanh_out")))
     check_ddconfig(network, stage.ddconfig)

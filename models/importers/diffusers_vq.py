@@ -1,4 +1,4 @@
-"""``VQModel`` of diffusers: a folder with ``config.json`` and weights, or the part "vqvae" of a pipeline."""
+"""``VQModel`` of diffusers: a folder with ``config.json`` and weights, alone or as a part of a pipeline."""
 
 import re
 from collections.abc import Mapping
@@ -9,11 +9,9 @@ from models.autoencoders.vqgan import VqganConfig
 from models.importers.base import Imported, ImportFailed, Source
 from models.importers.compvis import made
 from models.importers.ldm_names import diffusers_name
-from models.importers.vq_parts import check_settings, finish, read_image_size_px
+from models.importers.vq_parts import finish, read_image_size_px
 from models.networks.ldm_autoencoder import LdmConfig
 
-_CLASS = "VQModel"
-_PART = "vqvae"
 _UNSET_SIZE_PX = 32  # sample_size's default, which most folders keep, whatever their pictures
 _NAMES = {
     "quantizer.codebook": "quantize.embedding.weight",
@@ -27,7 +25,7 @@ _FORMER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 
 def recognises(source: Source) -> bool:
     """Whether the configuration names the class."""
-    return _find(source) is not None
+    return source.config.get("_class_name") == "VQModel"
 
 
 def read(source: Source, settings: Mapping[str, str]) -> Imported:
@@ -37,10 +35,7 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
 
     Raises: ImportFailed.
     """
-    check_settings(settings)
-    found = _find(source)
-    assert found is not None, "a source that is recognised"
-    said = found.config
+    said = source.config
     network = read_network(said, image_channels=said.get("in_channels", 3))
     size = said.get("sample_size", _UNSET_SIZE_PX)
     size_px, notes = read_image_size_px(settings, None if size == _UNSET_SIZE_PX else size)
@@ -52,7 +47,7 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
         codebook_size=said.get("num_vq_embeddings", 256),
         code_channels=network.latent_channels if channels is None else channels,
     )
-    tensors = {current_name(name): tensor for name, tensor in found.tensors.items()}
+    tensors = {current_name(name): tensor for name, tensor in source.tensors.items()}
     return finish(config, tensors, partial(vqmodel_name, network=network), notes)
 
 
@@ -111,14 +106,6 @@ def _attended(said: Mapping[str, Any], name: str, plain: str) -> list[bool]:
     if not isinstance(given, list | tuple) or any(kind not in kinds for kind in map(str, given)):
         raise ImportFailed(f"{name} must be a list of {' and '.join(kinds)}, got {str(given)[:120]}")
     return [kinds[kind] for kind in given]
-
-
-def _find(source: Source) -> Source | None:
-    """Return the folder of the class, which may be a part of a pipeline."""
-    for found in (source, source.parts.get(_PART)):
-        if found is not None and found.config.get("_class_name") == _CLASS:
-            return found
-    return None
 
 
 def vqmodel_name(name: str, network: LdmConfig) -> str:

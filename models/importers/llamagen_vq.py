@@ -12,7 +12,7 @@ from models.importers.base import Imported, Source
 from models.importers.compvis import infer_config, made, size_of
 from models.importers.keys import without
 from models.importers.ldm_names import compvis_name
-from models.importers.vq_parts import check_settings, finish, read_image_size_px
+from models.importers.vq_parts import finish, read_image_size_px
 
 _CODEBOOK = "quantize.embedding.weight"
 _USAGE = "quantize.codebook_used"
@@ -31,7 +31,6 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
 
     Raises: ImportFailed.
     """
-    check_settings(settings)
     tensors = without(source.tensors, _USAGE)
     num_levels = len({name.split(".")[2] for name in tensors if name.startswith("encoder.conv_blocks.")})
     network = infer_config({_compvis(name, num_levels): tensor for name, tensor in tensors.items()})

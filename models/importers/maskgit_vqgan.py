@@ -11,7 +11,7 @@ from models.autoencoders.vqgan import VqganConfig
 from models.importers.base import Imported, Source
 from models.importers.compvis import made, size_of
 from models.importers.magvit_names import CODEBOOK, has_names_of, infer_config, their_name
-from models.importers.vq_parts import check_settings, finish, read_image_size_px
+from models.importers.vq_parts import finish, read_image_size_px
 
 
 def recognises(source: Source) -> bool:
@@ -26,7 +26,6 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
 
     Raises: ImportFailed.
     """
-    check_settings(settings)
     network = infer_config(source.tensors, "maskgit")
     size_px, notes = read_image_size_px(settings, None)
     config = made(

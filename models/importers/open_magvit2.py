@@ -17,7 +17,7 @@ from models.importers.base import Imported, ImportFailed, Source
 from models.importers.compvis import FirstStage, as_mapping, check_said, first_stage, made, size_of
 from models.importers.keys import without
 from models.importers.magvit_names import CODEBOOK, has_names_of, infer_config, their_name
-from models.importers.vq_parts import check_settings, finish, read_image_size_px
+from models.importers.vq_parts import finish, read_image_size_px
 from models.networks.magvit_autoencoder import MagvitConfig, Style
 
 _PROJECTION = "quantize.embedding_proj."
@@ -36,7 +36,6 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
 
     Raises: ImportFailed.
     """
-    check_settings(settings)
     stage = first_stage(source)
     style: Style = "simvq" if has_names_of(stage.tensors, "simvq") else "open_magvit2"
     network = infer_config(stage.tensors, style)

@@ -1,6 +1,6 @@
 """What the importers of tokenizers share: settings, names beside the networks, and the last steps."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -11,18 +11,8 @@ from models.importers.base import Imported, ImportFailed
 from models.importers.keys import shapes_of, take
 from models.importers.ldm_names import is_attention_weight
 
-SIZE_SETTING = "image_size_px"
+_SIZE_SETTING = "image_size_px"
 _LATENT_FIGURES = ("latent_mean", "latent_std")
-
-
-def check_settings(settings: Mapping[str, str], known: Collection[str] = (SIZE_SETTING,)) -> None:
-    """Refuse settings that this format doesn't have.
-
-    Raises: ImportFailed naming those it has.
-    """
-    for name in settings:
-        if name not in known:
-            raise ImportFailed(f"there is no setting {name!r} here; known are {', '.join(known)}")
 
 
 def read_image_size_px(settings: Mapping[str, str], said: object) -> tuple[int, tuple[str, ...]]:
@@ -32,16 +22,16 @@ def read_image_size_px(settings: Mapping[str, str], said: object) -> tuple[int, 
 
     Raises: ImportFailed.
     """
-    if SIZE_SETTING in settings:
+    if _SIZE_SETTING in settings:
         try:
-            return int(settings[SIZE_SETTING]), ()
+            return int(settings[_SIZE_SETTING]), ()
         except ValueError as error:
             raise ImportFailed(
-                f"{SIZE_SETTING} must be a whole number, got {settings[SIZE_SETTING][:40]!r}"
+                f"{_SIZE_SETTING} must be a whole number, got {settings[_SIZE_SETTING][:40]!r}"
             ) from error
     if isinstance(said, int):
         return said, ()
-    return 256, (f"Its pictures are taken to be 256 px; import with --set {SIZE_SETTING}=… for others.",)
+    return 256, (f"Its pictures are taken to be 256 px; import with --set {_SIZE_SETTING}=… for others.",)
 
 
 def finish(

@@ -35,12 +35,12 @@ class FirstStage:
         return as_mapping(self.params.get("ddconfig"))
 
 
-def first_stage(source: Source) -> FirstStage:
+def first_stage(source: Source, *, takes_averages: bool = False) -> FirstStage:
     """Return the autoencoder of a checkpoint: alone, or inside one of a whole diffusion model.
 
-    Where a training's moving averages are there, they are taken, as their authors evaluate.
+    takes_averages: take the moving averages of its training, where there are any, as some authors evaluate.
 
-    Raises: ImportFailed where averages are there, but not all.
+    Raises: ImportFailed where averages are to be taken, but not all are there.
     """
     notes = []
     tensors: Mapping[str, Tensor] = source.tensors
@@ -51,16 +51,21 @@ def first_stage(source: Source) -> FirstStage:
         notes.append("The losses of its training (discriminator, perceptual network) were left out.")
     averages = under(tensors, _AVERAGES)
     tensors = without(tensors, _LOSS, _AVERAGES)
-    if averages:
+    if averages and takes_averages:
         tensors = _averaged(tensors, averages)
-        notes.append("The moving averages of its training were taken, not the last weights.")
+        notes.append("The moving averages of its training were taken (--set weights=model takes the last).")
+    elif averages:
+        notes.append("The moving averages of its training were left out (--set weights=ema takes them).")
     model = as_mapping(source.config.get("model"))
     params = as_mapping(model.get("params") or model.get("init_args"))
     if stage := as_mapping(params.get("first_stage_config")):
         model, params = stage, as_mapping(stage.get("params"))
-    return FirstStage(
-        tensors, str(model.get("target") or model.get("class_path") or ""), params, tuple(notes)
-    )
+    return FirstStage(tensors, class_name_of(model), params, tuple(notes))
+
+
+def class_name_of(model: Mapping[str, Any]) -> str:
+    """Return the class that a part of a configuration names, or an empty string."""
+    return str(model.get("target") or model.get("class_path") or "")
 
 
 def infer_config(tensors: Mapping[str, Tensor], *, has_tanh: bool = False) -> LdmConfig:

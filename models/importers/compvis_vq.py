@@ -12,8 +12,10 @@ from models.autoencoders.vqgan import VqganConfig
 from models.importers.base import Imported, ImportFailed, Source
 from models.importers.compvis import (
     FirstStage,
+    as_mapping,
     check_ddconfig,
     check_said,
+    class_name_of,
     first_stage,
     infer_config,
     made,
@@ -49,7 +51,7 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
 
     Raises: ImportFailed.
     """
-    stage = first_stage(source)
+    stage = first_stage(source, takes_averages=_is_of_ibq(source, settings))
     network = infer_config(stage.tensors, has_tanh=bool(stage.ddconfig.get("tanh_out")))
     check_ddconfig(network, stage.ddconfig)
     lookup = _lookup(stage, network, settings)
@@ -70,6 +72,12 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
     )
     names = partial(_their_name, network=network, lookup=lookup)
     return finish(config, stage.tensors, names, stage.notes + notes)
+
+
+def _is_of_ibq(source: Source, settings: Mapping[str, str]) -> bool:
+    """Whether it is of IBQ's authors, who evaluate with moving averages."""
+    class_name = class_name_of(as_mapping(source.config.get("model")))
+    return ".IBQ." in class_name or settings.get(_LOOKUP_SETTING) == "dot_product"
 
 
 def _lookup(stage: FirstStage, network: LdmConfig, settings: Mapping[str, str]) -> LookupName:

@@ -36,7 +36,7 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
 
     Raises: ImportFailed.
     """
-    stage = first_stage(source)
+    stage = first_stage(source, takes_averages=True)
     style: Style = "simvq" if has_names_of(stage.tensors, "simvq") else "open_magvit2"
     network = infer_config(stage.tensors, style)
     _check_ddconfig(network, stage)

@@ -30,7 +30,8 @@ class Unwrapped:
 def unwrap(loaded: Any, weights: str | None) -> Unwrapped:
     """Return the weights in what a file held.
 
-    weights: "ema" (moving averages) or "model"; None takes "ema" where it stands beside "model".
+    weights: "ema" (moving averages) or "model"; None takes "ema" where it stands beside "model", and leaves
+    those under "model_ema." in there, for the importer.
 
     Raises: ImportFailed when there are none, or not those that were asked for.
     """
@@ -62,15 +63,17 @@ def unwrap(loaded: Any, weights: str | None) -> Unwrapped:
     if len(found) > 1:
         notes.append(f"of {' and '.join(found.values())}, {wrapper} was taken (--set weights=ema|model)")
     if any(name.startswith(_LDM_EMA) for name in tensors):
-        takes_averages = weights == "ema" and "ema" not in found
-        averaged = _ldm_averages(tensors) if takes_averages else {}
-        tensors = {
-            name: averaged.get(name, tensor)
-            for name, tensor in tensors.items()
-            if not name.startswith(_LDM_EMA)
-        }
-        what = "taken" if takes_averages else "left out; --set weights=ema takes them"
-        notes.append(f"the moving averages under {_LDM_EMA} were {what}")
+        if weights is not None:  # else the importer decides, as the authors of its format evaluate
+            takes_averages = weights == "ema" and "ema" not in found
+            averaged = _ldm_averages(tensors) if takes_averages else {}
+            tensors = {
+                name: averaged.get(name, tensor)
+                for name, tensor in tensors.items()
+                if not name.startswith(_LDM_EMA)
+            }
+            notes.append(
+                f"the moving averages under {_LDM_EMA} were {'taken' if takes_averages else 'left out'}"
+            )
     elif weights == "ema" and "ema" not in found:
         raise ImportFailed("weights: there are no moving averages in it; leave the setting out")
     for prefix in _PREFIXES:

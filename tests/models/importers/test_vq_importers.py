@@ -111,17 +111,25 @@ def test_autoencoder_inside_a_whole_diffusion_model_is_the_same():
     assert any("whole diffusion model" in note for note in made.notes)
 
 
-def test_moving_averages_are_taken_where_there_are_any_and_losses_are_left_out():
+def test_moving_averages_are_taken_where_authors_evaluate_with_them():
     tensors, results = small("ibq")
     trained = {name: tensor + 1 for name, tensor in tensors.items()}
     averages = {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in tensors.items()}
     others = {"model_ema.decay": torch.tensor(0.999), "loss.discriminator.main.0.weight": torch.zeros(3)}
     made = imported(source_of({**trained, **averages, **others}, IBQ))
     assert_same_results(loaded(made), results)
-    assert [note for note in made.notes if "moving averages" in note]
+    assert [note for note in made.notes if "averages of its training were taken" in note]
     del averages["model_ema.encoderconv_inbias"]
     with pytest.raises(ImportFailed, match=r"1 of \d+ tensors have no moving average.*encoder.conv_in.bias"):
         imported(source_of({**trained, **averages}, IBQ))
+
+
+def test_moving_averages_and_losses_of_others_are_left_out():
+    tensors, results = small("taming")
+    others = {"model_ema.encoderconv_inbias": torch.ones(32), "loss.logvar": torch.zeros(())}
+    made = imported(source_of({**tensors, **others}, TAMING))
+    assert_same_results(loaded(made), results)
+    assert [note for note in made.notes if "weights=ema takes them" in note]
 
 
 def test_half_precision_weights_are_served_in_float32():

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.autoencoders.base import Autoencoder, Quantizing
+from models.autoencoders.base import Autoencoder, Probabilistic
 from models.autoencoders.stages import DecodeStage, EncodeStage, PsnrStage, SearchStage
 from models.autoencoders.vq import Tokenizer, channels_last
 from models.checkpoint import Unfilled, save_checkpoint
@@ -204,9 +204,10 @@ def _check_fit(
             )
 
     check("latents", tuple(spec.latents), tuple(autoencoder.latent_shape))
-    if spec.codes is not None:
-        assert isinstance(autoencoder, Quantizing)
-        check("that its codes are of the tokenizer", spec.codes.fingerprint, autoencoder.fingerprint())
+    if spec.tokenizer is not None:
+        what = "codes" if spec.codes is not None else "latents"
+        check(f"that its {what} are of the tokenizer", spec.tokenizer, autoencoder.fingerprint())
+        check("has_posterior", spec.has_posterior, isinstance(autoencoder, Probabilistic))
     if prior is None:
         return
     check("latents", tuple(spec.latents), tuple(prior.latent_shape))

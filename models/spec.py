@@ -44,6 +44,7 @@ def _read_medium(raw: Any) -> Any:
         raise ConfigError(describe_invalid(error)) from error
 
 
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 FolderName = Annotated[str, AfterValidator(check_folder_name)]
 AnyMedium = Annotated[MediumSpec, BeforeValidator(_read_medium)]
 
@@ -54,7 +55,7 @@ class CodesSpec:
 
     grid: Annotated[tuple[Count, ...], Field(min_length=1, max_length=3)]
     size: Annotated[int, Field(ge=2, le=2**20)]
-    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    fingerprint: Fingerprint
     num_codebooks: Count = 1
 
 
@@ -64,10 +65,12 @@ class PipelineSpec:
 
     makes: a specification for each medium that it makes; takes: by role ("source"), what comes in.
     latents: the shape (d, *grid) of what its prior samples. codes: None where the autoencoder has no
-    codebook. labels: the names in each set, by the set's name. autoencoders: by medium, and prior: kinds of
-    ``models/registry.py``; without a prior, a pipeline encodes and decodes only. ``example_prompt`` is shown
-    to people who ask what a pipeline takes. ``shares_with`` names the folder beside it that has its
-    autoencoder and text encoder, where it has none of its own.
+    codebook: what it encodes to are latents then, ``fingerprint`` tells it from all others, and
+    ``has_posterior`` says whether latents can be drawn from a distribution. labels: the names in each set, by
+    the set's name. autoencoders: by medium, and prior: kinds of ``models/registry.py``; without a prior, a
+    pipeline encodes and decodes only. ``example_prompt`` is shown to people who ask what a pipeline takes.
+    ``shares_with`` names the folder beside it that has its autoencoder and text encoder, where it has none of
+    its own.
     """
 
     name: FolderName
@@ -75,6 +78,8 @@ class PipelineSpec:
     latents: tuple[Count, ...]
     autoencoders: Mapping[str, str]
     codes: CodesSpec | None = None
+    fingerprint: Fingerprint | None = None
+    has_posterior: bool = False
     takes: Mapping[str, AnyMedium] = field(default_factory=dict)
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     takes_prompt: bool = False
@@ -92,6 +97,9 @@ class PipelineSpec:
                 raise ConfigError(
                     f"labels: the names of {label_set} must differ and not be empty, got {names}"
                 )
+        if self.codes is not None and (self.fingerprint or self.has_posterior):
+            field = "fingerprint" if self.fingerprint else "has_posterior"
+            raise ConfigError(f"{field}: is for pipelines without codes")
         for medium in self.makes:
             if medium.medium not in self.autoencoders:
                 raise ConfigError(f"autoencoders: none for {medium.medium}")
@@ -100,6 +108,11 @@ class PipelineSpec:
     def medium(self) -> MediumSpec:
         """What it makes; of several, the first."""
         return self.makes[0]
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The fingerprint of its autoencoder; None where there are no codes, and it isn't told."""
+        return self.fingerprint if self.codes is None else self.codes.fingerprint
 
     @property
     def can_search(self) -> bool:

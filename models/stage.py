@@ -20,7 +20,8 @@ class SampleSpec:
     """What one sample is asked for: nothing optional is open.
 
     conditions and null: a row each, of what is asked for and of what guidance leads away from; None where
-    nothing is sampled. effort: sweeps of a search for codes.
+    nothing is sampled. effort: sweeps of a search for codes. samples_posterior: whether latents are drawn, by
+    the seed, from the distribution that an encoder gives; else they are its mean.
     """
 
     seed: int = 0
@@ -28,6 +29,7 @@ class SampleSpec:
     conditions: Conditions | None = None
     null: Conditions | None = None
     effort: int = 0
+    samples_posterior: bool = False
 
 
 @dataclass(eq=False)

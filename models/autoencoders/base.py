@@ -24,6 +24,9 @@ class Autoencoder(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Return signals (B, C, *size) float32 of scaled latents (B, d, *grid)."""
 
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that tell this one, and so its codes or latents, from all others."""
+
 
 @runtime_checkable
 class Quantizing(Protocol):
@@ -35,5 +38,10 @@ class Quantizing(Protocol):
     def lookup(self, codes: Tensor) -> Tensor:
         """Return the scaled latents (B, d, *grid) of codes (B, [K,] *grid)."""
 
-    def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that tell this tokenizer, and so its codes, from all others."""
+
+@runtime_checkable
+class Probabilistic(Protocol):
+    """What an autoencoder adds that has a distribution of latents for a signal; ``encode`` is its mean."""
+
+    def posterior(self, signal: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scaled mean and standard deviation, both (B, d, *grid) float32, of signals (B, C, *size)."""

@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from models.autoencoders.base import Autoencoder, Quantizing
+from models.autoencoders.base import Autoencoder, Probabilistic, Quantizing
 from models.autoencoders.code_search import CALLS_PER_SWEEP, CodeSearch
 from models.autoencoders.vq import Tokenizer
+from models.noise import draw_noise
 from models.replay import Replayed
 from models.stage import NotFinite, Run, Sample, SampleSpec
 from models.transfers import fetch
@@ -63,7 +64,11 @@ class _OneCall:
 
 
 class EncodeStage(_OneCall):
-    """Signals (C, *size) → codes (*grid); latents (d, *grid), where there is no codebook."""
+    """Signals (C, *size) → codes (*grid); latents (d, *grid), where there is no codebook.
+
+    Where the autoencoder has a distribution of latents, they are its mean, or drawn from it with the noise of
+    (seed, index): mean + std·noise.
+    """
 
     def __init__(self, autoencoder: Autoencoder, max_samples: int, device: torch.device = _CPU) -> None:
         super().__init__(autoencoder, max_samples, device)
@@ -72,6 +77,10 @@ class EncodeStage(_OneCall):
     def step(self, samples: Sequence[Sample], run: Run) -> None:
         signals = torch.stack([_value(sample) for sample in samples])
         _finish(samples, run, lambda rows: self._encode(signals[rows]), self.fixed_rows)
+        if isinstance(self._autoencoder, Probabilistic):
+            for sample in samples:
+                if sample.error is None:
+                    sample.value = _latents(sample)
 
 
 class DecodeStage(_OneCall):
@@ -206,13 +215,26 @@ def _value(sample: Sample) -> Tensor:
 
 
 def _encode(autoencoder: Autoencoder, signals: Tensor) -> Tensor:
-    """Return codes (B, *grid), ``_NO_CODE`` where latents aren't finite; latents where there are no codes."""
+    """Return codes (B, *grid), ``_NO_CODE`` where latents aren't finite; latents where there are no codes.
+
+    Of a distribution, mean and standard deviation, one behind the other.
+    """
+    if isinstance(autoencoder, Probabilistic):
+        return torch.cat(autoencoder.posterior(signals), 1)  # (B, 2·d, *grid)
     latents = autoencoder.encode(signals)
     if not isinstance(autoencoder, Quantizing):
         return latents
     codes = autoencoder.quantize(latents).codes
     is_finite = latents.isfinite().flatten(1).all(1).view(-1, *[1] * (codes.ndim - 1))
     return codes.where(is_finite, _NO_CODE)
+
+
+def _latents(sample: Sample) -> Tensor:
+    """Return the latents (d, *grid) of a sample whose value is mean and standard deviation (2·d, *grid)."""
+    mean, std = _value(sample).contiguous().chunk(2)
+    if not sample.spec.samples_posterior:
+        return mean
+    return mean + std * draw_noise(tuple(mean.shape), sample.spec.seed, sample.index)
 
 
 def _quantize(autoencoder: Quantizing, latents: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.conditioning import Conditions, drop_conditions
 from models.networks.dit import DiT
+from models.noise import draw_noise
 from models.options import FlowOptions
 from models.priors.samplers import guide, is_guided, make_calls, take_step
 from models.replay import Replayed
@@ -79,15 +80,6 @@ def flow_loss(
 
 
 _PLAN_SIZE = 3 + 8  # places; t, guidance scale and six coefficients
-
-
-def draw_noise(shape: tuple[int, ...], seed: int, index: int) -> Tensor:
-    """Return the noise (C, *grid) float32 that sample ``index`` of a request with ``seed`` starts from.
-
-    Drawn on the CPU from a generator of its own, so that it depends on nothing but (seed, index).
-    """
-    mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
-    return torch.randn(shape, generator=torch.Generator().manual_seed(mixed))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 import os
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -125,6 +125,21 @@ def fingerprint(named: Mapping[str, Any], tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def set_fields(config: Any) -> dict[str, Any]:
+    """Return the fields of a configuration that differ from their defaults, by name.
+
+    So a field that is added later, with a default, leaves fingerprints as they were.
+    """
+    found = {}
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if is_dataclass(value):
+            found[each.name] = {"kind": type(value).__name__, **set_fields(value)}
+        elif value != each.default:
+            found[each.name] = value
+    return found
 
 
 def _check_kind(path: Path) -> None:

@@ -12,14 +12,19 @@ from models.options import ConfigError
 AUTOENCODERS = {
     "vq": "models.autoencoders.vq:Tokenizer",
     "vqgan": "models.autoencoders.vqgan:Vqgan",
+    "kl": "models.autoencoders.kl:KlAutoencoder",
+    "tiny": "models.autoencoders.tiny:TinyAutoencoder",
 }
 PRIORS = {"flow": "models.priors.flow:FlowPrior"}
 IMPORTERS = {  # a public format → the module that reads it; the first that knows one does
+    "compvis-kl": "models.importers.compvis_kl",
     "compvis-vq": "models.importers.compvis_vq",
+    "diffusers-kl": "models.importers.diffusers_kl",
     "diffusers-vq": "models.importers.diffusers_vq",
     "llamagen-vq": "models.importers.llamagen_vq",
     "maskgit-vqgan": "models.importers.maskgit_vqgan",
     "open-magvit2": "models.importers.open_magvit2",
+    "tiny": "models.importers.tiny",
 }
 EXPORTERS = {  # a format → a kind above → "module:function"
     "diffusers": {

@@ -1,8 +1,7 @@
 """Public tokenizers of pictures: VQGAN's networks and their relatives around a frozen codebook."""
 
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import torch
 from pydantic import Field
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from models.autoencoders.lookups import Lookup, LookupName, make_lookup
 from models.autoencoders.quantizers import Quantized, keep_infinite
-from models.checkpoint import fingerprint, load_checkpoint, load_into
+from models.checkpoint import fingerprint, load_checkpoint, load_into, set_fields
 from models.networks.ldm_autoencoder import Channels, LdmConfig, LdmDecoder, LdmEncoder
 from models.networks.magvit_autoencoder import MagvitConfig, MagvitDecoder, MagvitEncoder
 from models.options import CHECKED, ConfigError
@@ -111,7 +110,7 @@ class Vqgan(nn.Module):
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that tell this tokenizer, and so its codes, from all others."""
-        return fingerprint(_set_fields(self.config), self.state_dict())
+        return fingerprint(set_fields(self.config), self.state_dict())
 
     def encode(self, images: Tensor) -> Tensor:
         """Return scaled latents (B, d, h, w) float32 of ``images`` (B, C, H, W) in [-1, 1]."""
@@ -139,18 +138,3 @@ class Vqgan(nn.Module):
         if self.config.is_from_zero:
             images = images * 2 - 1
         return keep_infinite(images.clamp(-1, 1), images)
-
-
-def _set_fields(config: Any) -> dict[str, Any]:
-    """Return the fields of a configuration that differ from their defaults, by name.
-
-    So a field that is added later, with a default, leaves fingerprints as they were.
-    """
-    found = {}
-    for each in fields(config):
-        value = getattr(config, each.name)
-        if is_dataclass(value):
-            found[each.name] = {"kind": type(value).__name__, **_set_fields(value)}
-        elif value != each.default:
-            found[each.name] = value
-    return found

@@ -28,6 +28,7 @@ IMPORTERS = {  # a public format → the module that reads it; the first that kn
 }
 EXPORTERS = {  # a format → a kind above → "module:function"
     "diffusers": {
+        "kl": "models.exporters.kl:write_autoencoder_kl",
         "vq": "models.exporters.vq:write_vqmodel",
         "vqgan": "models.exporters.vq:write_vqmodel",
     },

@@ -22,7 +22,7 @@ from models.importers.compvis import (
 )
 from models.importers.kl_parts import finish
 from models.importers.ldm_names import compvis_name
-from models.importers.vq_parts import SIZE_SETTING, check_settings, read_image_size_px
+from models.importers.vq_parts import read_image_size_px
 from models.networks.ldm_autoencoder import LdmConfig
 
 _SCALE_SETTING = "scaling_factor"
@@ -47,7 +47,6 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
 
     Raises: ImportFailed.
     """
-    check_settings(settings, (SIZE_SETTING, _SCALE_SETTING))
     stage = first_stage(source)
     network = infer_config(stage.tensors)
     if not network.has_moments:

@@ -1,4 +1,4 @@
-"""``AutoencoderKL`` of diffusers: a folder with ``config.json`` and weights, or a pipeline's part "vae"."""
+"""``AutoencoderKL`` of diffusers: a folder with ``config.json`` and weights, alone or in a pipeline."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -13,18 +13,16 @@ from models.importers.compvis import made
 from models.importers.diffusers_vq import current_name, read_network
 from models.importers.kl_parts import finish
 from models.importers.ldm_names import diffusers_name
-from models.importers.vq_parts import check_settings, read_image_size_px
+from models.importers.vq_parts import read_image_size_px
 from models.networks.ldm_autoencoder import LdmConfig
 
-_CLASS = "AutoencoderKL"
-_PART = "vae"
 _UNSET_SIZE_PX = 32  # sample_size's default, which some folders keep, whatever their pictures
 _NAMES = {"to_moments": "quant_conv", "from_latents": "post_quant_conv"}
 
 
 def recognises(source: Source) -> bool:
     """Whether the configuration names the class."""
-    return _find(source) is not None
+    return source.config.get("_class_name") == "AutoencoderKL"
 
 
 def read(source: Source, settings: Mapping[str, str]) -> Imported:
@@ -34,10 +32,7 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
 
     Raises: ImportFailed.
     """
-    check_settings(settings)
-    found = _find(source)
-    assert found is not None, "a source that is recognised"
-    said = found.config
+    said = source.config
     channels = said.get("latent_channels", 4)
     network = read_network(
         {**said, "latent_channels": channels}, image_channels=said.get("in_channels", 3), has_moments=True
@@ -52,7 +47,7 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
         projects_moments=said.get("use_quant_conv", True),
         projects_latents=said.get("use_post_quant_conv", True),
     )
-    tensors = {current_name(name): tensor for name, tensor in found.tensors.items()}
+    tensors = {current_name(name): tensor for name, tensor in source.tensors.items()}
     mean, std = read_figures(said, channels)
     return finish(config, tensors, partial(kl_name, network=network), mean, std, notes)
 
@@ -99,11 +94,3 @@ def _numbers(said: Mapping[str, Any], name: str, default: float, channels: int) 
     if not isinstance(values, list | tuple) or len(values) != channels:
         raise ImportFailed(f"{name} must be a list of {channels} numbers, got {str(values)[:80]}")
     return torch.tensor([_number({name: value}, name, default) for value in values])
-
-
-def _find(source: Source) -> Source | None:
-    """Return the folder of the class, which may be a part of a pipeline."""
-    for found in (source, source.parts.get(_PART)):
-        if found is not None and found.config.get("_class_name") == _CLASS:
-            return found
-    return None

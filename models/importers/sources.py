@@ -42,7 +42,10 @@ def open_source(
         raise ImportFailed(f"{path}: there is no such file or folder")
     with tempfile.TemporaryDirectory(prefix="smalti-import-", dir=scratch) as folder:
         reader = _Reader(Path(folder), config, weights)
-        return reader.folder(path) if path.is_dir() else reader.file(path)
+        if path.is_dir():
+            return reader.folder(path)
+        pair = choose_pair([each.name for each in path.parent.iterdir()], path.name)
+        return reader.pair(path.parent, pair) if pair else reader.file(path)
 
 
 def choose_weights(names: Sequence[str]) -> str | None:
@@ -66,17 +69,20 @@ def choose_weights(names: Sequence[str]) -> str | None:
     return None
 
 
-def choose_pair(names: Sequence[str]) -> dict[str, str]:
-    """Return the two files of a folder that hold an autoencoder's halves, by half; none where there are not.
+def choose_pair(names: Sequence[str], named: str | None = None) -> dict[str, str]:
+    """Return the two files that hold an autoencoder's halves, by half; none where there are not.
 
-    As TAESD is published: "NAME_encoder.pth" and "NAME_decoder.pth".
+    As TAESD is published: "NAME_encoder.pth" and "NAME_decoder.pth". named: one of them; None where a folder
+    is to have no other weights.
     """
-    for suffix in (".safetensors", *PICKLE_SUFFIXES):
-        whole = [name for name in names if name.endswith(suffix)]
-        pair = {half: f"{half}{suffix}" for half in ("encoder", "decoder")}
-        found = {half: [name for name in whole if name.endswith(ending)] for half, ending in pair.items()}
-        if len(whole) == 2 and all(len(each) == 1 for each in found.values()):
-            return {half: each for half, (each,) in found.items()}
+    weights = [name for name in names if name.endswith((".safetensors", *PICKLE_SUFFIXES))]
+    if named is None and len(weights) != 2:
+        return {}
+    for own, other in (("encoder", "decoder"), ("decoder", "encoder")):
+        for name in weights if named is None else (named,):
+            stem, dot, suffix = name.rpartition(".")
+            if stem.endswith(own) and (beside := f"{stem.removesuffix(own)}{other}{dot}{suffix}") in weights:
+                return dict(sorted({own: name, other: beside}.items(), reverse=True))
     return {}
 
 
@@ -142,16 +148,20 @@ class _Reader:
         if MODEL_INDEX in names:
             return self._pipeline(path)
         if pair := choose_pair(names):
-            halves = {half: self.file(path / name) for half, name in pair.items()}
-            notes = tuple(f"{half}: {note}" for half, opened in halves.items() for note in opened.notes)
-            files = tuple(file for opened in halves.values() for file in opened.files)
-            return Source(path, {}, parts=halves, notes=notes, files=files)
+            return self.pair(path, pair)
         if (chosen := choose_weights(names)) is not None:
             return replace(self.file(path / chosen), path=path)
         if (config := self._config_of(path, names)) and PurePosixPath(config).name in CONFIGS[1:]:
             return Source(path, {}, read_config(path / config), files=(path / config,))
         wanted = ", ".join((".safetensors", *PICKLE_SUFFIXES))
         raise ImportFailed(f"{path}: holds no weights: there is no {MODEL_INDEX} and no file of {wanted}")
+
+    def pair(self, folder: Path, names: Mapping[str, str]) -> Source:
+        """Return both halves of an autoencoder, each a part."""
+        halves = {half: self.file(folder / name) for half, name in names.items()}
+        notes = tuple(f"{half}: {note}" for half, opened in halves.items() for note in opened.notes)
+        files = tuple(file for opened in halves.values() for file in opened.files)
+        return Source(folder, {}, parts=halves, notes=notes, files=files)
 
     def file(self, path: Path) -> Source:
         """Return what a file of weights, or an index of several, holds."""

@@ -15,11 +15,9 @@ from models.importers.base import Imported, ImportFailed, Source
 from models.importers.compvis import made, size_of
 from models.importers.diffusers_kl import read_figures
 from models.importers.keys import shapes_of, take
-from models.importers.sources import open_source
-from models.importers.vq_parts import check_settings, read_image_size_px
+from models.importers.vq_parts import read_image_size_px
 
 _CLASS = "AutoencoderTiny"
-_PART = "vae"
 _BARE = re.compile(r"\d+\.(conv\.[024]\.|pool\.[013]\.|skip\.)?(weight|bias)")
 _LAYERS = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.+)")
 _FIXED = {  # what diffusers could have otherwise, and no published model has
@@ -32,28 +30,27 @@ _LATENT_FIGURES = ("latent_mean", "latent_std")
 
 def recognises(source: Source) -> bool:
     """Whether the configuration names the class, or the tensors have the names of one file, or of both."""
-    if _find(source) is not None:
+    if source.config.get("_class_name") == _CLASS:
         return True
     has_both = "encoder.layers.1.conv.0.weight" in source.tensors
     pattern = _LAYERS if has_both else _BARE
-    return bool(source.tensors) and all(map(pattern.fullmatch, source.tensors))
+    tensors = [name for half in _halves(source) for name in half.tensors] or list(source.tensors)
+    return bool(tensors) and all(map(pattern.fullmatch, tensors))
 
 
 def read(source: Source, settings: Mapping[str, str]) -> Imported:
-    """Return the autoencoder. Of the author's two files, one is named, and the other lies beside it.
+    """Return the autoencoder.
 
     settings: ``image_size_px``.
 
     Raises: ImportFailed.
     """
-    check_settings(settings)
-    found = _find(source) or source
-    said = found.config
+    said = source.config
     for name, known in _FIXED.items():
         if said.get(name, known) != known:
             raise ImportFailed(f"{name} must be {known!r}, got {str(said[name])[:40]!r}")
-    is_bare = all(map(_BARE.fullmatch, found.tensors))
-    tensors = _both_files(found) if is_bare else {_numbered(name): t for name, t in found.tensors.items()}
+    is_bare = all(map(_BARE.fullmatch, source.tensors))
+    tensors = _both_files(source) if is_bare else {_numbered(name): t for name, t in source.tensors.items()}
     size_px, notes = read_image_size_px(settings, None)
     config = _infer(tensors, size_px)
     with torch.device("meta"):
@@ -103,30 +100,25 @@ def _numbered(name: str) -> str:
     return f"{network}.{int(number) + (network == 'decoder')}.{rest}"
 
 
-def _both_files(source: Source) -> dict[str, Tensor]:
-    """Return the tensors of both files, of which ``source`` is one.
+def _halves(source: Source) -> tuple[Source, ...]:
+    """Return the author's two files, encoder and decoder; none where there aren't both."""
+    found = (source.parts.get("encoder"), source.parts.get("decoder"))
+    return tuple(half for half in found if half is not None) if all(found) else ()
 
-    Raises: ImportFailed where the other isn't there.
+
+def _both_files(source: Source) -> dict[str, Tensor]:
+    """Return the tensors of both files.
+
+    Raises: ImportFailed where one is there alone.
     """
-    name = source.path.name
-    own, other = ("encoder", "decoder") if "encoder" in name else ("decoder", "encoder")
-    beside = source.path.with_name(name.replace(own, other))
-    if own not in name or not beside.exists():
+    halves = _halves(source)
+    if not halves:
         raise ImportFailed(
             f"{source.path}: is one half of a tiny autoencoder; the other must lie beside it, under the same"
             " name with encoder for decoder, or the other way round"
         )
-    opened = open_source(beside)
     return {
-        f"{network}.{key}": tensor
-        for network, half in ((own, source), (other, opened))
-        for key, tensor in half.tensors.items()
+        f"{network}.{name}": tensor
+        for network, half in zip(("encoder", "decoder"), halves, strict=True)
+        for name, tensor in half.tensors.items()
     }
-
-
-def _find(source: Source) -> Source | None:
-    """Return the folder of diffusers' class, which may be a part of a pipeline."""
-    for found in (source, source.parts.get(_PART)):
-        if found is not None and found.config.get("_class_name") == _CLASS:
-            return found
-    return None

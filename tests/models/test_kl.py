@@ -5,7 +5,6 @@ from models.autoencoders.kl import KlAutoencoder, KlConfig
 from models.autoencoders.stages import EncodeStage
 from models.networks.ldm_autoencoder import LdmConfig
 from models.noise import draw_noise
-from models.options import ConfigError
 from models.spec import PipelineSpec
 from models.stage import Sample, SampleSpec, run_path
 from workers.engine.lanes import Lanes
@@ -78,9 +77,7 @@ def test_a_pipeline_without_codes_tells_its_autoencoder_by_a_fingerprint(tmp_pat
     spec.save(tmp_path / "pipeline.json")
     assert PipelineSpec.load(tmp_path / "pipeline.json") == spec
     assert spec.tokenizer == autoencoder.fingerprint()
-    for wrong in (
-        {},
-        {"fingerprint": "0" * 16, "codes": {"grid": (8, 8), "size": 2, "fingerprint": "0" * 16}},
-    ):
-        with pytest.raises((ConfigError, ValueError), match="codes or, without any, fingerprint"):
-            PipelineSpec(**fields, **wrong)
+    codes = {"grid": (8, 8), "size": 2, "fingerprint": "0" * 16}
+    for field, value in (("has_posterior", True), ("fingerprint", "0" * 16)):
+        with pytest.raises(ValueError, match=f"{field}: is for pipelines without codes"):
+            PipelineSpec(**fields, codes=codes, **{field: value})

@@ -88,7 +88,7 @@ def test_scale_of_latents_becomes_the_scaling_factor(tmp_path):
     [
         ({"lookup": "dot_product"}, "looks up the nearest entry, not by dot_product"),
         ({"network": replace(NETWORK, has_tanh=True)}, "can't end with a tanh"),
-        ({"network": replace(NETWORK, stem_channels=16)}, "its first level, 8; here it has 16"),
+        ({"network": replace(NETWORK, stem_channels=16)}, "the first level, 8; here it has 16"),
         ({"is_from_zero": True}, r"images in \[-1, 1\]"),
         (
             {"network": MagvitConfig("simvq", level_channels=(32, 32), stem_channels=32)},

@@ -8,6 +8,7 @@ import torch
 
 from models.autoencoders.kl import KlAutoencoder
 from models.importers.base import ImportFailed, Source
+from models.importers.formats import read_source
 from models.importers.sources import open_source
 from tests.models.importers.published import full_size, small, weights
 from tests.models.importers.test_vq_importers import imported, source_of
@@ -112,7 +113,9 @@ def test_former_names_of_attention_and_the_part_of_a_pipeline_are_known():
         tensors[name] = tensor
     config = {**theirs.config, "_class_name": "AutoencoderKL"}
     part = Source(Path("vae"), tensors, config)
-    made = imported(source_of({}, {"_class_name": "StableDiffusionPipeline"}, {"vae": part}))
+    pipeline = Source(Path("sd"), {}, {"_class_name": "StableDiffusionPipeline"}, parts={"vae": part})
+    (made,), name = read_source(pipeline, {})
+    assert name == "diffusers-kl"
     today = imported(source_of(theirs.state_dict(), config))
     assert all(torch.equal(made.tensors[name], today.tensors[name]) for name in today.tensors)
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.autoencoders.base import Autoencoder, Quantizing
+from models.autoencoders.base import Autoencoder, Probabilistic, Quantizing
 from models.checkpoint import Unfilled, load_tensors, save_checkpoint
 from models.importers.base import Imported, ImportFailed
 from models.media.image import ImageSpec
@@ -56,12 +56,15 @@ def build(imported: Sequence[Imported], folder: Path, name: str, beside: str | N
         loaded: Autoencoder = load_kind(AUTOENCODERS, joined.kind).load(joined.file)
     if prior is not None:
         save_checkpoint(folder / PRIOR_FILE, dict(prior.tensors), prior.config)
+    codes = _codes(loaded)
     PipelineSpec(
         name=name,
         makes=(_pictures(loaded.signal_shape),),
         latents=tuple(loaded.latent_shape),
         autoencoders={"image": joined.kind},
-        codes=_codes(loaded),
+        codes=codes,
+        fingerprint=None if codes else loaded.fingerprint(),
+        has_posterior=isinstance(loaded, Probabilistic),
         labels={} if prior is None else prior.labels,
         prior=None if prior is None else prior.kind,
         defaults=(prior.defaults if prior else None) or Options(),

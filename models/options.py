@@ -22,6 +22,7 @@ UnitTime = Annotated[float, Field(ge=0, le=1)]
 # Strict: a number is a number, and neither true nor "7". Where any number is wanted, a whole one is, too.
 NumSteps = Annotated[int, Strict(), Field(ge=1, le=MAX_STEPS)]
 GuidanceScale = Annotated[float, Strict(), Field(ge=0, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)]
+Strength = Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 class ConfigError(ValueError):
@@ -66,6 +67,12 @@ class OptionFields(BaseModel):
     sampler: SamplerName | None = Field(
         default=None, description="How steps are taken; the pipeline's default when left out."
     )
+    strength: Strength | None = Field(
+        default=None,
+        description="With a `source`: how much of it is drawn anew. Sampling starts at this share of noise,"
+        " and takes this share of the steps, rounded, at least one. The pipeline's default when left out;"
+        " with a `mask`, 1.",
+    )
 
 
 @dataclass(frozen=True)
@@ -96,16 +103,18 @@ class FlowOptions(Options):
 
     Guidance is applied where the time ``t`` (0 is noise, 1 is data) lies in ``guidance_interval``
     (Kynkäänniemi et al. 2024, arXiv:2404.07724). With a ``time_easing`` of 0 all steps of time are equal;
-    up to 1, those near the noise and near the data get shorter (``samplers.time_grid``).
+    up to 1, those near the noise and near the data get shorter (``samplers.time_grid``). ``strength`` is for
+    samples that start from a source (SDEdit, Meng et al. 2022, arXiv:2108.01073).
     """
 
-    requestable: ClassVar[tuple[str, ...]] = ("num_steps", "guidance_scale", "sampler")
+    requestable: ClassVar[tuple[str, ...]] = ("num_steps", "guidance_scale", "sampler", "strength")
 
     num_steps: NumSteps = 16
     sampler: SamplerName = "dpmpp_2m"
     guidance_scale: GuidanceScale = 1.0
     guidance_interval: tuple[UnitTime, UnitTime] = (0.0, 1.0)
     time_easing: UnitTime = 0.0
+    strength: Strength = 0.6
 
     def __post_init__(self) -> None:
         if self.guidance_interval[0] > self.guidance_interval[1]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.autoencoders.base import Autoencoder, Probabilistic
-from models.autoencoders.stages import DecodeStage, EncodeStage, PsnrStage, SearchStage
+from models.autoencoders.stages import DecodeStage, EncodeStage, LatentsStage, PsnrStage, SearchStage
 from models.autoencoders.vq import Tokenizer, channels_last
 from models.checkpoint import Unfilled, save_checkpoint
 from models.conditioning import Conditions
@@ -33,6 +33,7 @@ class Stages:
     encode: EncodeStage
     decode: DecodeStage
     psnr: PsnrStage
+    latents: LatentsStage
     sample: Stage | None = None
     search: SearchStage | None = None
 
@@ -42,12 +43,16 @@ class Stages:
         *,
         effort: int = 0,
         return_psnr: bool = False,
+        is_edit: bool = False,
     ) -> tuple[Stage, ...]:
-        """Return the stages that a request's samples walk; with ``return_psnr``, they need a ``source``."""
+        """Return the stages that a request's samples walk; with ``return_psnr``, they need a ``source``.
+
+        is_edit: whether what is generated starts from a ``source``.
+        """
         match operation:
             case "generate":
                 assert self.sample is not None, "this pipeline has no prior"
-                return self.sample, self.decode
+                return (self.latents, self.sample, self.decode) if is_edit else (self.sample, self.decode)
             case "encode":
                 assert self.search is not None or not effort, "this pipeline has no codes"
                 first: Stage = self.search if effort and self.search is not None else self.encode
@@ -129,6 +134,7 @@ class Pipeline:
             encode=EncodeStage(self.autoencoder, num_slots, self.device),
             decode=DecodeStage(self.autoencoder, num_slots, self.device),
             psnr=PsnrStage(self.autoencoder, num_slots, self.device),
+            latents=LatentsStage(self.autoencoder, num_slots, self.device),
             sample=None if self.prior is None else self.prior.make_stage(num_slots),
             search=SearchStage(self.autoencoder) if isinstance(self.autoencoder, Tokenizer) else None,
         )

@@ -115,6 +115,19 @@ class PipelineSpec:
         return self.fingerprint if self.codes is None else self.codes.fingerprint
 
     @property
+    def edits(self) -> bool:
+        """Whether it also draws pictures that come in anew, or parts of them."""
+        return self.medium.medium == "image" and "strength" in self.defaults.requestable and bool(self.prior)
+
+    @property
+    def inputs(self) -> Mapping[str, MediumSpec]:
+        """What may come in with a request to generate, by role."""
+        if not self.edits:
+            return self.takes
+        mask = type(self.medium)(**{**asdict(self.medium), "channels": 1})
+        return {**self.takes, "source": self.medium, "mask": mask}
+
+    @property
     def can_search(self) -> bool:
         """Whether codes can be searched for that decode better than the nearest."""
         return self.codes is not None and self.autoencoders[self.medium.medium] in _SEARCHABLE

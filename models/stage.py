@@ -21,7 +21,8 @@ class SampleSpec:
 
     conditions and null: a row each, of what is asked for and of what guidance leads away from; None where
     nothing is sampled. effort: sweeps of a search for codes. samples_posterior: whether latents are drawn, by
-    the seed, from the distribution that an encoder gives; else they are its mean.
+    the seed, from the distribution that an encoder gives; else they are its mean. mask: (1, *size) bool, the
+    places of the sample's source that are drawn anew; None for all.
     """
 
     seed: int = 0
@@ -30,6 +31,7 @@ class SampleSpec:
     null: Conditions | None = None
     effort: int = 0
     samples_posterior: bool = False
+    mask: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -38,9 +40,9 @@ class Sample:
 
     index: which of its request's samples it is. value: what the stage before left: a signal (C, *size),
     latents (d, *grid) or codes (*grid). codes: those that the value was decoded from, where it was. source:
-    the signal (C, *size) that came in, where what is made of it is to be compared with it: ``psnr_db`` says
-    how near that comes. state is of the stage alone that has the sample. A stage that fails a sample sets
-    ``error``.
+    the signal (C, *size) that came in, where what is made starts from it, or is to be compared with it:
+    ``psnr_db`` says how near that comes. state is of the stage alone that has the sample. A stage that fails
+    a sample sets ``error``.
     """
 
     spec: SampleSpec

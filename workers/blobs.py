@@ -12,7 +12,7 @@ from pathlib import Path
 from models.media.base import Array, medium_of
 from workers.catalog import Catalog
 from workers.errors import InternalError
-from workers.messages import BlobReference, Resolved
+from workers.messages import EDIT_ROLES, BlobReference, Resolved
 from workers.storage import (
     check_writable,
     make_folders,
@@ -110,9 +110,14 @@ def source_reader(catalog: Catalog, blobs: BlobStore) -> Callable[[Resolved], tu
     def read_sources(request: Resolved) -> tuple[Array, ...]:
         if not request.sources:
             return ()
-        spec = catalog.spec(request.pipeline).medium
-        medium = medium_of(spec.medium)
-        return tuple(medium.load(blobs.read(source), spec) for source in request.sources)
+        pipeline = catalog.spec(request.pipeline)
+        specs = [pipeline.medium] * len(request.sources)
+        if request.is_edit:
+            specs = [pipeline.inputs[role] for role in EDIT_ROLES[: len(request.sources)]]
+        medium = medium_of(pipeline.medium.medium)
+        return tuple(
+            medium.load(blobs.read(source), spec) for source, spec in zip(request.sources, specs, strict=True)
+        )
 
     return read_sources
 

@@ -13,6 +13,7 @@ from models.options import ConfigError, OptionFields, requested
 from models.spec import SPEC_FILE, CodesSpec, PipelineSpec
 from workers.errors import InvalidCodes, InvalidRequest, UnknownPipeline
 from workers.messages import (
+    EDIT_ROLES,
     MAX_SAMPLES_PER_JOB,
     BlobReference,
     ClientRequest,
@@ -162,6 +163,7 @@ def _resolve_generate(
         raise InvalidRequest(f"{unknown[0]}: {spec.name} takes no {noun}; it takes {taken}")
     if request.num_outputs is not None and request.num_images is not None:
         raise InvalidRequest("num_images: is the older name of num_outputs; send one of the two")
+    _check_inputs(request)
     format = _format(request.format, spec.medium)
     if request.background == "transparent":
         _check_transparency(spec, format)
@@ -172,11 +174,16 @@ def _resolve_generate(
         options = requested(spec.defaults.changed(given))
     except ConfigError as error:
         raise InvalidRequest(str(error)) from error
+    if request.source is None:
+        options.pop("strength", None)
+    elif request.mask is not None and request.strength is None:
+        options["strength"] = 1.0
     return Resolved(
         operation="generate",
         num_samples=request.num_outputs or request.num_images or 1,
         seed=secrets.randbelow(2**53) if request.seed is None else request.seed,
         options=options,
+        sources=tuple(sources),
         labels=_labels(request, spec),
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -186,6 +193,17 @@ def _resolve_generate(
         return_codes=request.return_codes,
         **(common or {"pipeline": spec.name}),
     )
+
+
+def _check_inputs(request: GenerateRequest) -> None:
+    """Raises: InvalidRequest when something goes with a source, and there is none."""
+    if request.source is None:
+        for field, what in (("mask", "which part of it"), ("strength", "how much of it")):
+            if getattr(request, field) is not None:
+                raise InvalidRequest(
+                    f"{field}: says {what} to draw anew, but there is no source; send one, or leave"
+                    f" {field} out"
+                )
 
 
 def _resolve_encode(
@@ -288,6 +306,7 @@ def _unknown_fields(request: GenerateRequest, spec: PipelineSpec) -> list[str]:
     """Return the fields of a request that its pipeline does not take."""
     prompts = [name for name in ("prompt", "negative_prompt") if getattr(request, name) is not None]
     unknown = [] if spec.takes_prompt else prompts
+    unknown += [name for name in EDIT_ROLES if getattr(request, name) is not None and name not in spec.inputs]
     return unknown + [field for field, name, _ in _named_labels(request) if name not in spec.labels]
 
 
@@ -352,12 +371,13 @@ def _info(spec: PipelineSpec) -> PipelineInfo:
     return PipelineInfo(
         name=spec.name,
         makes=tuple(map(_medium_info, spec.makes)),
-        takes={role: _medium_info(each) for role, each in spec.takes.items()},
+        takes={role: _medium_info(each) for role, each in spec.inputs.items()},
         labels=spec.labels,
         takes_prompt=spec.takes_prompt,
         options={
             name: OptionInfo(default=value, json_schema=schema.get(name, {}))
             for name, value in requested(spec.defaults).items()
+            if name != "strength" or spec.edits
         },
         grid=spec.codes.grid if spec.codes else spec.latents[1:],
         codebook_size=spec.codes.size if spec.codes else None,

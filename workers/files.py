@@ -1,7 +1,7 @@
 """Outputs as files: what workers store and the command line writes, to the same bytes."""
 
 from models.media.base import medium_of
-from models.media.provenance import Provenance
+from models.media.provenance import Provenance, SourceType
 from workers.compute import Finished
 from workers.messages import Resolved
 
@@ -22,6 +22,7 @@ def encode_output(request: Resolved, finished: Finished, index: int, *, tells_pr
 def _provenance(request: Resolved, finished: Finished, index: int) -> Provenance:
     if request.operation == "decode":
         return Provenance("compositeWithTrainedAlgorithmicMedia", finished.pipeline, finished.tokenizer)
-    return Provenance(
-        "trainedAlgorithmicMedia", finished.pipeline, finished.tokenizer, request.seed, sample=index
+    source_type: SourceType = (
+        "compositeWithTrainedAlgorithmicMedia" if request.is_edit else "trainedAlgorithmicMedia"
     )
+    return Provenance(source_type, finished.pipeline, finished.tokenizer, request.seed, sample=index)

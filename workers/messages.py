@@ -72,6 +72,7 @@ class FileReference(Message):
 
 
 Source = Base64File | FileReference
+EDIT_ROLES = ("source", "mask")  # of what is generated from files, in the order of ``Resolved.sources``
 
 
 # --- what clients send -----------------------------------------------------------------------------------
@@ -125,6 +126,17 @@ class GenerateRequest(ClientRequest, OptionFields):
     background: Background = Field(
         default="white",
         description="transparent clears the white around what is shown; for colour pipelines, PNG and WebP.",
+    )
+    source: Source | None = Field(
+        default=None,
+        description="A picture to start from, as `strength` says: PNG, JPEG or WebP in base64, at most"
+        f" {MAX_SOURCE_MIB} MiB; or an upload, by its id. It is fitted as /encode does.",
+    )
+    mask: Source | None = Field(
+        default=None,
+        description="Where the source is drawn anew: a picture of the same size, white there (from 128 of"
+        " 255 on, or transparent), else black. All other pixels come back exactly, as the fitted source has"
+        " them.",
     )
     num_outputs: NumOutputs | None = Field(default=None, description="How many; one when left out.")
     num_images: NumOutputs | None = Field(
@@ -239,8 +251,9 @@ class Resolved(Message):
     """A request with every choice made: the payload of a job.
 
     seed: None where nothing is sampled. options: those that a request may set, each with its value.
-    labels: numbers, by set. sources: one for each sample to encode. codes: one for each sample to decode.
-    warnings: those of the result that are known already.
+    labels: numbers, by set. sources: one for each sample to encode; of what is generated from one, the source
+    and then the mask, if any. codes: one for each sample to decode. warnings: those of the result that are
+    known already.
     """
 
     operation: Operation
@@ -262,6 +275,11 @@ class Resolved(Message):
     return_codes: bool = False
     return_psnr: bool = False
     warnings: tuple[str, ...] = ()
+
+    @property
+    def is_edit(self) -> bool:
+        """Whether what is generated starts from a source."""
+        return self.operation == "generate" and bool(self.sources)
 
 
 # --- what comes back -------------------------------------------------------------------------------------

@@ -83,10 +83,23 @@ class EncodeStage(_OneCall):
                     sample.value = _latents(sample)
 
 
+class LatentsStage(_OneCall):
+    """Signals (C, *size) → scaled latents (d, *grid), not snapped to any codebook."""
+
+    def __init__(self, autoencoder: Autoencoder, max_samples: int, device: torch.device = _CPU) -> None:
+        super().__init__(autoencoder, max_samples, device)
+        self._encode = Replayed(autoencoder.encode, device)
+
+    def step(self, samples: Sequence[Sample], run: Run) -> None:
+        signals = torch.stack([_value(sample) for sample in samples])
+        _finish(samples, run, lambda rows: self._encode(signals[rows]), self.fixed_rows)
+
+
 class DecodeStage(_OneCall):
     """Latents (d, *grid), snapped to the codebook where there is one, or codes (*grid) → signals (C, *size).
 
-    ``codes`` of a sample are then those that it was decoded from.
+    ``codes`` of a sample are then those that it was decoded from. Where its mask draws nothing anew, the
+    signal is its source's.
     """
 
     def __init__(self, autoencoder: Autoencoder, max_samples: int, device: torch.device = _CPU) -> None:
@@ -107,6 +120,9 @@ class DecodeStage(_OneCall):
         if self._quantize is not None:
             for sample, codes in zip(samples, fetch(values)[0], strict=True):
                 sample.codes = codes
+        for sample in samples:
+            if sample.spec.mask is not None and sample.source is not None and sample.error is None:
+                sample.value = torch.where(sample.spec.mask, _value(sample), sample.source.cpu())
 
     def decode_latents(self, latents: Tensor, run: Run) -> Tensor | None:
         """Return signals (B, C, *size) of latents (B, d, *grid), for previews; None when a row fails."""

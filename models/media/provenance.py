@@ -24,8 +24,8 @@ class Provenance:
     """Where an output comes from.
 
     source_type: IPTC's term, https://cv.iptc.org/newscodes/digitalsourcetype/: trained where a prior made
-    it, composite where it is a decoding of what came in. tokenizer: its fingerprint. seed: None where nothing
-    was sampled; ``sample`` is the output's number under it.
+    it, composite where it is a decoding of what came in, or an edit of it. tokenizer: its fingerprint. seed:
+    None where nothing was sampled; ``sample`` is the output's number under it.
     """
 
     source_type: SourceType

@@ -16,7 +16,8 @@ from models.conditioning import Conditions, drop_conditions
 from models.networks.dit import DiT
 from models.noise import draw_noise
 from models.options import FlowOptions
-from models.priors.samplers import guide, is_guided, make_calls, take_step
+from models.priors.known import KnownParts, interpolate
+from models.priors.samplers import guide, is_guided, make_calls, take_step, times_after
 from models.replay import Replayed
 from models.stage import NotFinite, Rows, Run, Sample, padded
 from models.transfers import send
@@ -24,15 +25,6 @@ from models.transfers import send
 logger = logging.getLogger(__name__)
 
 # --- learning --------------------------------------------------------------------------------------------
-
-
-def interpolate(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Return x_t = t·latents + (1 − t)·noise for latents, noise (B, …) and t (B,) in [0, 1].
-
-    Lipman et al. 2023 (arXiv:2210.02747), with the straight path of Liu et al. 2023 (arXiv:2209.03003).
-    """
-    t = t.view(-1, *[1] * (latents.ndim - 1))
-    return t * latents + (1 - t) * noise
 
 
 def velocity(latents: Tensor, noise: Tensor) -> Tensor:
@@ -89,6 +81,7 @@ class _Course:
     slot: int
     numbers: tuple[tuple[float, ...], ...]  # t, guidance scale, coefficients
     guided: tuple[bool, ...]  # which calls need the unconditional row, too
+    times_after: tuple[float, ...] | None = None  # of each call, where parts of the sample are known
 
 
 class FlowStage:
@@ -112,12 +105,14 @@ class FlowStage:
         self._num_slots = num_slots
         self._state = torch.zeros(num_slots, 3, *self._shape, device=device)  # x, memory, data
         self._conditions = network.null_conditions(2 * num_slots).clone()  # a sample's own, then its nulls
+        self._known = KnownParts(num_slots, self._shape, device)
         self._replay = Replayed(self._advance, device)
 
     def start(self, sample: Sample) -> None:
         """Give the sample a slot, with its noise and conditions.
 
-        It starts from the noise of (seed, index), or from noise (d, *grid) that it brings as its value.
+        It starts from the noise of (seed, index), or from noise (d, *grid) that it brings as its value. Of a
+        sample with a source, the value is the source's latents, and it starts on the way from noise to them.
         """
         spec = sample.spec
         options = spec.options
@@ -125,18 +120,31 @@ class FlowStage:
         assert spec.conditions is not None
         assert spec.null is not None
         slot = self._free.pop()
-        noise = draw_noise(self._shape, spec.seed, sample.index) if sample.value is None else sample.value
+        is_edit = sample.source is not None
+        calls = make_calls(options, options.strength if is_edit else 1.0)
+        if is_edit or sample.value is None:
+            noise = draw_noise(self._shape, spec.seed, sample.index)
+        else:
+            noise = sample.value
+        start = noise = send(noise, self._state.device)
+        if is_edit:
+            assert sample.value is not None
+            latents = send(sample.value, self._state.device)
+            start = interpolate(latents[None], noise[None], latents.new_tensor([calls[0].t]))[0]
+            if spec.mask is not None:
+                self._known.write(slot, latents, noise, spec.mask)
+            sample.value = None
         self._state[slot] = 0
-        self._state[slot, 0] = send(noise, self._state.device)
+        self._state[slot, 0] = start
         self._conditions.write(slot, spec.conditions)
         self._conditions.write(self._num_slots + slot, spec.null)
-        calls = make_calls(options)
         scale, interval = options.guidance_scale, options.guidance_interval
         can_be_guided = not spec.conditions.equals(spec.null)
         sample.state = _Course(
             slot,
             tuple((call.t, scale, *call.coefficients) for call in calls),
             tuple(can_be_guided and is_guided(call.t, scale, interval) for call in calls),
+            tuple(times_after(calls)) if spec.mask is not None else None,
         )
 
     def num_calls(self, sample: Sample) -> int:
@@ -226,6 +234,7 @@ class FlowStage:
         if results.values is None:
             return
         slots = torch.tensor([sample.state.slot for sample in samples])
+        self._restore_known(samples, results.values)
         self._state[send(slots, self._state.device)] = results.values
         ended = []
         for row, sample in enumerate(samples):
@@ -241,6 +250,23 @@ class FlowStage:
             sample.value = value
             if not is_finite:
                 sample.error = NotFinite(f"output {sample.index} became infinite or not a number")
+
+    def _restore_known(self, samples: Sequence[Sample], values: Tensor) -> None:
+        """Put what is known of samples into what a call gave for them (B, 3, d, *grid).
+
+        This is done for x at the time that the call leaves it at, also amid a step of Heun's, which then
+        looks from there; and for the data, which is shown.
+        """
+        rows, slots, times = [], [], []
+        for row, sample in enumerate(samples):
+            course: _Course = sample.state
+            if course.times_after is not None:
+                rows.append(row)
+                slots.append(course.slot)
+                times.append(course.times_after[sample.calls_done])
+        if rows:
+            x_and_data = values[rows][:, ::2]  # (rows, 2, d, *grid)
+            values[rows, 0], values[rows, 2] = self._known.restore(x_and_data, slots, times).unbind(1)
 
 
 class FlowPrior:

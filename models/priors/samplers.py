@@ -90,19 +90,33 @@ SAMPLERS: dict[SamplerName, Callable[[list[float]], list[Call]]] = {
 }
 
 
-def time_grid(num_steps: int, time_easing: float = 0.0) -> list[float]:
+def time_grid(num_steps: int, time_easing: float = 0.0, strength: float = 1.0) -> list[float]:
     """Return the ``num_steps + 1`` times between steps, from 0 to 1.
 
     A ``time_easing`` of 0 spaces them equally, 1 like half a cosine's: close together at both ends, where
-    steps of one length err most. Values between mix the two.
+    steps of one length err most. Values between mix the two. A ``strength`` below 1 leaves the end of them:
+    the last num_steps · strength steps, rounded to a whole number of at least one, stretched so that they
+    begin at 1 − strength exactly.
     """
     shares = [i / num_steps for i in range(num_steps + 1)]
-    return [u + time_easing * ((1 - math.cos(math.pi * u)) / 2 - u) for u in shares]
+    times = [u + time_easing * ((1 - math.cos(math.pi * u)) / 2 - u) for u in shares]
+    if strength == 1:
+        return times
+    end = times[-1 - max(1, round(num_steps * strength)) :]
+    return [1 - (1 - t) * strength / (1 - end[0]) for t in end]
 
 
-def make_calls(options: FlowOptions) -> list[Call]:
+def make_calls(options: FlowOptions, strength: float = 1.0) -> list[Call]:
     """Return the calls of a sampler over the steps of ``time_grid``."""
-    return SAMPLERS[options.sampler](time_grid(options.num_steps, options.time_easing))
+    return SAMPLERS[options.sampler](time_grid(options.num_steps, options.time_easing, strength))
+
+
+def times_after(calls: list[Call]) -> list[float]:
+    """Return the time at which each call leaves x: that of the next call, or 1.
+
+    The first call of a step of Heun's leaves a guess at the step's end, which is at that time, too.
+    """
+    return [call.t for call in calls[1:]] + [1.0]
 
 
 def take_step(x: Tensor, v: Tensor, m: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:

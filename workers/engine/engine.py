@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import get_args
 
 import torch
@@ -188,7 +189,7 @@ class Engine:
             if running.stage.reports_progress:
                 done[running.job.id] += running.sample.calls_done
         return {
-            job.id: Progress(step=done[job.id], total=len(job.samples) * job.num_calls // job.num_started)
+            job.id: Progress(step=done[job.id], total=len(job.samples) * job.num_calls // job.num_counted)
             for job in self._jobs.values()
             if job.num_calls
         }
@@ -200,21 +201,23 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Finished]:
-        """Give every stage that has samples one call, and return the jobs that have ended."""
+        """Give every stage that has samples one call, and return the jobs that have ended.
+
+        Paths are lined up at their ends, so that one that begins with a stage more still shares the others.
+        """
         turn = self._whose_turn()
         self._start_waiting(turn)
-        position = 0
-        while any(running.position >= position for running in self._active(turn)):
-            for stage, group in self._by_stage(turn, position):
+        longest = max((running.num_left for running in self._active(turn)), default=0)
+        for num_left in range(longest, 0, -1):
+            for stage, group in self._by_stage(turn, num_left):
                 stage.step([running.sample for running in group], group[0].job.served.run)
                 for running in group:
                     running.job.num_turns += 1
                     running.job.num_together += len(group)
             # What is done here goes on to the next stage at once.
             self._running = [
-                each for each in self._running if each.priority != turn or not self._has_ended(each, position)
+                each for each in self._running if each.priority != turn or not self._has_ended(each, num_left)
             ]
-            position += 1
         self._make_previews(turn)
         ended = [job for job in self._jobs.values() if job.has_ended]
         finished = [finish(job) for job in ended]
@@ -252,20 +255,18 @@ class Engine:
             num_running[name] += 1
             num_active += 1
             running = Running(job, job.samples[job.num_started])
-            running.stage.start(running.sample)
+            _start(running)
             self._running.append(running)
-            if running.stage.reports_progress:
-                job.num_calls += running.stage.num_calls(running.sample)
             job.num_started += 1
             if job.num_started < len(job.samples):
                 starting.append(job)
         starting.extendleft(reversed(of_full_pipelines))
 
-    def _by_stage(self, turn: Priority, position: int) -> Iterator[tuple[Stage, list[Running]]]:
+    def _by_stage(self, turn: Priority, num_left: int) -> Iterator[tuple[Stage, list[Running]]]:
         """Yield each stage at this place of a path with the samples there, as many as it takes at once."""
         groups: dict[int, list[Running]] = {}
         for running in self._active(turn):
-            if running.position != position:
+            if running.num_left != num_left:
                 continue
             group = groups.setdefault(id(running.stage), [])
             if len(group) < running.stage.max_samples:
@@ -273,19 +274,19 @@ class Engine:
         for group in groups.values():
             yield group[0].stage, group
 
-    def _has_ended(self, running: Running, position: int) -> bool:
-        """Move a sample on that is done with its stage at ``position``; say whether that was its last."""
+    def _has_ended(self, running: Running, num_left: int) -> bool:
+        """Move a sample on that is done with its stage there; say whether that was its last."""
         job, sample, stage = running.job, running.sample, running.stage
         is_done = sample.error is not None or sample.calls_done == stage.num_calls(sample)
-        if running.position != position or not is_done:
+        if running.num_left != num_left or not is_done:
             return False
         if stage.reports_progress:
             job.calls_before += sample.calls_done
         stage.release(sample)
-        if sample.error is None and position + 1 < len(job.path):
+        if sample.error is None and num_left > 1:
             running.position += 1
             sample.calls_done = 0
-            running.stage.start(sample)
+            _start(running)
             return False
         job.num_ended += 1
         return True
@@ -301,7 +302,9 @@ class Engine:
         if not chosen:
             return
         began_s = self._timer.clock()
-        for stage, group in self._by_stage(turn, 0):
+        longest = max(running.num_left for running in self._active(turn))
+        stages = chain.from_iterable(self._by_stage(turn, num_left) for num_left in range(longest, 0, -1))
+        for stage, group in stages:
             shown = [running for running in group if running.sample in chosen]
             latents = stage.preview([running.sample for running in shown]) if shown else None
             if latents is None:
@@ -318,6 +321,14 @@ class Engine:
                     sample.index, sample.calls_done, served.medium.name, array
                 )
         self._timer.spent(self._timer.clock() - began_s)
+
+
+def _start(running: Running) -> None:
+    """Let a sample into its stage, and count its calls where they are told."""
+    running.stage.start(running.sample)
+    if running.stage.reports_progress:
+        running.job.num_calls += running.stage.num_calls(running.sample)
+        running.job.num_counted += 1
 
 
 @torch.inference_mode()

@@ -46,7 +46,8 @@ class Job:
     num_started: int = 0
     num_ended: int = 0
     calls_before: int = 0  # of stages that samples have left
-    num_calls: int = 0  # of samples that have started
+    num_calls: int = 0  # of samples that have come to a stage which tells its progress
+    num_counted: int = 0  # how many that are
     num_turns: int = 0  # of its samples, at all stages
     num_together: int = 0  # samples that had a turn with one of its own, itself included, over all turns
 
@@ -86,6 +87,11 @@ class Running:
         return self.job.priority
 
     @property
+    def num_left(self) -> int:
+        """How many stages it is to have, with the one it is at."""
+        return len(self.job.path) - self.position
+
+    @property
     def is_under_way(self) -> bool:
         """Whether it has had calls of its stage, and wants more."""
         sample = self.sample
@@ -95,13 +101,24 @@ class Running:
 def make_job(work: Work, served: Served) -> Job:
     """Return a job that has not started."""
     request = work.request
-    path = served.stages.path(request.operation, effort=request.effort, return_psnr=request.return_psnr)
+    path = served.stages.path(
+        request.operation,
+        effort=request.effort,
+        return_psnr=request.return_psnr,
+        is_edit=request.is_edit,
+    )
     return Job(work.job_id, request, served, path, _samples(work, served), _warnings(request, served))
 
 
 def _samples(work: Work, served: Served) -> list[Sample]:
     """Return the samples of a job: what each is asked for, and the value that it starts from."""
     request, pipeline = work.request, served.pipeline
+    signals = []
+    if work.sources:
+        source_arrays = work.sources[:1] if request.is_edit else work.sources
+        signals = [
+            torch.tensor(served.medium.to_signal(array)).to(pipeline.device) for array in source_arrays
+        ]
     if request.operation == "generate":
         assert request.seed is not None
         spec = SampleSpec(
@@ -109,13 +126,13 @@ def _samples(work: Work, served: Served) -> list[Sample]:
             options=pipeline.spec.defaults.changed(request.options),
             conditions=pipeline.conditions(request.labels, request.prompt),
             null=pipeline.conditions(prompt=request.negative_prompt),
+            mask=torch.tensor(work.sources[1] > 0)[..., 0][None] if work.sources[1:] else None,
         )
-        return [Sample(spec, index) for index in range(request.num_samples)]
+        source = signals[0] if signals else None
+        return [Sample(spec, index, source, source=source) for index in range(request.num_samples)]
     spec = SampleSpec(effort=request.effort)
     if request.operation == "encode":
-        signals = [torch.tensor(served.medium.to_signal(array)) for array in work.sources]
-        values = [signal.to(pipeline.device) for signal in signals]
-        return [Sample(spec, i, value, source=value) for i, value in enumerate(values)]
+        return [Sample(spec, i, signal, source=signal) for i, signal in enumerate(signals)]
     codes = [torch.tensor(grid, device=pipeline.device) for grid in request.codes or ()]
     return [Sample(spec, i, grid) for i, grid in enumerate(codes)]
 

@@ -22,6 +22,13 @@ class Jobs:
     def generate(self, job_id: str = "x", **asked: object) -> Work:
         return Work(job_id, self.catalog.resolve(GenerateRequest(**asked)))
 
+    def edit(self, source: Array, mask: Array | None = None, job_id: str = "x", **asked: object) -> Work:
+        """Draw a picture (H, W, C) anew, where its mask (H, W, 1) is white."""
+        pixels = (source,) if mask is None else (source, mask)
+        stored = [BlobReference(sha256="0" * 64, media_type="image/png")] * len(pixels)
+        request = GenerateRequest(source="AAAA", mask=None if mask is None else "AAAA", **asked)
+        return Work(job_id, self.catalog.resolve(request, stored), pixels)
+
     def encode(self, *pixels: Array, job_id: str = "x", **asked: object) -> Work:
         stored = [BlobReference(sha256="0" * 64, media_type="image/png")] * len(pixels)
         request = EncodeRequest(source="AAAA", **asked)

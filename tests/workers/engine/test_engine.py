@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,11 @@ def random_work(count: int, chance: random.Random, jobs: Jobs) -> list[Work]:
     for index in range(count):
         kind, name = chance.random(), str(index)
         if kind < 0.7:
+            pictures = [noise_image(chance.randrange(99), 12, 12, 1) for _ in range(chance.choice([0, 1, 2]))]
+            masks = [(each > 180).astype(np.uint8) * 255 for each in pictures[1:]]
             works.append(
-                jobs.generate(
-                    name,
+                (partial(jobs.edit, *pictures[:1], *masks) if pictures else jobs.generate)(
+                    job_id=name,
                     class_label=chance.choice([None, 0, 1, 2]),
                     num_outputs=chance.choice([1, 1, 1, 2, 5]),
                     seed=chance.randrange(1000),

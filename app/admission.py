@@ -14,14 +14,14 @@ from app.root_path import path_below_root
 
 MIB = 2**20
 MAX_BODY_BYTES: Mapping[str, int] = {
-    "/generate": 64 * 2**10,
+    "/generate": 28 * MIB,  # two files of at most 10 MiB, in base64
     "/encode": 64 * MIB + 64 * 2**10,  # each file in it is at most 10 MiB
     "/decode": 4 * MIB,
     "/files": 64 * MIB + 64 * 2**10,  # one file, and what a form puts around it
     "/batches": 64 * MIB,
     "/v1/files": 64 * MIB + 64 * 2**10,
-    "/v1/images/edits": 64 * MIB,  # which is refused, but not for its size
-    "/v1/images/variations": 64 * MIB,
+    "/v1/images/edits": 20 * MIB + 64 * 2**10,  # two files, and what a form puts around them
+    "/v1/images/variations": 20 * MIB + 64 * 2**10,
 }
 _MAX_OTHER_BYTES = 64 * 2**10
 _LARGE_BYTES = 64 * 2**10

@@ -49,7 +49,7 @@ async def idempotency_of(
 
 
 def _digest(path: str, request: BaseModel, files: Sequence[SourceFile]) -> str:
-    text = request.model_dump_json(exclude={"source", "image"})  # which are among the files
+    text = request.model_dump_json(exclude={"source", "image", "mask"})  # which are among the files
     digest = hashlib.sha256(f"{path}\n{text}\n".encode())
     for file in files:
         if isinstance(file.content, Upload):

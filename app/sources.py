@@ -3,15 +3,25 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from app.files import FileNotKnown, FileStore, Upload
 from models.media.base import Array, InvalidMedia, MediumSpec, medium_of
+from models.media.mask import load_mask, load_transparency, picture_size
 from models.spec import PipelineSpec
 from workers.errors import InvalidRequest, InvalidSource
-from workers.messages import MAX_SOURCE_MIB, BlobReference, EncodeRequest, FileReference, Source
+from workers.messages import (
+    MAX_SOURCE_MIB,
+    BlobReference,
+    DecodeRequest,
+    EncodeRequest,
+    FileReference,
+    GenerateRequest,
+    Request,
+    Source,
+)
 
 if TYPE_CHECKING:
     from app.services import Services
@@ -23,20 +33,31 @@ MAX_SOURCES_MIB = 64  # of all files of a request
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file as its client sent it. field: where, as an error calls it."""
+    """A file as its client sent it. field: where, as an error calls it.
+
+    role: what it is for; transparency is a mask that is white where the picture is transparent.
+    """
 
     field: str
     content: bytes | str | Upload  # str: in base64
+    role: Literal["source", "mask", "transparency"] = "source"
 
 
-def files_of(request: EncodeRequest, uploads: FileStore, viewer: str | None) -> list[SourceFile]:
+def files_of(request: Request, uploads: FileStore, viewer: str | None) -> list[SourceFile]:
     """Return the files of a request; uploads among them are found, and read when they are stored.
 
     viewer: the API key whose uploads may be named; None for everyone's.
 
     Raises: InvalidRequest naming the field.
     """
-    return find_files({"source": request.source, "image": request.image}, uploads, viewer)
+    match request:
+        case EncodeRequest():
+            return find_files({"source": request.source, "image": request.image}, uploads, viewer)
+        case GenerateRequest():
+            files = find_files({"source": request.source, "mask": request.mask}, uploads, viewer)
+            return [replace(file, role="mask") if file.field == "mask" else file for file in files]
+        case DecodeRequest():
+            return []
 
 
 def find_files(
@@ -84,67 +105,108 @@ async def store_sources(
 
     Raises: InvalidSource naming the field; TooBusy; StorageFull.
     """
-    spec = pipeline.medium
-    medium = medium_of(spec.medium)
+    medium = medium_of(pipeline.medium.medium)
 
     def announced() -> list[int]:
-        return [medium.decoding_bytes(_content(file, spec)) for file in files]
+        return [medium.decoding_bytes(_content(file, medium.name)) for file in files]
 
     def store(array: Array) -> BlobReference:
         data = medium.save(array, medium.lossless_format)
         return services.blobs.put(data, medium.formats[medium.lossless_format])
 
+    async def decoded(file: SourceFile, its_bytes: int, function: Callable[..., Array], *given: Any) -> Array:
+        data = await asyncio.to_thread(_content, file, medium.name)
+        try:
+            return await services.decoders.decode(its_bytes, function, data, *given)
+        except InvalidMedia as error:
+            raise _unusable(file, medium.name, error) from error
+
     stored = []
     num_bytes = await asyncio.to_thread(announced)
     with services.decoders.admitted(sum(num_bytes)):
+        if _have_mask(files):
+            sizes = [
+                await decoded(file, its_bytes, picture_size)
+                for file, its_bytes in zip(files, num_bytes, strict=True)
+            ]
+            _check_sizes(files, sizes)
         for file, its_bytes in zip(files, num_bytes, strict=True):
-            data = await asyncio.to_thread(_content, file, spec)
-            try:
-                array = await services.decoders.decode(its_bytes, medium.load, data, spec)
-            except InvalidMedia as error:
-                raise _unusable(file, spec, error) from error
+            array = await decoded(file, its_bytes, *_reader(file, pipeline))
             stored.append(await asyncio.to_thread(store, array))
     return stored
 
 
-def fit(file: SourceFile, spec: MediumSpec) -> Array:
-    """Return the file's contents as the pipeline takes them, decoded in this process.
+def fit_files(files: Sequence[SourceFile], pipeline: PipelineSpec) -> list[Array]:
+    """Return the files' contents as the pipeline takes them, decoded in this process.
 
     Raises: InvalidSource naming the field.
     """
-    try:
-        return medium_of(spec.medium).load(_content(file, spec), spec)
-    except InvalidMedia as error:
-        raise _unusable(file, spec, error) from error
+    medium = pipeline.medium.medium
+
+    def decoded(file: SourceFile, function: Callable[..., Array], *given: Any) -> Array:
+        try:
+            return function(_content(file, medium), *given)
+        except InvalidMedia as error:
+            raise _unusable(file, medium, error) from error
+
+    if _have_mask(files):
+        _check_sizes(files, [decoded(file, picture_size) for file in files])
+    return [decoded(file, *_reader(file, pipeline)) for file in files]
 
 
-def _unusable(file: SourceFile, spec: MediumSpec, error: InvalidMedia) -> InvalidSource:
-    problem = str(error).removeprefix(f"{spec.medium}: ")
-    return InvalidSource(spec.medium, f"{file.field}: {problem}")
+def _reader(file: SourceFile, pipeline: PipelineSpec) -> tuple[Callable[..., Array], MediumSpec]:
+    """Return what decodes a file, and what it is to be fitted to."""
+    match file.role:
+        case "source":
+            return medium_of(pipeline.medium.medium).load, pipeline.medium
+        case "mask":
+            return load_mask, pipeline.inputs["mask"]
+        case "transparency":
+            return load_transparency, pipeline.inputs["mask"]
 
 
-def _content(file: SourceFile, spec: MediumSpec) -> bytes:
+def _have_mask(files: Sequence[SourceFile]) -> bool:
+    return any(file.role != "source" for file in files)
+
+
+def _check_sizes(files: Sequence[SourceFile], sizes: Sequence[Array]) -> None:
+    """Raises: InvalidSource when a mask has another size than its source."""
+    (width, height), (mask_width, mask_height) = sizes
+    if (width, height) != (mask_width, mask_height):
+        raise InvalidSource(
+            "image",
+            f"{files[1].field}: must have the size of its source, {width} x {height} px,"
+            f" got {mask_width} x {mask_height} px",
+        )
+
+
+def _unusable(file: SourceFile, medium: str, error: InvalidMedia) -> InvalidSource:
+    problem = str(error).removeprefix(f"{medium}: ")
+    return InvalidSource(medium, f"{file.field}: {problem}")
+
+
+def _content(file: SourceFile, medium: str) -> bytes:
     match file.content:
         case bytes():
             data = file.content
         case str():
-            data = _from_base64(file.field, file.content, spec)
+            data = _from_base64(file.field, file.content, medium)
         case Upload():
             try:
                 data = file.content.read()
             except FileNotKnown as error:
                 raise InvalidRequest(f"{file.field}: {error}") from None
     if not data:
-        raise InvalidSource(spec.medium, f"{file.field}: is empty")
+        raise InvalidSource(medium, f"{file.field}: is empty")
     return data
 
 
-def _from_base64(field: str, text: str, spec: MediumSpec) -> bytes:
+def _from_base64(field: str, text: str, medium: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidSource(
-            spec.medium,
+            medium,
             f"{field}: is not valid base64; send the file's bytes in base64, without line breaks or"
             " 'data:...;base64,'",
         ) from None

@@ -78,6 +78,8 @@ async def answer(
     negotiated = _negotiate(http, request, spec)
     preferences = parse_prefer(http.headers.getlist("prefer"))
     wait_s = _wait_s(preferences, negotiated, services)
+    if files:
+        services.catalog.check(request)
     sources = await _unless_gone(http, store_sources(files, spec, services)) if files else []
     if sources is None:
         return Response(status_code=_CLIENT_IS_GONE)

@@ -128,6 +128,14 @@ class Catalog:
         }
         return _RESOLVERS[type(request)](request, spec, common, sources)
 
+    def check(self, request: ClientRequest) -> None:
+        """Check a request against its pipeline before its files are read.
+
+        Raises: as ``resolve``.
+        """
+        if isinstance(request, GenerateRequest):
+            self.resolve(request)
+
     def _specs(self) -> Iterator[PipelineSpec]:
         return (entry.spec for entry in self._entries.values())
 

@@ -51,9 +51,11 @@ async def resolve_row(line: bytes, job_id: str, owner: str, services: "Services"
     """
     request = _request(line)
     files: list[SourceFile] = []
-    if isinstance(request, EncodeRequest):
+    if not isinstance(request, DecodeRequest):
         files = await asyncio.to_thread(_files, request, owner, services)
     spec = services.catalog.pipeline_for(request)
+    if files:
+        services.catalog.check(request)
     sources = await store_sources(files, spec, services) if files else []
     changes: dict[str, Any] = {"priority": "batch"}
     if isinstance(request, GenerateRequest):
@@ -110,9 +112,11 @@ def _request(line: bytes) -> Request:
         raise InvalidRequest(f"body: {error}") from None
 
 
-def _files(request: EncodeRequest, owner: str, services: "Services") -> list[SourceFile]:
+def _files(request: GenerateRequest | EncodeRequest, owner: str, services: "Services") -> list[SourceFile]:
     """Raises: InvalidRequest."""
     files = files_of(request, services.files, owner)
+    if isinstance(request, GenerateRequest):
+        return files
     if request.image is not None and request.source is not None:
         raise InvalidFields([FieldError(field="image", message="is the older name of source; send one")])
     if not files:

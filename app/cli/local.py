@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from app.cli.answers import Answer, Asked, Made, read_file
 from app.cli.requests import request_of
 from app.cli.terminal import CommandError, say
-from app.sources import SourceFile, fit
+from app.sources import SourceFile, fit_files
 from models.media.base import medium_of
 from workers.catalog import Catalog
 from workers.compute import Finished, Work
@@ -47,9 +47,10 @@ class Local:
         """
         sources, references = [], []
         if files:
-            spec = self._catalog.pipeline_for(request).medium
-            medium = medium_of(spec.medium)
-            sources = [fit(file, spec) for file in files]
+            self._catalog.check(request)
+            spec = self._catalog.pipeline_for(request)
+            medium = medium_of(spec.medium.medium)
+            sources = fit_files(files, spec)
             references = [
                 BlobReference(
                     sha256=hashlib.sha256(source.tobytes()).hexdigest(),

@@ -1,24 +1,21 @@
 """POST /encode."""
 
 import asyncio
-import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends
-from fastapi.exceptions import RequestValidationError
-from pydantic import BeforeValidator, ValidationError
-from starlette.datastructures import UploadFile
+from pydantic import BeforeValidator
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from app.errors import InvalidFields
 from app.examples import ENCODE_EXAMPLES, ENCODED_JOB
-from app.field_errors import FieldError, short
+from app.field_errors import FieldError
 from app.keys import current_viewer
 from app.negotiation import JSON_MEDIA_TYPE
 from app.openapi import IDEMPOTENCY_KEY, PREFER, WORK_FAILURES, job_responses, problems
 from app.routes.bodies import FORM_MEDIA_TYPE, JsonRoute, media_type_of, takes
-from app.routes.forms import parsed_form
+from app.routes.forms import empty_for_a_form, form_schema, read_fields, request_from
 from app.services import ServicesNeeded
 from app.sources import SourceFile, files_of
 from app.submit import answer
@@ -26,35 +23,11 @@ from workers.messages import MAX_SAMPLES_PER_JOB, EncodeRequest
 
 router = APIRouter(tags=["work"], route_class=JsonRoute)
 
-_FILE_FIELDS = ("source", "file")
-_WHOLE_NUMBERS = {
-    name
-    for name, schema in EncodeRequest.model_json_schema()["properties"].items()
-    if schema.get("type") == "integer"
-}
-_FORM: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        **{
-            name: {"type": "string", "format": "binary", "description": description}
-            for name, description in (
-                ("source", "A PNG, JPEG or WebP file."),
-                ("file", "Another name of `source`."),
-            )
-        },
-        **{
-            name: schema
-            for name, schema in EncodeRequest.model_json_schema()["properties"].items()
-            if name not in ("source", "image")
-        },
-    },
-}
-
-
-def empty_for_a_form(body: Any) -> Any:
-    """Return an empty body for the bytes of a form, which FastAPI hands on unread for ``_read_form``."""
-    return {} if isinstance(body, bytes) else body
+_FORM = form_schema(
+    EncodeRequest,
+    {"source": "A PNG, JPEG or WebP file.", "file": "Another name of `source`."},
+    without=("image",),
+)
 
 
 @router.post(
@@ -93,28 +66,8 @@ async def _read_form(http: HttpRequest) -> tuple[EncodeRequest, list[SourceFile]
 
     Raises: RequestValidationError; InvalidFields.
     """
-    async with parsed_form(http, _FILE_FIELDS[0], MAX_SAMPLES_PER_JOB) as form:
-        fields: dict[str, str] = {}
-        files: list[SourceFile] = []
-        for name, value in form.multi_items():
-            if not isinstance(value, UploadFile):
-                if name in (*_FILE_FIELDS, "image"):
-                    raise InvalidFields([FieldError(field=name, message="must be a file in a form")])
-                if name in fields:
-                    raise InvalidFields([FieldError(field=short(name), message="is there twice; send one")])
-                fields[name] = value
-            elif name in _FILE_FIELDS:
-                field = f"{name}[{len(files)}]" if files else name
-                files.append(SourceFile(field, await value.read()))
-            else:
-                message = f"is not a file's name; send it as {_FILE_FIELDS[0]}"
-                raise InvalidFields([FieldError(field=short(name), message=message)])
-    for name in _WHOLE_NUMBERS & fields.keys():
-        if not re.fullmatch(r"-?[0-9]{1,18}", fields[name]):  # pydantic reads " 2" and "2.0", too
-            message = f"should be a valid integer, got {short(fields[name])!r}"
-            raise InvalidFields([FieldError(field=name, message=message)])
-    try:
-        return EncodeRequest.model_validate_strings(fields), files
-    except ValidationError as error:
-        found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
-        raise RequestValidationError(found) from None
+    fields, parts = await read_fields(http, ("source", "file"), MAX_SAMPLES_PER_JOB, ("image",))
+    files = [
+        SourceFile(f"{name}[{number}]" if number else name, data) for number, (name, data) in enumerate(parts)
+    ]
+    return request_from(EncodeRequest, fields), files

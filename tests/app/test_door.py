@@ -260,7 +260,7 @@ def test_a_stream_and_a_wait_outlast_all_limits_of_time(strict_door):
 
 
 def test_an_answer_before_the_body_is_over_leaves_the_connection_usable(service):
-    with connected(service.client, head("/generate", "Content-Length: 300000")) as connection:
+    with connected(service.client, head("/jobs/x/retry", "Content-Length: 300000")) as connection:
         assert read_answer(connection).startswith(b"HTTP/1.1 413")
         connection.sendall(b"x" * 300_000)  # more than a head may have
         connection.sendall(head("/health/live", "Connection: close", method="GET"))

@@ -154,10 +154,10 @@ PROVOKE: dict[str, Callable[[Service], httpx.Response]] = {
         "/encode", json={"source": "AAAA"}, headers={"Accept": "text/csv"}
     ),
     "body_too_large": lambda service: service.post(
-        "/generate", content=b" " * 70000, headers={"content-type": "application/json"}
+        "/jobs/x/retry", content=b" " * 70000, headers={"content-type": "application/json"}
     ),
     "unsupported_media_type": lambda service: service.post(
-        "/generate", content=b"{}", headers={"content-type": "text/plain"}
+        "/decode", content=b"{}", headers={"content-type": "text/plain"}
     ),
     "invalid_request": lambda service: service.post("/generate", json={"num_outputs": 65}),
     "unknown_pipeline": lambda service: service.post("/generate", json={"pipeline": "mnist"}),

@@ -40,8 +40,9 @@ from workers.traces import Trace
 QUEUES: tuple[Priority, ...] = ("interactive", "batch")
 QUARANTINE = "quarantine"  # the queue of jobs whose worker died: each is tried again alone
 PREFIX = "smalti"
-MESSAGES_VERSION = 2  # raised when a worker of the version before could not do right by a new job
-_VERSION_WITHOUT_WEBHOOK = 1  # a worker of the version before does right by such a job
+MESSAGES_VERSION = 3  # raised when a worker of the version before could not do right by a new job
+_VERSION_WITHOUT_EDITS = 2  # workers of the versions before do right by such jobs
+_VERSION_WITHOUT_WEBHOOK = 1
 JOB_EVENTS = f"{PREFIX}:job_events"  # pub/sub: "<job id> <event>" at every change of a job
 WORK_RATE = f"{PREFIX}:work_rate"  # running sums: seconds at work, cost and number of jobs done
 TOTALS = f"{PREFIX}:totals"  # what all workers have counted, by the fields of workers/metrics.py
@@ -162,7 +163,7 @@ def job_fields(
         "pipeline": request.pipeline,
         "owner": owner,
         "trace": str(trace or ""),
-        "version": MESSAGES_VERSION if webhook_url else _VERSION_WITHOUT_WEBHOOK,
+        "version": _version(request, webhook_url),
         "cost": _cost(request),
         "slots": request.num_samples,
         "blobs": " ".join(sorted({source.sha256 for source in request.sources})),
@@ -170,6 +171,13 @@ def job_fields(
         "execution": "",
         **({"webhook_url": webhook_url, "webhook": "pending 0"} if webhook_url else {}),
     }
+
+
+def _version(request: Resolved, webhook_url: str | None) -> int:
+    """Return the version of messages that a worker must know to do right by a job."""
+    if request.is_edit:
+        return MESSAGES_VERSION
+    return _VERSION_WITHOUT_EDITS if webhook_url else _VERSION_WITHOUT_WEBHOOK
 
 
 def read_request(job: Mapping[str, Any]) -> Resolved:

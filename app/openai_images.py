@@ -1,7 +1,7 @@
 """OpenAI's Images API in terms of our own: which pipeline, which request, and what comes back."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, StrictBool
@@ -26,12 +26,11 @@ OutputFormat = Literal["png", "webp", "jpeg"]
 ShortText = Annotated[str, Field(max_length=256)]
 
 
-class ImagesRequest(OptionFields):
+class VariationsRequest(OptionFields):
     """A request as OpenAI's clients send it. What it leaves open, or `auto`, is the pipeline's own choice."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: Prompt = Field(description="What to show. A pipeline without prompts reads the name of a class.")
     model: ShortText | None = Field(
         default=None,
         description="A pipeline's name. Left out, or one of OpenAI's own (`gpt-image-…`, `dall-e-…`): the"
@@ -68,6 +67,20 @@ class ImagesRequest(OptionFields):
     moderation: Literal["auto", "low"] | None = Field(default=None, description="Without effect.")
     user: ShortText | None = Field(default=None, description="Not kept.")
     safety_identifier: ShortText | None = Field(default=None, description="Not kept.")
+
+
+class ImagesRequest(VariationsRequest):
+    """A request with a prompt."""
+
+    prompt: Prompt = Field(description="What to show. A pipeline without prompts reads the name of a class.")
+
+
+class EditsRequest(ImagesRequest):
+    """A request to edit a picture."""
+
+    input_fidelity: Literal["high", "low"] | None = Field(
+        default=None, description="Without effect; `strength` has one."
+    )
 
 
 class ImageData(BaseModel):
@@ -137,11 +150,15 @@ def pipeline_of(model: str | None, catalog: Catalog) -> PipelineSpec:
     return specs[0] if specs and is_open else pipeline_named(model or "", catalog)
 
 
-def generate_request(request: ImagesRequest, spec: PipelineSpec) -> GenerateRequest:
-    """Return the request in our terms.
+def generate_request(
+    request: VariationsRequest, spec: PipelineSpec, files: Mapping[str, bytes] | None = None
+) -> GenerateRequest:
+    """Return the request in our terms. files: source and mask, if any.
 
     Raises: InvalidRequest naming OpenAI's field.
     """
+    if files and not spec.edits:
+        raise InvalidRequest(f"image: {spec.name} takes no picture; leave model out, or name one that does")
     size = size_of(spec)
     if request.size not in (None, "auto", size):
         raise InvalidRequest(
@@ -159,6 +176,7 @@ def generate_request(request: ImagesRequest, spec: PipelineSpec) -> GenerateRequ
         **{name: getattr(request, name) for name in OptionFields.model_fields},
         **_shown(request, spec),
         "pipeline": spec.name,
+        **{role: in_base64(data) for role, data in (files or {}).items()},
         "negative_prompt": request.negative_prompt,
         "style": None if is_ignored else request.style,
         "num_outputs": request.n or 1,
@@ -171,11 +189,13 @@ def generate_request(request: ImagesRequest, spec: PipelineSpec) -> GenerateRequ
     return GenerateRequest.model_validate(fields)
 
 
-def _shown(request: ImagesRequest, spec: PipelineSpec) -> dict[str, Any]:
+def _shown(request: VariationsRequest, spec: PipelineSpec) -> dict[str, Any]:
     """Return what to show: a prompt, or for a pipeline that takes none, the class of this name.
 
     Raises: InvalidRequest.
     """
+    if not isinstance(request, ImagesRequest):
+        return {"labels": request.labels}
     if spec.takes_prompt or "class" not in spec.labels:
         return {"prompt": request.prompt, "labels": request.labels}
     names = spec.labels["class"]
@@ -195,14 +215,14 @@ def size_of(spec: PipelineSpec) -> str:
     return f"{spec.medium.width_px}x{spec.medium.height_px}"
 
 
-def wants_urls(request: ImagesRequest) -> bool:
+def wants_urls(request: VariationsRequest) -> bool:
     """Say whether pictures are sent as addresses: as asked, or as the model of this name does."""
     if request.response_format is not None:
         return request.response_format == "url"
     return (request.model or "").startswith(_URL_BY_DEFAULT) and not request.stream
 
 
-def description_of(request: ImagesRequest, spec: PipelineSpec) -> dict[str, str]:
+def description_of(request: VariationsRequest, spec: PipelineSpec) -> dict[str, str]:
     """Return what an answer says of all of its pictures."""
     return {
         "background": "transparent" if request.background == "transparent" else "opaque",
@@ -211,7 +231,7 @@ def description_of(request: ImagesRequest, spec: PipelineSpec) -> dict[str, str]
     }
 
 
-def warnings_of(request: ImagesRequest, spec: PipelineSpec, job: JobView) -> list[str]:
+def warnings_of(request: VariationsRequest, spec: PipelineSpec, job: JobView) -> list[str]:
     """Return what was not done as asked."""
     warnings = list(job.result.warnings) if job.result else []
     if request.model not in (None, spec.name):
@@ -220,7 +240,7 @@ def warnings_of(request: ImagesRequest, spec: PipelineSpec, job: JobView) -> lis
 
 
 def images_answer(
-    request: ImagesRequest, spec: PipelineSpec, job: JobView, data: Sequence[ImageData]
+    request: VariationsRequest, spec: PipelineSpec, job: JobView, data: Sequence[ImageData]
 ) -> ImagesAnswer:
     """Return the answer to a request whose job has succeeded."""
     assert job.result is not None

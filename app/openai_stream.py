@@ -14,7 +14,15 @@ from starlette.types import Receive, Scope, Send
 from app.errors import problem_of
 from app.event_stream import EVENT_STREAM, HEADERS, KEEP_ALIVE, with_signs_of_life
 from app.openai_errors import failure_of_problem
-from app.openai_images import ImagesRequest, OutputFormat, description_of, format_of, in_base64, warnings_of
+from app.openai_images import (
+    EditsRequest,
+    OutputFormat,
+    VariationsRequest,
+    description_of,
+    format_of,
+    in_base64,
+    warnings_of,
+)
 from app.services import Services
 from app.submit import CANCELLED, Submission
 from models.media.image import IMAGE
@@ -28,7 +36,9 @@ STOPPING = "the server is stopping; send the request again"
 class PartialImage(BaseModel):
     """A picture on its way: small, and as it would be if it ended now."""
 
-    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
+    type: Literal["image_generation.partial_image", "image_edit.partial_image"] = (
+        "image_generation.partial_image"
+    )
     b64_json: str
     partial_image_index: int = Field(description="From 0, over the whole stream.")
     index: int = Field(description="Which of the pictures that were asked for.")
@@ -42,7 +52,7 @@ class PartialImage(BaseModel):
 class CompletedImage(BaseModel):
     """A picture."""
 
-    type: Literal["image_generation.completed"] = "image_generation.completed"
+    type: Literal["image_generation.completed", "image_edit.completed"] = "image_generation.completed"
     b64_json: str
     index: int = Field(description="Which of the pictures that were asked for.")
     created_at: int
@@ -56,7 +66,12 @@ class CompletedImage(BaseModel):
 
 
 def stream_images(
-    submission: Submission, request: ImagesRequest, spec: PipelineSpec, services: Services, *, keeps_job: bool
+    submission: Submission,
+    request: VariationsRequest,
+    spec: PipelineSpec,
+    services: Services,
+    *,
+    keeps_job: bool,
 ) -> Response:
     """Answer with the events of a job. keeps_job: also where the client goes away before its end."""
     events = _events(submission.job.id, request, spec, services)
@@ -85,7 +100,7 @@ class _JobEndsWithStream(StreamingResponse):
 
 
 async def _events(
-    job_id: str, request: ImagesRequest, spec: PipelineSpec, services: Services
+    job_id: str, request: VariationsRequest, spec: PipelineSpec, services: Services
 ) -> AsyncIterator[str]:
     num_partial = 0
     async with aclosing(with_signs_of_life(services.queue.events(job_id), services)) as following:
@@ -93,7 +108,7 @@ async def _events(
             if event is None:
                 yield KEEP_ALIVE
             elif event.preview is not None and num_partial < (request.partial_images or 0):
-                yield _partial(event.preview, num_partial)
+                yield _partial(event.preview, num_partial, request)
                 num_partial += 1
             elif event.job is not None:
                 async for text in _end(event.job, request, spec, services):
@@ -103,7 +118,7 @@ async def _events(
 
 
 async def _end(
-    job: JobView, request: ImagesRequest, spec: PipelineSpec, services: Services
+    job: JobView, request: VariationsRequest, spec: PipelineSpec, services: Services
 ) -> AsyncIterator[str]:
     """Yield the pictures of a job that has ended, and then why some failed."""
     if job.result is None:
@@ -122,10 +137,11 @@ async def _end(
         yield _failed(job.id, errors[0])
 
 
-def _partial(preview: PreviewImage, number: int) -> str:
+def _partial(preview: PreviewImage, number: int, request: VariationsRequest) -> str:
     info = IMAGE.info(base64.b64decode(preview.image))
     return event_text(
         PartialImage(
+            type="image_edit.partial_image" if _is_edit(request) else "image_generation.partial_image",
             b64_json=preview.image,
             partial_image_index=number,
             index=preview.index,
@@ -136,10 +152,13 @@ def _partial(preview: PreviewImage, number: int) -> str:
     )
 
 
-def _completed(data: bytes, output: Output, job: JobView, request: ImagesRequest, spec: PipelineSpec) -> str:
+def _completed(
+    data: bytes, output: Output, job: JobView, request: VariationsRequest, spec: PipelineSpec
+) -> str:
     assert job.result is not None
     return event_text(
         CompletedImage(
+            type="image_edit.completed" if _is_edit(request) else "image_generation.completed",
             **description_of(request, spec),
             b64_json=in_base64(data),
             index=output.sample,
@@ -149,6 +168,10 @@ def _completed(data: bytes, output: Output, job: JobView, request: ImagesRequest
             warnings=warnings_of(request, spec, job),
         )
     )
+
+
+def _is_edit(request: VariationsRequest) -> bool:
+    return isinstance(request, EditsRequest)
 
 
 def event_text(event: PartialImage | CompletedImage) -> str:

@@ -1,6 +1,7 @@
 """OpenAI's Images API and list of models, for its unmodified clients."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated
 
@@ -8,19 +9,21 @@ from fastapi import APIRouter, Body, Depends, Path
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from app.errors import NotReady, job_problem_response
+from app.errors import InvalidFields, NotReady, job_problem_response
+from app.field_errors import FieldError
 from app.idempotency import idempotency_of
 from app.keys import shown_address
 from app.negotiation import JSON_MEDIA_TYPE
-from app.openai_errors import failure_of, failure_response
 from app.openai_examples import IMAGES_ANSWER, IMAGES_EVENTS, IMAGES_EXAMPLES, MODELS, openai_failures
 from app.openai_images import (
     MAX_SECONDS,
+    EditsRequest,
     ImageData,
     ImagesAnswer,
     ImagesRequest,
     ModelInfo,
     ModelList,
+    VariationsRequest,
     generate_request,
     images_answer,
     in_base64,
@@ -31,18 +34,28 @@ from app.openai_images import (
 )
 from app.openai_stream import STOPPING, CompletedImage, PartialImage, stream_images
 from app.openapi import IDEMPOTENCY_KEY, Responses, event_stream, headers_of
-from app.routes.bodies import JsonRoute, takes_json
+from app.routes.bodies import FORM_MEDIA_TYPE, JsonRoute, takes, takes_json
+from app.routes.forms import form_schema, read_fields, request_from
 from app.services import Services, ServicesNeeded
+from app.sources import SourceFile, store_sources
 from app.submit import CANCELLED, submit
 from models.spec import SPEC_FILE, PipelineSpec
 from workers.errors import ServiceError
-from workers.messages import JobStatus, JobView
+from workers.messages import EDIT_ROLES, JobStatus, JobView
 
 _MARGIN_S = 10.0  # between the end of a job's time, and the end of the wait for it
 
 
 _NO_MODEL = (404, "model_not_found", "model: there is no 'gpt-5'; known are emoji-64", "model")
-_NO_EDITS = (400, "unsupported", "editing pictures is not supported; /v1/images/generations is", None)
+_NO_IMAGE = (400, "invalid_request", "image: is required", "image")
+_NO_FORM = (415, "unsupported_media_type", "Content-Type: send multipart/form-data, got none", None)
+_PICTURE = {"image": "A PNG, JPEG or WebP file; also as `image[]`."}
+_EDIT_FORM = form_schema(
+    EditsRequest,
+    _PICTURE | {"mask": "A picture of the same size, transparent where the image is drawn anew."},
+    without=("labels",),
+)
+_VARIATION_FORM = form_schema(VariationsRequest, _PICTURE, without=("labels",))
 _ANSWERS: Responses = {
     200: {
         "model": ImagesAnswer,
@@ -81,10 +94,75 @@ async def create_images(
 
     With an `Idempotency-Key` it goes on, so that the client finds it when it asks again.
     """
+    return await _answer(http, request, services)
+
+
+@router.post(
+    "/images/edits",
+    operation_id="openai_edit_images",
+    summary="Edit an image, as OpenAI's clients ask for it",
+    dependencies=[Depends(takes(FORM_MEDIA_TYPE))],
+    response_class=Response,
+    responses=_ANSWERS | openai_failures(_NO_IMAGE, _NO_MODEL, _NO_FORM),
+    openapi_extra={
+        "parameters": [IDEMPOTENCY_KEY],
+        "requestBody": {"required": True, "content": {FORM_MEDIA_TYPE: {"schema": _EDIT_FORM}}},
+    },
+)
+async def edit_images(http: HttpRequest, services: ServicesNeeded) -> Response:
+    """Draw a picture anew: where its mask is transparent, or without one as much as `strength` says."""
+    fields, files = await _read_form(http, ("image", "mask"))
+    return await _answer(http, request_from(EditsRequest, fields), services, files)
+
+
+@router.post(
+    "/images/variations",
+    operation_id="openai_vary_images",
+    summary="Vary an image, as OpenAI's clients ask for it",
+    dependencies=[Depends(takes(FORM_MEDIA_TYPE))],
+    response_class=Response,
+    responses=_ANSWERS | openai_failures(_NO_IMAGE, _NO_MODEL, _NO_FORM),
+    openapi_extra={
+        "parameters": [IDEMPOTENCY_KEY],
+        "requestBody": {"required": True, "content": {FORM_MEDIA_TYPE: {"schema": _VARIATION_FORM}}},
+    },
+)
+async def vary_images(http: HttpRequest, services: ServicesNeeded) -> Response:
+    """Draw a picture anew, as much as `strength` says."""
+    fields, files = await _read_form(http, ("image",))
+    return await _answer(http, request_from(VariationsRequest, fields), services, files)
+
+
+async def _read_form(http: HttpRequest, roles: Sequence[str]) -> tuple[dict[str, str], list[SourceFile]]:
+    """Return the fields of a form, and its picture and mask.
+
+    Raises: InvalidFields.
+    """
+    fields, parts = await read_fields(http, (*roles, "image[]"), len(roles))
+    files = {"image" if name == "image[]" else name: data for name, data in parts}
+    if len(files) < len(parts):
+        raise InvalidFields([FieldError(field=parts[0][0], message="is there twice; send one")])
+    if "labels" in fields:
+        raise InvalidFields([FieldError(field="labels", message="a form has none; say it in the prompt")])
+    if "image" not in files:
+        raise InvalidFields([FieldError(field="image", message="is required")])
+    image = SourceFile("image", files["image"])
+    mask = [SourceFile("mask", files["mask"], role="transparency")] if "mask" in files else []
+    return fields, [image, *mask]
+
+
+async def _answer(
+    http: HttpRequest, request: VariationsRequest, services: Services, files: Sequence[SourceFile] = ()
+) -> Response:
+    """Queue a request and answer with its pictures."""
     spec = pipeline_of(request.model, services.catalog)
-    wanted = generate_request(request, spec)
-    resolved = services.catalog.resolve(wanted)
-    idempotency = await idempotency_of(http, wanted, ())
+    contents = [file.content for file in files if isinstance(file.content, bytes)]
+    wanted = generate_request(request, spec, dict(zip(EDIT_ROLES, contents, strict=False)))
+    if files:
+        services.catalog.check(wanted)
+    sources = await store_sources(files, spec, services) if files else []
+    resolved = services.catalog.resolve(wanted, sources)
+    idempotency = await idempotency_of(http, wanted, files)
     if request.stream:
         submission = await submit(http, resolved, services, idempotency)
         return stream_images(submission, request, spec, services, keeps_job=idempotency is not None)
@@ -110,7 +188,7 @@ async def create_images(
 
 
 async def _pictures(
-    request: ImagesRequest,
+    request: VariationsRequest,
     spec: PipelineSpec,
     job: JobView,
     base: str | None,
@@ -135,28 +213,6 @@ async def _pictures(
 
     headers = headers | {"Smalti-Seed": str(job.result.seed)}
     return Response(await asyncio.to_thread(read), 200, headers, media_type=JSON_MEDIA_TYPE)
-
-
-@router.post(
-    "/images/edits",
-    operation_id="openai_edit_images",
-    summary="Not supported: edit images",
-    response_class=Response,
-    status_code=400,
-    responses=openai_failures(_NO_EDITS),
-)
-@router.post(
-    "/images/variations",
-    operation_id="openai_vary_images",
-    summary="Not supported: vary images",
-    response_class=Response,
-    status_code=400,
-    responses=openai_failures(_NO_EDITS),
-)
-async def edit_images() -> Response:
-    """Say that it is not supported."""
-    status, code, message, param = _NO_EDITS
-    return failure_response(status, failure_of(status, code, message, param))
 
 
 @router.get(

@@ -27,7 +27,7 @@ from workers.queue import embedded_server
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Path(__file__).with_name("schemathesis.toml")
-NEVER_ACCEPTED = {  # editing isn't there yet; and what failed of its deadline fails of it again
+NEVER_ACCEPTED = {  # pictures in forms are random bytes here; and what failed of its deadline fails of it again
     "POST /v1/images/edits",
     "POST /v1/images/variations",
     "POST /jobs/{job_id}/retry",

@@ -269,18 +269,6 @@ def test_the_end_of_the_server_is_told_and_leaves_no_job(redis_url, tmp_path):
         assert server.llen(queue_key("interactive")) == 0
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # as OpenAI has no variations any more
-def test_edits_and_variations_say_that_they_are_unsupported_whatever_is_sent(client):
-    picture = ("a.png", bytes(300_000), "image/png")
-    for ask in (
-        lambda: client.images.edit(image=picture, prompt="a hat"),
-        lambda: client.images.create_variation(image=picture),
-    ):
-        with pytest.raises(openai.BadRequestError) as caught:
-            ask()
-        assert caught.value.code == "unsupported"
-
-
 def test_the_request_examples_of_openapi_are_valid(service):
     paths = service.client.get("/openapi.json").json()["paths"]
     examples = paths[PATH]["post"]["requestBody"]["content"]["application/json"]["examples"]

@@ -15,10 +15,11 @@ from app.cli.terminal import CommandError, say
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: its fields, and the file that it is about, of which ``-`` is standard input."""
+    """A request: its fields, the file that it is about, and the mask of that; ``-`` is standard input."""
 
     fields: Mapping[str, Any]
     path: Path | None = None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,8 @@ def _fields_of(asked: Asked) -> dict[str, Any]:
     fields = given(dict(asked.fields))
     if asked.path is not None:
         fields["source"] = read_file(asked.path) if str(asked.path) == "-" else asked.path
+    if asked.mask is not None:
+        fields["mask"] = read_file(asked.mask) if str(asked.mask) == "-" else asked.mask
     return fields
 
 

@@ -25,6 +25,15 @@ def generate(
         list[str] | None,
         typer.Option(metavar="SET=NAME", help="A label of any set of the pipeline; may be repeated."),
     ] = None,
+    source: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A picture to start from; - is standard input.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the source is drawn anew: white there.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of the source is drawn anew: up to 1.")
+    ] = None,
     background: Annotated[str, typer.Option(help="white or transparent.")] = "white",
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same bytes.", min=0)] = None,
     num_outputs: Annotated[
@@ -42,7 +51,7 @@ def generate(
     as_json: Json = False,
     show: Show = None,
 ) -> None:
-    """Generate images of a class or a prompt, here and now, or by the service at --url."""
+    """Generate images of a class or a prompt, or from a source, here and now, or by the service at --url."""
     outputs = Outputs(out, as_json=as_json, show=show)
     if return_codes and outputs.is_standard_output:
         raise CommandError("--return-codes writes the codes beside the file that --out names, and - is none")
@@ -60,12 +69,15 @@ def generate(
         "num_steps": num_steps,
         "guidance_scale": guidance_scale,
         "sampler": sampler,
+        "strength": strength,
         "pipeline": pipeline,
         "format": outputs.format,
         "return_codes": return_codes,
     }
+    if mask is not None and source is None:
+        raise CommandError("--mask says which part of --source to draw anew; give both")
     outputs.require_room(num_outputs or num_images or 1)
-    answer = answer_of(place_of(url).answers("generate", [Asked(fields)])[0])
+    answer = answer_of(place_of(url).answers("generate", [Asked(fields, source, mask)])[0])
     result = answer.result
     options = "".join(f", {name} {value}" for name, value in answer.options.items())
     say(f"seed {result['seed']}{options}, {result['pipeline']}")

@@ -1,5 +1,6 @@
 """Serve requests in this process, without a server or a queue, to the same bytes as the service."""
 
+import base64
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -88,8 +89,11 @@ class Local:
         works: dict[int, Work] = {}
         for number, asked in enumerate(requests):
             try:
-                files = [SourceFile(str(asked.path), read_file(asked.path))] if asked.path else []
-                works[number] = self.prepare(request_of(operation, asked.fields), files)
+                files = _files_of(asked)
+                fields = dict(asked.fields)
+                if operation == "generate":  # a request says that it has files
+                    fields |= {file.role: base64.b64encode(data).decode() for file, data in files}
+                works[number] = self.prepare(request_of(operation, fields), [file for file, _ in files])
             except (ServiceError, CommandError) as error:
                 if not return_errors:
                     raise
@@ -135,6 +139,18 @@ class Local:
         if name not in self._engines:
             self._engines[name] = load_engine(self._settings, self._catalog, [name])
         return self._engines[name]
+
+
+def _files_of(asked: Asked) -> list[tuple[SourceFile, bytes]]:
+    """Return the files of a request, with their bytes. Raises: CommandError."""
+    files: list[tuple[SourceFile, bytes]] = []
+    if asked.path is not None:
+        data = read_file(asked.path)
+        files.append((SourceFile(str(asked.path), data), data))
+    if asked.mask is not None:
+        data = read_file(asked.mask)
+        files.append((SourceFile(str(asked.mask), data, role="mask"), data))
+    return files
 
 
 def compute(

@@ -14,9 +14,10 @@ from smalti.arguments import check_sendable, shown
 from smalti.errors import InvalidArgument, NoBytes, UnusableSource
 from smalti.fields import Encoded, Operation, Source
 from smalti.models import Codes, File, Result
-from smalti.sources import bytes_of, files_of
+from smalti.sources import bytes_of, file_of, files_of
 
 JSON = "application/json"
+EDIT_ROLES = ("source", "mask")  # of what is generated from pictures
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ def body_of(operation: Operation, fields: Mapping[str, Any]) -> dict[str, Any]:
     body: dict[str, Any] = {}
     if operation == "encode" and "source" in given:
         body["source"] = [_inline(file) for file in files_of(given.pop("source"))]
+    elif operation == "generate":
+        body = {role: _inline(file_of(given.pop(role), role)) for role in EDIT_ROLES if role in given}
     elif operation == "decode":
         body = codes_body(_plain(given.pop("codes", None)))
     return body | {name: _plain(value) for name, value in given.items()}

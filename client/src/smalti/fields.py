@@ -38,6 +38,10 @@ class WorkFields(TypedDict, total=False):
 class GenerateFields(WorkFields, total=False):
     """What a request to generate may say, beside its prompt."""
 
+    source: Source
+    mask: Source
+    strength: float
+
     negative_prompt: str
     labels: Mapping[str, str | int]
     class_label: str | int

@@ -1,4 +1,4 @@
-"""What encode takes, as files: paths, bytes, open files, Pillow images, arrays of pixels, and uploads."""
+"""Files as they are sent: of paths, bytes, open files, Pillow images, arrays of pixels, and uploads."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -23,6 +23,17 @@ def files_of(source: Source | Sequence[Source]) -> Files:
     Raises: UnusableSource; MissingPackage.
     """
     return list(_each_file(source))
+
+
+def file_of(source: Source, role: str = "source") -> bytes | File:
+    """Return the bytes of one file; an upload as it is. role: what an error calls it.
+
+    Raises: UnusableSource; MissingPackage.
+    """
+    try:
+        return _file_of(source)
+    except UnusableSource as error:
+        raise UnusableSource(str(error).replace("source: ", f"{role}: ", 1)) from error
 
 
 def parts_of(source: Source | Sequence[Source]) -> Iterator[Files]:

@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, Validati
 from pydantic.dataclasses import dataclass as checked_dataclass
 from pydantic_core import ErrorDetails
 
-SamplerName = Literal["euler", "heun", "dpmpp_2m"]
+SamplerName = Literal["euler", "heun", "dpmpp_2m", "ddim", "ddpm"]
 Precision = Literal["float32", "tf32"]  # of an autoencoder; tf32 (10 bits of a product's 23) is of GPUs
-MAX_STEPS = 200
+MAX_STEPS = 250
 MAX_GUIDANCE_SCALE = 20.0
 
 _MAX_ERRORS_TOLD = 3
@@ -65,7 +65,9 @@ class OptionFields(BaseModel):
         description="How strongly what is asked for is enforced; 1 is not at all beyond the model's own.",
     )
     sampler: SamplerName | None = Field(
-        default=None, description="How steps are taken; the pipeline's default when left out."
+        default=None,
+        description="How steps are taken, where the pipeline can; its default when left out. `ddim` and"
+        " `ddpm` are of diffusion priors, `euler` of flow priors.",
     )
     strength: Strength | None = Field(
         default=None,
@@ -108,6 +110,7 @@ class FlowOptions(Options):
     """
 
     requestable: ClassVar[tuple[str, ...]] = ("num_steps", "guidance_scale", "sampler", "strength")
+    samplers: ClassVar[tuple[SamplerName, ...]] = ("euler", "heun", "dpmpp_2m")
 
     num_steps: NumSteps = 16
     sampler: SamplerName = "dpmpp_2m"
@@ -119,13 +122,42 @@ class FlowOptions(Options):
     def __post_init__(self) -> None:
         if self.guidance_interval[0] > self.guidance_interval[1]:
             raise ConfigError(f"guidance_interval must be (low, high), got {self.guidance_interval}")
+        self._check_sampler(self.sampler)
+
+    def changed(self, given: dict[str, Any]) -> Self:
+        """Return these options with those that a request gives.
+
+        Raises: ConfigError naming the options of this family, or its samplers, if one is of another.
+        """
+        if "sampler" in given:
+            self._check_sampler(given["sampler"])
+        return super().changed(given)
+
+    def _check_sampler(self, sampler: SamplerName) -> None:
+        if sampler not in self.samplers:
+            raise ConfigError(f"sampler: this pipeline has {', '.join(self.samplers)}, got {sampler!r}")
 
     def variants(self) -> tuple[Self, ...]:
         """Return guided calls."""
         return (replace(self, guidance_scale=2.0, guidance_interval=(0.0, 1.0), num_steps=16),)
 
 
-FAMILIES: dict[str, type[Options]] = {"flow": FlowOptions}
+@checked_dataclass(frozen=True, config=CHECKED)
+class DiffusionOptions(FlowOptions):
+    """How a diffusion prior samples latents: at the timesteps that its authors take for so many steps."""
+
+    samplers: ClassVar[tuple[SamplerName, ...]] = ("ddim", "ddpm", "dpmpp_2m", "heun")
+
+    num_steps: NumSteps = 50
+    sampler: SamplerName = "ddim"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.time_easing:
+            raise ConfigError(f"time_easing must be 0 for a diffusion prior, got {self.time_easing}")
+
+
+FAMILIES: dict[str, type[Options]] = {"flow": FlowOptions, "dit": DiffusionOptions, "sit": FlowOptions}
 
 
 def read_options(family: Any, raw: Any) -> Options:

@@ -15,8 +15,15 @@ AUTOENCODERS = {
     "kl": "models.autoencoders.kl:KlAutoencoder",
     "tiny": "models.autoencoders.tiny:TinyAutoencoder",
 }
-PRIORS = {"flow": "models.priors.flow:FlowPrior"}
+PRIORS = {
+    "flow": "models.priors.flow:FlowPrior",
+    "dit": "models.priors.class_prior:ClassPrior",
+    "sit": "models.priors.class_prior:ClassPrior",
+}
 IMPORTERS = {  # a public format → the module that reads it; the first that knows one does
+    "diffusers-dit": "models.importers.diffusers_dit",  # before those of a pipeline's other parts
+    "dit": "models.importers.facebook_dit",
+    "sit": "models.importers.sit",
     "compvis-kl": "models.importers.compvis_kl",
     "compvis-vq": "models.importers.compvis_vq",
     "diffusers-kl": "models.importers.diffusers_kl",

@@ -27,7 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="Only JSON on standard output
 
 NumSteps = Annotated[int | None, typer.Option(help="Denoising steps.", min=1)]
 GuidanceScale = Annotated[float | None, typer.Option(help="How strongly class or prompt are enforced.")]
-SamplerChoice = Annotated[str | None, typer.Option("--sampler", help="euler, heun or dpmpp_2m.")]
+SamplerChoice = Annotated[str | None, typer.Option("--sampler", help="euler, heun, dpmpp_2m, ddim or ddpm.")]
 
 
 class CommandError(Exception):

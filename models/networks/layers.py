@@ -67,8 +67,8 @@ class WideLinear(Linear):
     they are found to have the bits of few as they are.
     """
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=bias)
         self._agrees: bool | None = None  # whether many tokens have the bits of few as they are
 
     def _multiply(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,7 @@ def flow_loss(
 # --- sampling --------------------------------------------------------------------------------------------
 
 
-_PLAN_SIZE = 3 + 8  # places; t, guidance scale and six coefficients
+PLACES, NUMBERS = 3, 8  # of a plan's row; the numbers are t, guidance scale and six coefficients
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,24 @@ class _Course:
     times_after: tuple[float, ...] | None = None  # of each call, where parts of the sample are known
 
 
+class _Shaped(Protocol):
+    """The latents that a network is made for."""
+
+    @property
+    def latent_channels(self) -> int: ...
+    @property
+    def grid(self) -> tuple[int, ...]: ...
+
+
+class _Network(Protocol):
+    """What a stage needs of a network; how it is called is between the two."""
+
+    @property
+    def config(self) -> _Shaped: ...
+    def null_conditions(self, num_rows: int = 1) -> Conditions: ...
+    def __call__(self, latents: Tensor, t: Tensor, conditions: Conditions, /) -> Tensor: ...
+
+
 class FlowStage:
     """Noise → latents (d, *grid): one call of the network for each sample, each at a step of its own.
 
@@ -93,14 +112,14 @@ class FlowStage:
     """
 
     reports_progress = True
+    num_numbers = NUMBERS  # of a call
 
-    def __init__(self, network: DiT, num_slots: int) -> None:
+    def __init__(self, network: _Network, num_slots: int) -> None:
         self.fixed_rows: Sequence[int] | None = None
         self.max_samples = num_slots
         self._network = network
-        config = network.config
-        device = network.cosines.device
-        self._shape = (config.latent_channels, *config.grid)
+        device = network.null_conditions().labels.device
+        self._shape = (network.config.latent_channels, *network.config.grid)
         self._free = list(reversed(range(num_slots)))
         self._num_slots = num_slots
         self._state = torch.zeros(num_slots, 3, *self._shape, device=device)  # x, memory, data
@@ -121,7 +140,7 @@ class FlowStage:
         assert spec.null is not None
         slot = self._free.pop()
         is_edit = sample.source is not None
-        calls = make_calls(options, options.strength if is_edit else 1.0)
+        numbers = self._numbers(options, options.strength if is_edit else 1.0)
         if is_edit or sample.value is None:
             noise = draw_noise(self._shape, spec.seed, sample.index)
         else:
@@ -130,7 +149,7 @@ class FlowStage:
         if is_edit:
             assert sample.value is not None
             latents = send(sample.value, self._state.device)
-            start = interpolate(latents[None], noise[None], latents.new_tensor([calls[0].t]))[0]
+            start = interpolate(latents[None], noise[None], latents.new_tensor([numbers[0][0]]))[0]
             if spec.mask is not None:
                 self._known.write(slot, latents, noise, spec.mask)
             sample.value = None
@@ -140,12 +159,18 @@ class FlowStage:
         self._conditions.write(self._num_slots + slot, spec.null)
         scale, interval = options.guidance_scale, options.guidance_interval
         can_be_guided = not spec.conditions.equals(spec.null)
+        times = [t for t, *_ in numbers]
         sample.state = _Course(
             slot,
-            tuple((call.t, scale, *call.coefficients) for call in calls),
-            tuple(can_be_guided and is_guided(call.t, scale, interval) for call in calls),
-            tuple(times_after(calls)) if spec.mask is not None else None,
+            numbers,
+            tuple(can_be_guided and is_guided(t, scale, interval) for t in times),
+            tuple(times_after(times)) if spec.mask is not None else None,
         )
+
+    def _numbers(self, options: FlowOptions, strength: float) -> tuple[tuple[float, ...], ...]:
+        """Return the numbers of each call: t, the guidance scale and the sampler's coefficients."""
+        calls = make_calls(options, strength)
+        return tuple((call.t, options.guidance_scale, *call.coefficients) for call in calls)
 
     def num_calls(self, sample: Sample) -> int:
         course: _Course = sample.state
@@ -179,7 +204,7 @@ class FlowStage:
         if self._state.is_cuda:
             for num_rows in sorted(self.fixed_rows or ()):
                 try:
-                    self._replay(torch.zeros(num_rows, _PLAN_SIZE, dtype=torch.int32))
+                    self._replay(torch.zeros(num_rows, PLACES + self.num_numbers, dtype=torch.int32))
                 except torch.OutOfMemoryError:
                     logger.warning("calls of %d rows and more don't fit in memory", num_rows)
                     return
@@ -195,7 +220,7 @@ class FlowStage:
         return self._replay(plan)[: len(samples)]
 
     def _plan(self, samples: Sequence[Sample]) -> Tensor:
-        """Return what a call is to do (rows, ``_PLAN_SIZE``) int32; floats as integers of the same bits.
+        """Return what a call is to do (rows, places and numbers) int32; floats as integers of the same bits.
 
         A row has its slot, its place in the conditions, the row that guidance leads away from (its own where
         there is none), then t, the guidance scale and the coefficients. The samples' own rows come first,

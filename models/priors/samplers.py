@@ -83,7 +83,7 @@ def dpmpp_2m(times: list[float]) -> list[Call]:
     return calls
 
 
-SAMPLERS: dict[SamplerName, Callable[[list[float]], list[Call]]] = {
+SAMPLERS: dict[SamplerName, Callable[[list[float]], list[Call]]] = {  # over any times
     "euler": euler,
     "heun": heun,
     "dpmpp_2m": dpmpp_2m,
@@ -111,12 +111,12 @@ def make_calls(options: FlowOptions, strength: float = 1.0) -> list[Call]:
     return SAMPLERS[options.sampler](time_grid(options.num_steps, options.time_easing, strength))
 
 
-def times_after(calls: list[Call]) -> list[float]:
-    """Return the time at which each call leaves x: that of the next call, or 1.
+def times_after(times: list[float]) -> list[float]:
+    """Return the time at which each call leaves x, of their times: that of the next call, or 1.
 
     The first call of a step of Heun's leaves a guess at the step's end, which is at that time, too.
     """
-    return [call.t for call in calls[1:]] + [1.0]
+    return [*times[1:], 1.0]
 
 
 def take_step(x: Tensor, v: Tensor, m: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:

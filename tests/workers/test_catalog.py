@@ -60,7 +60,7 @@ def test_info_says_what_a_request_gets_that_names_nothing(catalog):
 
     defaults = {name: option.default for name, option in info.options.items()}
     assert defaults == {"num_steps": 5, "sampler": "heun", "guidance_scale": 1.5, "strength": 0.6}
-    assert "200" in str(info.options["num_steps"].json_schema)
+    assert "250" in str(info.options["num_steps"].json_schema)
     assert info.makes[0].sizes == {"width_px": 8, "height_px": 8, "channels": 1}
     assert info.makes[0].formats == ("png", "webp", "jpeg")
     assert (info.grid, info.codebook_size) == ((2, 2), 16)

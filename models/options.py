@@ -87,6 +87,10 @@ class Options:
         """Return options that bring about every kind of call, for the check of the seed promise."""
         return (self,)
 
+    def narrowed(self, name: str) -> dict[str, Any]:
+        """Return what of an option's JSON schema is narrower in this family than in all together."""
+        return {}
+
     def changed(self, given: dict[str, Any]) -> Self:
         """Return these options with those that a request gives.
 
@@ -123,6 +127,11 @@ class FlowOptions(Options):
         if self.guidance_interval[0] > self.guidance_interval[1]:
             raise ConfigError(f"guidance_interval must be (low, high), got {self.guidance_interval}")
         self._check_sampler(self.sampler)
+
+    def narrowed(self, name: str) -> dict[str, Any]:
+        """Return the samplers that this family has."""
+        kinds: list[dict[str, Any]] = [{"enum": list(self.samplers), "type": "string"}, {"type": "null"}]
+        return {"anyOf": kinds} if name == "sampler" else {}
 
     def changed(self, given: dict[str, Any]) -> Self:
         """Return these options with those that a request gives.

@@ -23,6 +23,7 @@ PRIORS = {
 IMPORTERS = {  # a public format → the module that reads it; the first that knows one does
     "diffusers-dit": "models.importers.diffusers_dit",  # before those of a pipeline's other parts
     "dit": "models.importers.facebook_dit",
+    "lightningdit": "models.importers.lightning_dit",
     "sit": "models.importers.sit",
     "compvis-kl": "models.importers.compvis_kl",
     "compvis-vq": "models.importers.compvis_vq",

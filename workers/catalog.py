@@ -383,7 +383,7 @@ def _info(spec: PipelineSpec) -> PipelineInfo:
         labels=spec.labels,
         takes_prompt=spec.takes_prompt,
         options={
-            name: OptionInfo(default=value, json_schema=schema.get(name, {}))
+            name: OptionInfo(default=value, json_schema=schema.get(name, {}) | spec.defaults.narrowed(name))
             for name, value in requested(spec.defaults).items()
             if name != "strength" or spec.edits
         },

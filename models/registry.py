@@ -39,6 +39,8 @@ EXPORTERS = {  # a format → a kind above → "module:function"
         "kl": "models.exporters.kl:write_autoencoder_kl",
         "vq": "models.exporters.vq:write_vqmodel",
         "vqgan": "models.exporters.vq:write_vqmodel",
+        "dit": "models.exporters.dit:write_dit",
+        "sit": "models.exporters.dit:write_dit",
     },
 }
 

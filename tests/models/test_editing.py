@@ -65,7 +65,7 @@ def test_full_strength_has_the_times_of_no_source_bit_for_bit() -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_step_ends_where_the_next_begins(sampler) -> None:
     options = FlowOptions(num_steps=5, sampler=sampler, time_easing=0.5)
-    times = times_after(make_calls(options, 0.7))
+    times = times_after([call.t for call in make_calls(options, 0.7)])
     assert times[-1] == 1
     assert list(dict.fromkeys(times)) == time_grid(5, 0.5, 0.7)[1:]
 
@@ -101,7 +101,7 @@ def test_known_latents_come_back_exactly_and_stay_on_their_path(network, sampler
     sample, stage = edit(network, latents, options, mask), FlowStage(network, 1)
     stage.start(sample)
     noise = draw_noise(SHAPE, 7, 0)
-    for time in times_after(make_calls(options, 0.8)):
+    for time in times_after([call.t for call in make_calls(options, 0.8)]):
         stage.step([sample], run_directly)
         expected = interpolate(latents[None], noise[None], torch.tensor([time]))[0]
         now = stage.latents([sample])[0]

@@ -75,14 +75,14 @@ def infer_config(tensors: Mapping[str, Tensor], *, has_tanh: bool = False) -> Ld
     """
     latent_channels = size_of(tensors, "decoder.conv_in.weight", 1)
     levels = range(count(tensors, "encoder.down.{}.block.0.conv1.weight"))
+    widths = tuple(size_of(tensors, f"encoder.down.{level}.block.0.conv1.weight", 0) for level in levels)
+    stem = size_of(tensors, "encoder.conv_in.weight", 0)
     return made(
         LdmConfig,
         image_channels=size_of(tensors, "encoder.conv_in.weight", 1),
         latent_channels=latent_channels,
-        stem_channels=size_of(tensors, "encoder.conv_in.weight", 0),
-        level_channels=tuple(
-            size_of(tensors, f"encoder.down.{level}.block.0.conv1.weight", 0) for level in levels
-        ),
+        stem_channels=None if widths[:1] == (stem,) else stem,
+        level_channels=widths,
         num_blocks=count(tensors, "encoder.down.0.block.{}.conv1.weight"),
         attention_levels=tuple(
             level for level in levels if f"encoder.down.{level}.attn.0.q.weight" in tensors

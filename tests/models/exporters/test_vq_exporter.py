@@ -1,5 +1,6 @@
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,17 +8,23 @@ import torch
 from models.autoencoders.vq import Tokenizer, TokenizerConfig
 from models.autoencoders.vqgan import Vqgan, VqganConfig
 from models.exporters.base import ExportFailed
+from models.importers import compvis_vq
+from models.importers.base import Source
+from models.importers.building import build
+from models.importers.formats import read_source
+from models.importers.sources import open_source
 from models.networks.ldm_autoencoder import LdmConfig
 from models.networks.magvit_autoencoder import MagvitConfig
 from models.pipeline import Pipeline
 from models.registry import EXPORTERS, load_kind
 from models.spec import CodesSpec, PipelineSpec
-from tests.models.importers.published import weights
+from tests.models.importers.published import small, weights
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from diffusers import VQModel
 
+SIZE = {"image_size_px": "32"}
 NETWORK = LdmConfig(
     latent_channels=3, level_channels=(8, 16), num_blocks=1, attention_levels=(1,), num_groups=4
 )
@@ -74,6 +81,15 @@ def test_diffusers_has_the_same_codes_and_the_same_images_of_them(tmp_path, conf
         decoded = theirs.decode(codes.flatten(), force_not_quantize=True, shape=shape).sample.clamp(-1, 1)
         assert torch.allclose(ours.decode(ours.lookup(codes)), decoded, atol=1e-5)
         assert torch.allclose(theirs.decode(latents).sample.clamp(-1, 1), decoded, atol=1e-5)
+
+
+def test_exported_tokenizer_comes_in_again_as_it_was(tmp_path):
+    tensors, _ = small("taming")
+    pipeline = build([compvis_vq.read(Source(Path("vqgan.ckpt"), tensors), SIZE)], tmp_path / "own", "own")
+    export(pipeline, tmp_path)
+    read, _ = read_source(open_source(tmp_path / "vqvae", scratch=tmp_path), SIZE)
+    again = build(read, tmp_path / "again", "again")
+    assert again.spec.codes == pipeline.spec.codes
 
 
 def test_scale_of_latents_becomes_the_scaling_factor(tmp_path):

@@ -231,6 +231,34 @@ def test_vqmodel_with_the_names_of_former_versions_is_the_same():
     assert_same_results(loaded(made), diffusers_results(model))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"block_out_channels": (128, 256, 512), "num_vq_embeddings": 8192},  # latent diffusion's f4
+        {  # aMUSEd's
+            "block_out_channels": (128, 256, 256, 512, 768),
+            "latent_channels": 64,
+            "num_vq_embeddings": 8192,
+            "mid_block_add_attention": False,
+            "lookup_from_codebook": True,
+        },
+    ],
+)
+def test_every_tensor_of_a_full_size_vqmodel_has_its_place(fields):
+    levels = len(fields["block_out_channels"])
+    with torch.device("meta"):
+        model = VQModel(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            layers_per_block=2,
+            **fields,
+        )
+    made = imported(source_of(model.state_dict(), dict(model.config) | {"_class_name": "VQModel"}))
+    assert made.config.network.downsample_factor == 2 ** (levels - 1)
+    assert made.config.image_size_px == 256  # the class's own sample_size of 32 says nothing
+    assert "--set image_size_px=" in made.notes[0]
+
+
 def diffusers_source(**fields):
     model = diffusers_model()
     return source_of(model.state_dict(), dict(model.config) | {"_class_name": "VQModel"} | fields)

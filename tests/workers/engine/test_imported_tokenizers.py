@@ -52,11 +52,11 @@ def test_images_have_the_codes_and_the_pixels_of_the_tokenizer_itself(pipeline, 
 
 
 def test_the_same_image_has_the_same_codes_and_pixels_in_any_company(pipeline, jobs) -> None:
-    images = [noise_image(seed, *pipeline.autoencoder.signal_shape[1:], 3) for seed in range(3)]
+    images = [noise_image(seed, *pipeline.autoencoder.signal_shape[1:], 3) for seed in range(2)]
     alone = [made(pipeline, jobs.encode(image))["x"] for image in images]
     together = made(pipeline, *(jobs.encode(image, job_id=str(i)) for i, image in enumerate(images)))
-    assert [digest(each) for each in alone] == [digest(together[str(i)]) for i in range(3)]
+    assert [digest(each) for each in alone] == [digest(together[str(i)]) for i in range(2)]
     codes = [each.codes.codes for each in alone]
     decoded = [made(pipeline, jobs.decode(each))["x"] for each in codes]
     batch = made(pipeline, *(jobs.decode(each, job_id=str(i)) for i, each in enumerate(codes)))
-    assert [digest(each) for each in decoded] == [digest(batch[str(i)]) for i in range(3)]
+    assert [digest(each) for each in decoded] == [digest(batch[str(i)]) for i in range(2)]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.terminal import CommandError, say
+from app.cli.terminal import CommandError, local_settings, say
 
 
 def import_model(
@@ -55,7 +55,9 @@ def import_model(
         say("it can be imported; nothing was kept")
         return
     typer.echo(out)
-    typer.echo(f"smalti up --pipeline {pipeline.spec.name}")
+    elsewhere = out.absolute().parent != local_settings().weights_dir.absolute()
+    where = f"SMALTI_WEIGHTS_DIR={shlex.quote(str(out.parent))} " if elsewhere else ""
+    typer.echo(f"{where}smalti up --pipeline {pipeline.spec.name}")
 
 
 def export_model(

@@ -24,6 +24,7 @@ PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 _USUAL_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _INDEX = ".index.json"
 _PICKLE_STARTS = (ZIP_START, *(bytes([0x80, protocol]) for protocol in range(2, 6)))
+_BRACE_AT = 8  # behind the length of a header
 _MAX_CONFIG_BYTES = 2**22
 _MAX_SHARDS = 1000
 
@@ -202,12 +203,13 @@ class _Reader:
 
     def _tensors(self, path: Path) -> Source:
         with path.open("rb") as file:
-            start = file.read(len(ZIP_START))
+            start = file.read(_BRACE_AT + 1)
         # A length comes first in safetensors, and may begin as a pickle does; a brace stands behind it.
-        if start.startswith(_PICKLE_STARTS) and not _has_header(path):
+        is_safetensors = start[_BRACE_AT:] == b"{"
+        if start.startswith(_PICKLE_STARTS) and not is_safetensors:
             read = read_pickle(path, self._scratch, self._weights)
             return Source(path, read.tensors, wrapper=read.wrapper, notes=read.notes)
-        unwrapped = unwrap(load_tensors(path), self._weights)
+        unwrapped = unwrap(load_tensors(path), self._weights)  # which tells what else it may be
         return Source(path, unwrapped.tensors, notes=unwrapped.notes)
 
     def _config_of(self, folder: Path, names: Sequence[str], weights: str | None = None) -> str | None:
@@ -219,9 +221,3 @@ def _is_shard(name: str) -> bool:
     """Whether a file is one of several, "model-00001-of-00002.safetensors"."""
     stem, _, of = PurePosixPath(name).stem.rpartition("-of-")
     return of.isdigit() and stem.rpartition("-")[2].isdigit()
-
-
-def _has_header(path: Path) -> bool:
-    """Whether a file goes on after eight bytes as safetensors does."""
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"

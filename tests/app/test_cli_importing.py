@@ -28,12 +28,16 @@ def run(*arguments: str | Path):
     return CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
 
 
-def test_an_import_prints_the_folder_and_the_next_command(tmp_path: Path) -> None:
+def test_an_import_prints_the_folder_and_the_next_command(tmp_path: Path, monkeypatch) -> None:
     out = tmp_path / "weights" / "own"
-    done = run("import", publish(tmp_path / "source", "autoencoder"), "--out", out, "--set", "weights=model")
-    assert done.stdout.splitlines() == [str(out), "smalti up --pipeline own"]
+    source = publish(tmp_path / "source", "autoencoder")
+    done = run("import", source, "--out", out, "--set", "weights=model")
+    assert done.stdout.splitlines() == [str(out), f"SMALTI_WEIGHTS_DIR={out.parent} smalti up --pipeline own"]
     assert "read as toy: autoencoder of kind vq" in done.stderr
     assert Catalog.load(out.parent).names == ("own",)
+    monkeypatch.chdir(tmp_path)
+    done = run("import", source, "--out", "weights/other")
+    assert done.stdout.splitlines() == ["weights/other", "smalti up --pipeline other"]
 
 
 def test_a_check_keeps_nothing(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A pipeline's folder from what was imported."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -14,12 +15,13 @@ from models.autoencoders.base import Autoencoder, Probabilistic, Quantizing
 from models.checkpoint import Unfilled, load_tensors, save_checkpoint
 from models.importers.base import Imported, ImportFailed
 from models.media.image import ImageSpec
-from models.options import ConfigError, Options
+from models.options import Options
 from models.pipeline import AUTOENCODER_FILE, PRIOR_FILE, Pipeline
 from models.registry import AUTOENCODERS, PRIORS, load_kind
 from models.spec import SPEC_FILE, CodesSpec, PipelineSpec
 
 _MEAN, _STD = "latent_mean", "latent_std"
+_SIZE = "image_size_px"  # of every autoencoder of pictures
 _TOLERANCE = 1e-6  # relative; figures are written with seven digits or more
 
 
@@ -32,11 +34,18 @@ class _Joined:
     shares_with: str | None = None
 
 
-def build(imported: Sequence[Imported], folder: Path, name: str, beside: str | None = None) -> Pipeline:
+def build(
+    imported: Sequence[Imported],
+    folder: Path,
+    name: str,
+    beside: str | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> Pipeline:
     """Write a pipeline's folder, and return it as it is loaded again.
 
     imported: an autoencoder, a prior, or both. beside: the folder next to this one that has the autoencoder
-    of a prior that comes alone; where the prior was trained on other figures, it gets a copy with those.
+    of a prior that comes alone; where the prior was trained on other figures, or on pictures of another size,
+    it gets a copy with those. note: is told what was changed so.
 
     Raises: ConfigError where they don't fit each other; OSError or SafetensorError where the disk is full.
     """
@@ -52,10 +61,14 @@ def build(imported: Sequence[Imported], folder: Path, name: str, beside: str | N
             "this is a prior, which needs an autoencoder: import that first, then say --autoencoder NAME,"
             " the folder beside this one"
         )
-    with Unfilled():
-        loaded: Autoencoder = load_kind(AUTOENCODERS, joined.kind).load(joined.file)
+    loaded = _loaded(joined)
     if prior is not None:
         save_checkpoint(folder / PRIOR_FILE, dict(prior.tensors), prior.config)
+        wanted = tuple(load_kind(PRIORS, prior.kind).load(folder / PRIOR_FILE).latent_shape)
+        if wanted != tuple(loaded.latent_shape):
+            joined = _resized(joined, folder, tuple(loaded.latent_shape), wanted)
+            loaded = _loaded(joined)
+            note(f"Its pictures are {loaded.signal_shape[-1]} px, as the prior's latents ask.")
     codes = _codes(loaded)
     PipelineSpec(
         name=name,
@@ -70,12 +83,13 @@ def build(imported: Sequence[Imported], folder: Path, name: str, beside: str | N
         defaults=(prior.defaults if prior else None) or Options(),
         shares_with=joined.shares_with,
     ).save(folder / SPEC_FILE)
-    try:
-        return Pipeline.load(folder, dtype=torch.float32)
-    except ConfigError as error:
-        if prior is not None:
-            _check_latents(prior, folder, tuple(loaded.latent_shape), error)
-        raise
+    return Pipeline.load(folder, dtype=torch.float32)
+
+
+def _loaded(joined: _Joined) -> Autoencoder:
+    with Unfilled():
+        autoencoder: Autoencoder = load_kind(AUTOENCODERS, joined.kind).load(joined.file)
+    return autoencoder
 
 
 def _saved(autoencoder: Imported, prior: Imported | None, folder: Path) -> _Joined:
@@ -96,12 +110,40 @@ def _of_another(other: Path, prior: Imported, folder: Path) -> _Joined:
     changed = _other_figures(tensors, prior)
     if not changed:
         return _Joined(kind, file, owner.name)
+    return _Joined(kind, _copied(file, folder, tensors | changed))
+
+
+def _copied(
+    file: Path, folder: Path, tensors: Mapping[str, Tensor], changed: Mapping[str, int] | None = None
+) -> Path:
+    """Write a copy of an autoencoder, with other tensors and fields of its configuration."""
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
+    config = json.loads(metadata["config"]) | dict(changed or {})
     copy = folder / AUTOENCODER_FILE
-    save_file(tensors | changed, copy, metadata=metadata)
-    copy.chmod(0o644)
-    return _Joined(kind, copy)
+    partial = copy.with_suffix(".partial")
+    save_file(dict(tensors), partial, metadata={**metadata, "config": json.dumps(config)})
+    partial.chmod(0o644)
+    partial.replace(copy)
+    return copy
+
+
+def _resized(joined: _Joined, folder: Path, has: tuple[int, ...], wanted: tuple[int, ...]) -> _Joined:
+    """Return a copy of an autoencoder for pictures of the size that gives the latents of a prior.
+
+    Its layers are convolutions, and attention over however many places there are.
+
+    Raises: ImportFailed where no size does.
+    """
+    with safe_open(joined.file, framework="pt") as opened:
+        size_px = json.loads(opened.metadata()["config"]).get(_SIZE)
+    if size_px is None or has[0] != wanted[0] or len(set(wanted[1:])) != 1 or size_px * wanted[1] % has[1]:
+        raise ImportFailed(
+            f"the prior samples latents {wanted}, the autoencoder has {has} (channels, height, width): they"
+            " don't belong together"
+        )
+    resized = {_SIZE: size_px * wanted[1] // has[1]}
+    return _Joined(joined.kind, _copied(joined.file, folder, load_tensors(joined.file), resized))
 
 
 def _other_figures(tensors: dict[str, Tensor], prior: Imported) -> dict[str, Tensor]:
@@ -122,16 +164,6 @@ def _other_figures(tensors: dict[str, Tensor], prior: Imported) -> dict[str, Ten
         if not torch.allclose(own.float(), wanted.float(), rtol=_TOLERANCE, atol=_TOLERANCE):
             changed[name] = wanted.to(own.dtype).contiguous()
     return changed
-
-
-def _check_latents(prior: Imported, folder: Path, latents: tuple[int, ...], error: ConfigError) -> None:
-    """Raise ImportFailed where a prior and its autoencoder differ in the size of their latents."""
-    wanted = tuple(load_kind(PRIORS, prior.kind).load(folder / PRIOR_FILE).latent_shape)
-    if wanted != latents:
-        raise ImportFailed(
-            f"the prior samples latents {wanted}, the autoencoder has {latents} (channels, height, width);"
-            " where only the sizes differ, import the autoencoder with another --set image_size_px"
-        ) from error
 
 
 def _pictures(signal_shape: tuple[int, ...]) -> ImageSpec:

@@ -70,16 +70,22 @@ def import_checkpoint(request: ImportRequest, say: Say) -> Pipeline:
         source, origin = _opened(request, scratch, say)
         settings = {key: value for key, value in request.settings.items() if key != "weights"}
         imported, format_name = read_source(source, settings, request.format_name)
-        notes = list(dict.fromkeys((*source.notes, *(note for each in imported for note in each.notes))))
-        for note in notes:
-            say(f"note: {note}")
+        notes: list[str] = []
+
+        def tell(note: str) -> None:
+            if note not in notes:
+                notes.append(note)
+                say(f"note: {note}")
+
+        for note in (*source.notes, *(note for each in imported for note in each.notes)):
+            tell(note)
         kinds = " and ".join(f"{each.role} of kind {each.kind}" for each in imported)
         say(f"read as {format_name}: {kinds}")
         _check_room(imported, scratch)
         if request.autoencoder:  # for ``shares_with``, which names a folder beside
             _link_pipelines(out.parent, request.autoencoder, scratch)
         built = scratch / out.name
-        pipeline = build(imported, built, name, request.autoencoder)
+        pipeline = build(imported, built, name, request.autoencoder, tell)
         write_card(built, pipeline, origin, source, imported, format_name, notes, request.command)
         _sync(built)
         if not request.only_checks:

@@ -167,8 +167,8 @@ def _check_kind(path: Path) -> None:
         _check_length(path, _LENGTH_BYTES + header_bytes, num_bytes)
     elif start.startswith((_ZIP_START, *_PICKLE_STARTS)):
         raise CheckpointError(
-            f"{path} is a pickle, which can run code when it is loaded. Convert it to safetensors"
-            " on a machine that you can throw away, then load that."
+            f"{path} is a pickle, which can run code when it is loaded. `smalti import` takes the weights out"
+            " of it without running any."
         )
     elif num_bytes <= _LENGTH_BYTES:
         raise CheckpointError(f"{path} is not a safetensors file: it has {num_bytes} bytes")

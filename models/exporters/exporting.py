@@ -59,7 +59,7 @@ def _exporters(spec: PipelineSpec, format_name: str, only: str | None) -> list[E
             others = [other for other, its in kinds.items() if its in held]
             more = f"; --only {others[0]} leaves it out" if others and only is None else ""
             raise ExportFailed(
-                f"{format_name} has no layout for a {part} of kind {kind!r}, only for"
+                f"{format_name} has no layout for the {part}, which is of the kind {kind!r}, only for"
                 f" {', '.join(held) or 'none'}{more}"
             )
     return [cast(Exporter, load_kind(held, kind)) for kind in wanted.values()]

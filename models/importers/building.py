@@ -68,7 +68,7 @@ def build(
         if wanted != tuple(loaded.latent_shape):
             joined = _resized(joined, folder, tuple(loaded.latent_shape), wanted)
             loaded = _loaded(joined)
-            note(f"Its pictures are {loaded.signal_shape[-1]} px, as the prior's latents ask.")
+            note(f"Its pictures are {loaded.signal_shape[-1]} px instead, as the prior's latents ask.")
     codes = _codes(loaded)
     PipelineSpec(
         name=name,

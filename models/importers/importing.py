@@ -66,6 +66,7 @@ def import_checkpoint(request: ImportRequest, say: Say) -> Pipeline:
         raise ImportFailed(
             f"--autoencoder: there is no {request.autoencoder}/{SPEC_FILE} beside {out}; import that first"
         )
+    _check_is_new(name, out)
     with _scratch_beside(out) as scratch:
         source, origin = _opened(request, scratch, say)
         settings = {key: value for key, value in request.settings.items() if key != "weights"}
@@ -98,6 +99,17 @@ def _check_name(option: str, name: str) -> None:
         check_folder_name(name)
     except ConfigError as error:
         raise ImportFailed(f"{option}: {error}") from error
+
+
+def _check_is_new(name: str, out: Path) -> None:
+    """Check that no other folder there has a pipeline of this name, with which no service would start."""
+    for file in sorted(out.parent.glob(f"*/{SPEC_FILE}")):
+        try:
+            its = PipelineSpec.load(file).name
+        except ConfigError:
+            continue  # which a service tells, or this import replaces
+        if its == name and file.parent != out:
+            raise ImportFailed(f"--name: the pipeline in {file.parent} is named {name!r}; take another name")
 
 
 @contextmanager

@@ -95,7 +95,9 @@ def test_a_format_that_can_not_hold_a_kind_says_so_and_writes_nothing(tmp_path: 
     joined = tmp_path / "joined"
     run("import", publish(tmp_path / "prior", "prior"), "--out", joined, "--autoencoder", "own")
     out = tmp_path / "out"
-    with pytest.raises(ConfigError, match="no layout for a prior of kind 'flow', only for vq; --only auto"):
+    with pytest.raises(
+        ConfigError, match="for the prior, which is of the kind 'flow', only for vq; --only auto"
+    ):
         run("export", joined, "--out", out)
     with pytest.raises(ValueError, match="--format: known are diffusers, got 'onnx'"):
         run("export", joined, "--out", out, "--format", "onnx")

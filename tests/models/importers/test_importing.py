@@ -91,8 +91,8 @@ def test_a_prior_of_other_figures_gets_a_copy_with_them(tmp_path: Path, weights:
 def test_a_prior_of_larger_pictures_gets_an_autoencoder_for_them(tmp_path: Path, weights: Path) -> None:
     take_over(publish(tmp_path / "source", "autoencoder"), weights / "own")
     said = take_over(publish(tmp_path / "prior", "prior", grid=6), weights / "joined", autoencoder="own")
-    assert "note: Its pictures are 24 px, as the prior's latents ask." in said
-    assert "Its pictures are 24 px" in (weights / "joined" / "README.md").read_text()
+    assert "note: Its pictures are 24 px instead, as the prior's latents ask." in said
+    assert "Its pictures are 24 px instead" in (weights / "joined" / "README.md").read_text()
     pipeline = Pipeline.load(weights / "joined")
     assert (pipeline.spec.latents, pipeline.spec.shares_with) == ((4, 6, 6), None)
     assert pipeline.generate(pipeline.conditions({"class": 1}), seed=3).shape == (1, 3, 24, 24)
@@ -143,6 +143,15 @@ def test_what_is_there_is_replaced_only_when_that_is_asked_for(tmp_path: Path, w
     assert (weights / "own" / "kept").exists()
     take_over(source, weights / "own", replaces=True)
     assert listed(weights / "own") == ["README.md", SPEC_FILE, AUTOENCODER_FILE]
+    assert listed(weights) == ["own"]
+
+
+def test_a_name_that_another_pipeline_has_is_refused(tmp_path: Path, weights: Path) -> None:
+    source = publish(tmp_path / "source", "autoencoder")
+    take_over(source, weights / "own", name="theirs")
+    with pytest.raises(ImportFailed, match=r"--name: the pipeline in .*own is named 'theirs'"):
+        take_over(source, weights / "theirs")
+    take_over(source, weights / "own", name="theirs", replaces=True)
     assert listed(weights) == ["own"]
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from models.exporters.base import Exporter, ExportFailed
+from models.exporters.diffusers_index import write_index
 from models.pipeline import Pipeline
 from models.registry import EXPORTERS, load_kind
 from models.spec import SPEC_FILE, PipelineSpec
@@ -33,6 +34,8 @@ def export_pipeline(folder: Path, out: Path, format_name: str = "diffusers", onl
             built.mkdir()
             for exporter in exporters:
                 exporter(pipeline, built)
+            if format_name == "diffusers":
+                write_index(pipeline.spec, built)
             built.rename(out)
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(out.parent).free if out.parent.is_dir() else 0

@@ -51,6 +51,9 @@ def finish(
     expected = {name: shape for name, shape in whole.items() if name not in _LATENT_FIGURES}
     table = {their_name(name): name for name in expected}
     taken = take({name: _as_matrix(table.get(name, ""), t) for name, t in tensors.items()}, table, expected)
+    for name, tensor in taken.items():
+        if not tensor.is_floating_point():
+            raise ImportFailed(f"the tensor {their_name(name)} is {tensor.dtype}, expected floating point")
     ours = {name: tensor.float() for name, tensor in taken.items()}
     if config.lookup == "cosine":
         ours["quantizer.codebook"] = F.normalize(ours["quantizer.codebook"], dim=-1)

@@ -138,6 +138,13 @@ def test_half_precision_weights_are_served_in_float32():
     assert {tensor.dtype for tensor in made.tensors.values()} == {torch.float32}
 
 
+def test_weights_that_are_whole_numbers_are_refused():
+    tensors, _ = small("maskgit")
+    tensors["encoder.conv_in.weight"] = tensors["encoder.conv_in.weight"].char()
+    with pytest.raises(ImportFailed, match=r"encoder.conv_in.weight is torch.int8, expected floating point"):
+        imported(source_of(tensors), SIZE)
+
+
 @pytest.mark.parametrize(
     ("name", "downsample_factor", "codebook", "lookup"),
     [

@@ -16,7 +16,7 @@ _ADMIN = re.compile(r"/(metrics|queue/|workers).*", re.DOTALL)
 _BATCH = re.compile(r"(/v1)?/batches.*", re.DOTALL)
 _FOR_BATCHES = re.compile(r"(/v1)?/files.*|/pipelines|/v1/models.*", re.DOTALL)  # what rows are written with
 _SIGNED = re.compile(
-    r"/jobs/[^/]+/(events|(outputs|images)/[^/]+)"
+    r"/jobs/[^/]+/(events|latents|(outputs|images)/[^/]+)"
 )  # which browsers ask for without a header
 API_KEY, SIGNATURE = "API key", "Signed address"  # as OpenAPI names what lets a request in
 SECURITY_SCHEMES = {

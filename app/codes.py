@@ -1,4 +1,4 @@
-"""Codes in answers: filled in from the result store, and taken out of an answer that comes back."""
+"""Codes and latents in answers: filled in from the result store, and taken out of what comes back."""
 
 import asyncio
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,11 @@ def _with_addresses(result: Result, services: "Services", lifetime_s: int) -> Re
         else output.model_copy(update={"url": _shown(output.url, services, lifetime_s)})
         for output in result.outputs
     ]
-    return result.model_copy(update={"outputs": outputs})
+    changes: dict[str, Any] = {"outputs": outputs}
+    if result.latents is not None and result.latents.url is not None:
+        shown = _shown(result.latents.url, services, lifetime_s)
+        changes["latents"] = result.latents.model_copy(update={"url": shown})
+    return result.model_copy(update=changes)
 
 
 def _shown(path: str, services: "Services", lifetime_s: int) -> str:
@@ -67,11 +71,12 @@ def _shown(path: str, services: "Services", lifetime_s: int) -> str:
 
 
 def codes_of_answer(body: Any) -> Any:
-    """Return the body for /decode of an answer with codes: the whole job, or its result; others as they are.
+    """Return the body for /decode of an answer with codes or latents: the whole job, or its result.
 
-    Fields beside those of the answer, such as `format`, stay: a wrong one is told as in any request.
+    Others stay as they are, and so do fields beside those of the answer, such as `format`: a wrong one is
+    told as in any request.
 
-    Raises: ValueError for a job without a result, and a result without codes.
+    Raises: ValueError for a job without a result, and a result without codes and latents.
     """
     if not isinstance(body, dict) or "operation" not in body:
         return body
@@ -81,10 +86,13 @@ def codes_of_answer(body: Any) -> Any:
         status = body.get("status")
         got = status if status in tuple(JobStatus) else "of another kind"
         raise ValueError(f"is a job without a result: it is {got}")
-    if is_job and body.get("codes") is not None:
-        raise ValueError("holds the codes of a job and others beside it: send one of the two")
-    if result.get("codes") is None:
+    found = next((name for name in ("codes", "latents") if result.get(name) is not None), None)
+    if is_job and (body.get("codes") is not None or body.get("latents") is not None):
+        raise ValueError(f"holds the {found or 'codes'} of a job and others beside it: send one of the two")
+    if found is None:
         raise ValueError("holds no codes: /encode returns them, and /generate with return_codes")
-    own = (JobView.model_fields if is_job else _RESULT_FIELDS).keys() - DecodeRequest.model_fields
+    own = (JobView.model_fields if is_job else _RESULT_FIELDS).keys() - (
+        DecodeRequest.model_fields.keys() - {"codes", "latents"}
+    )
     beside = {name: value for name, value in body.items() if name not in own}
-    return {**beside, "codes": result["codes"]}
+    return {**beside, found: result[found]}

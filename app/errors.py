@@ -123,6 +123,7 @@ _KINDS: dict[str, _Kind] = {
         for medium in MEDIA
     },
     "invalid_codes": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The codes can't be used"),
+    "invalid_latents": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The latents can't be used"),
     "unknown_pipeline": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The pipeline is unknown"),
     "moderation_refused": _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "Refused by this service's moderation"),
     "idempotency_key_reused": _Kind(

@@ -239,6 +239,7 @@ PROBLEMS: dict[str, Problem] = {
         problem_of("unknown_pipeline", "pipeline: there is no 'mnist'; known are fashion-mnist"),
         problem_of("invalid_image", "source: the bytes are not a PNG, JPEG or WebP file"),
         problem_of("invalid_codes", "codes[0][0][0]: a code is from 0 to 1023, got 1024"),
+        problem_of("invalid_latents", "latents: must be little-endian float32 ('<f4'), got '<f8'"),
         problem_of("moderation_refused", "prompt: names a person"),
         problem_of(
             "idempotency_key_reused",

@@ -13,6 +13,7 @@ from app.event_stream import EVENT_STREAM
 from app.examples import PROBLEMS, QUEUED_JOB
 from app.negotiation import JSON_MEDIA_TYPE
 from models.media.base import MEDIA, medium_of
+from workers.arrays import NPY_MEDIA_TYPE
 from workers.messages import JobView
 
 Responses = dict[int | str, dict[str, Any]]
@@ -99,6 +100,7 @@ _HEADERS = {
     "Idempotency-Replayed": "`true` where an earlier request with this `Idempotency-Key` made the job.",
     "Smalti-Job-Id": "The job's id.",
     "Smalti-Seed": "The seed, also where it was drawn.",
+    "Smalti-Tokenizer": "The fingerprint of the tokenizer that made them.",
     "X-Request-Id": "The request's own id, or one that was made: what the log has.",
 }
 
@@ -129,16 +131,21 @@ def any_problem() -> Responses:
     return {"default": {**response, "description": "Any other failure."}}
 
 
-def job_responses(finished: JobView, *, has_output: bool) -> Responses:
+def job_responses(finished: JobView, *, has_output: bool, has_array: bool = False) -> Responses:
     """Describe the answers to a request for work that did not fail, and what its job leads to."""
     headers = ["Content-Location", "Preference-Applied", "Idempotency-Replayed", *_RATE_HEADERS]
     description = "The finished job: with `Prefer: wait`."
     if has_output:
         headers += ["ETag", "Smalti-Job-Id", "Smalti-Seed"]
         description = "The finished job, or its one output: with `Prefer: wait`, or an `Accept` of a file."
+    if has_array:
+        headers += ["Smalti-Job-Id", "Smalti-Seed", "Smalti-Tokenizer"]
+        description = "The finished job, or its codes or latents: with `Accept: application/x-npy`."
     done = one_job_response(200, description, *headers, finished=finished)
     if has_output:
         done[200]["content"] |= outputs_content()
+    if has_array:
+        done[200]["content"] |= array_content()
     found = done | one_job_response(
         202,
         "The job waits or runs.",
@@ -192,6 +199,20 @@ def outputs_content() -> dict[str, Any]:
         media_type: {"schema": {"type": "string", "contentMediaType": media_type}}
         for media_type in media_types
     }
+
+
+def array_content() -> dict[str, Any]:
+    """Describe an array as a NumPy file."""
+    return {NPY_MEDIA_TYPE: {"schema": {"type": "string", "contentMediaType": NPY_MEDIA_TYPE}}}
+
+
+def latents_responses() -> Responses:
+    """Describe the answers that are a job's latents."""
+    found = output_responses()
+    for status in (200, 206):
+        found[status]["content"] = array_content()
+        found[status]["headers"] |= headers_of("Smalti-Tokenizer")
+    return found
 
 
 def event_stream(example: str, *events: type[BaseModel]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from app.errors import NotAcceptable, job_problem_response
 from app.idempotency import Idempotency, idempotency_of
 from app.job_events import Watcher
 from app.keys import current_owner
+from app.latents import store_latents
 from app.limits import keep_allowance
 from app.negotiation import JSON_MEDIA_TYPE, Preferences, best_media_type, parse_prefer
 from app.queue import new_job_id
@@ -22,8 +23,10 @@ from app.sources import SourceFile, store_sources
 from app.webhooks.addresses import check_webhook
 from models.media.base import medium_of
 from models.spec import PipelineSpec
+from workers.arrays import NPY_MEDIA_TYPE, codes_array, npy_bytes
 from workers.errors import InternalError, JobNotRetryable
 from workers.messages import (
+    BlobReference,
     DecodeRequest,
     EncodeRequest,
     GenerateRequest,
@@ -32,6 +35,7 @@ from workers.messages import (
     JobView,
     Request,
     Resolved,
+    Result,
     RetryRequest,
 )
 
@@ -78,9 +82,7 @@ async def answer(
     negotiated = _negotiate(http, request, spec)
     preferences = parse_prefer(http.headers.getlist("prefer"))
     wait_s = _wait_s(preferences, negotiated, services)
-    if files:
-        services.catalog.check(request)
-    sources = await _unless_gone(http, store_sources(files, spec, services)) if files else []
+    sources = await _unless_gone(http, _stored(request, files, spec, services)) if files else []
     if sources is None:
         return Response(status_code=_CLIENT_IS_GONE)
     resolved = services.catalog.resolve(negotiated.request, sources)
@@ -103,6 +105,16 @@ async def answer(
     if job.status == JobStatus.SUCCEEDED and not negotiated.is_json:
         return await _output_response(http, job, headers, services)
     return await _submission_response(submission, headers, services)
+
+
+async def _stored(
+    request: Request, files: Sequence[SourceFile], spec: PipelineSpec, services: Services
+) -> list[BlobReference]:
+    """Return where what came in is stored: a file a sample, or one file of latents."""
+    if isinstance(request, DecodeRequest):
+        return await store_latents(files[0], spec, services)
+    services.catalog.check(request)
+    return await store_sources(files, spec, services)
 
 
 async def answer_retry(http: HttpRequest, job_id: str, request: RetryRequest, services: Services) -> Response:
@@ -234,7 +246,7 @@ def _negotiate(http: HttpRequest, request: Request, spec: PipelineSpec) -> _Nego
     Raises: NotAcceptable.
     """
     accept = ",".join(http.headers.getlist("accept")) or None
-    formats: dict[str, str] = {}  # by media type
+    formats: dict[str, str] = {NPY_MEDIA_TYPE: "npy"}  # by media type
     if not isinstance(request, EncodeRequest):
         formats = {kind: name for name, kind in medium_of(spec.medium.medium).formats.items()}
         if request.format in formats.values():
@@ -255,11 +267,11 @@ def _check_num_outputs(negotiated: _Negotiated, resolved: Resolved) -> None:
 
     Raises: NotAcceptable.
     """
-    if negotiated.is_json or resolved.num_samples == 1:
+    if negotiated.is_json or resolved.num_samples == 1 or isinstance(negotiated.request, EncodeRequest):
         return
     match negotiated.request:
         case DecodeRequest():
-            field = "codes"
+            field = "codes" if negotiated.request.codes is not None else "latents"
         case GenerateRequest(num_outputs=None):
             field = "num_images"
         case _:
@@ -302,6 +314,8 @@ async def _output_response(
     Raises: NotAcceptable for a job whose first request accepted another format.
     """
     assert job.result is not None
+    if job.result.operation == "encode":
+        return await _array_response(job.id, job.result, headers, services)
     if job.result.outputs and (error := job.result.outputs[0].error):
         return job_problem_response(job.id, error, headers)
     output = await asyncio.to_thread(services.results.read, job.id, 0)
@@ -319,3 +333,24 @@ async def _output_response(
     if job.result.seed is not None:
         headers["Smalti-Seed"] = str(job.result.seed)
     return Response(output.data, 200, headers, media_type=output.media_type)
+
+
+async def _array_response(
+    job_id: str, result: Result, headers: dict[str, str], services: Services
+) -> Response:
+    """Answer with the codes or latents of a job as one NumPy file; with why where a sample has none."""
+    for output in result.outputs:
+        if output.error is not None:
+            return job_problem_response(job_id, output.error, headers)
+    headers = headers | {"Smalti-Job-Id": job_id}
+    if result.seed is not None:
+        headers["Smalti-Seed"] = str(result.seed)
+    if (info := result.codes) is not None:
+        codes = await asyncio.to_thread(services.results.read_codes, job_id)
+        data = await asyncio.to_thread(npy_bytes, codes_array(codes, info.codebook_size))
+        headers |= {"Smalti-Tokenizer": info.tokenizer, "Content-Location": f"/jobs/{job_id}"}
+    else:
+        stored = await asyncio.to_thread(services.results.read_latents, job_id)
+        data = stored.data
+        headers |= {"Smalti-Tokenizer": stored.tokenizer, "Content-Location": f"/jobs/{job_id}/latents"}
+    return Response(data, 200, headers, media_type=NPY_MEDIA_TYPE)

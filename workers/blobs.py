@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from models.media.base import Array, medium_of
+from workers.arrays import read_latents
 from workers.catalog import Catalog
 from workers.errors import InternalError
 from workers.messages import EDIT_ROLES, BlobReference, Resolved
@@ -111,6 +112,9 @@ def source_reader(catalog: Catalog, blobs: BlobStore) -> Callable[[Resolved], tu
         if not request.sources:
             return ()
         pipeline = catalog.spec(request.pipeline)
+        if request.operation == "decode":
+            files = [blobs.read(source) for source in request.sources]
+            return tuple(read_latents(file, pipeline.latents, 1)[0] for file in files)
         specs = [pipeline.medium] * len(request.sources)
         if request.is_edit:
             specs = [pipeline.inputs[role] for role in EDIT_ROLES[: len(request.sources)]]

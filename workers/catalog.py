@@ -11,7 +11,7 @@ from typing import Any
 from models.media.base import MediumSpec, medium_of
 from models.options import ConfigError, OptionFields, requested
 from models.spec import SPEC_FILE, CodesSpec, PipelineSpec
-from workers.errors import InvalidCodes, InvalidRequest, UnknownPipeline
+from workers.errors import InvalidCodes, InvalidLatents, InvalidRequest, UnknownPipeline
 from workers.messages import (
     EDIT_ROLES,
     MAX_SAMPLES_PER_JOB,
@@ -21,6 +21,7 @@ from workers.messages import (
     DecodeRequest,
     EncodeRequest,
     GenerateRequest,
+    LatentsInfo,
     MediumInfo,
     OptionInfo,
     PipelineInfo,
@@ -98,10 +99,10 @@ class Catalog:
 
         Where none can, it is the first that takes such fields at all, whose complaint will say most.
 
-        Raises: UnknownPipeline; InvalidCodes when no pipeline has the tokenizer of the codes.
+        Raises: UnknownPipeline; InvalidCodes or InvalidLatents when no pipeline has their tokenizer.
         """
         if isinstance(request, DecodeRequest):
-            return self._pipeline_of_codes(request)
+            return self._pipeline_of_tokenizer(request)
         if request.pipeline is not None or not isinstance(request, GenerateRequest):
             return self.spec(request.pipeline)
         fitting = [spec for spec in self._specs() if not _unknown_fields(request, spec)]
@@ -116,9 +117,10 @@ class Catalog:
     def resolve(self, request: ClientRequest, sources: Sequence[BlobReference] = ()) -> Resolved:
         """Return the request with every choice made that its client left open, checked against its pipeline.
 
-        sources: what came in, as it was stored; one sample each.
+        sources: what came in, as it was stored; one sample each, also of latents to decode.
 
-        Raises: UnknownPipeline; InvalidRequest naming the known labels; InvalidCodes naming the code.
+        Raises: UnknownPipeline; InvalidRequest naming the known labels; InvalidCodes naming the code;
+            InvalidLatents.
         """
         spec = self.pipeline_for(request)
         common = {
@@ -139,21 +141,30 @@ class Catalog:
     def _specs(self) -> Iterator[PipelineSpec]:
         return (entry.spec for entry in self._entries.values())
 
-    def _pipeline_of_codes(self, request: DecodeRequest) -> PipelineSpec:
-        told = request.codes.tokenizer if isinstance(request.codes, CodesInfo) else None
+    def _pipeline_of_tokenizer(self, request: DecodeRequest) -> PipelineSpec:
+        if (request.codes is None) is (request.latents is None):
+            got = "neither" if request.codes is None else "both"
+            raise InvalidRequest(f"codes: is required, or latents instead; got {got}")
+        what, kind = ("codes", InvalidCodes) if request.codes is not None else ("latents", InvalidLatents)
+        given = request.codes if request.codes is not None else request.latents
+        told = given.tokenizer if isinstance(given, CodesInfo | LatentsInfo) else None
         tokenizer = told or request.tokenizer
         if tokenizer is None:
-            raise InvalidCodes("tokenizer: is required beside codes; /encode tells it")
+            raise kind(f"tokenizer: is required beside {what}; /encode tells it")
         if request.tokenizer not in (None, tokenizer):
-            raise InvalidCodes(f"tokenizer: got {request.tokenizer}, but the codes were made by {tokenizer}")
+            raise kind(f"tokenizer: got {request.tokenizer}, but the {what} were made by {tokenizer}")
         specs = list(self._specs()) if request.pipeline is None else [self.spec(request.pipeline)]
-        for spec in specs:
-            if spec.codes is not None and spec.codes.fingerprint == tokenizer:
+        fitting = [spec for spec in specs if (spec.codes is None) is (request.codes is None)]
+        for spec in fitting:
+            if spec.tokenizer == tokenizer:
                 return spec
-        known = ", ".join(f"{spec.codes.fingerprint} ({spec.name})" for spec in specs if spec.codes)
-        raise InvalidCodes(
-            f"tokenizer: these codes were made by {tokenizer}, which is not the tokenizer of"
-            f" {known}. Codes of one tokenizer mean nothing to another."
+        known = ", ".join(f"{spec.tokenizer} ({spec.name})" for spec in fitting if spec.tokenizer)
+        if not known:
+            names = ", ".join(spec.name for spec in specs)
+            raise kind(f"{what}: {names} can't decode {what}; GET /pipelines tells what each encodes to")
+        raise kind(
+            f"tokenizer: these {what} were made by {tokenizer}, which is not the tokenizer of"
+            f" {known}. {what.capitalize()} of one tokenizer mean nothing to another."
         )
 
 
@@ -221,8 +232,22 @@ def _resolve_encode(
         raise InvalidRequest(
             f"effort: {spec.name} can't search for codes; leave it out, got {request.effort}"
         )
+    if spec.tokenizer is None:
+        raise InvalidRequest(
+            f"pipeline: {spec.name} doesn't say whose its latents are: its {SPEC_FILE} has no fingerprint, so"
+            " they could not be told from others'"
+        )
+    samples = request.posterior == "sample" or (request.posterior is None and request.seed is not None)
+    if samples and not spec.has_posterior:
+        field = "posterior" if request.posterior else "seed"
+        raise InvalidRequest(f"{field}: {spec.name} draws nothing when it encodes; leave it out")
+    if request.seed is not None and not samples:
+        raise InvalidRequest(f"seed: the mean of a posterior needs none; leave it out, got {request.seed}")
+    seed = (secrets.randbelow(2**53) if request.seed is None else request.seed) if samples else None
     return Resolved(
         operation="encode",
+        seed=seed,
+        samples_posterior=samples,
         num_samples=len(sources),
         sources=tuple(sources),
         effort=request.effort,
@@ -245,6 +270,11 @@ def _default_tokenizer(spec: PipelineSpec) -> str:
 def _resolve_decode(
     request: DecodeRequest, spec: PipelineSpec, common: Mapping[str, Any], sources: Sequence[BlobReference]
 ) -> Resolved:
+    format = _format(request.format, spec.medium)
+    if request.latents is not None:
+        return Resolved(
+            operation="decode", num_samples=len(sources), sources=tuple(sources), format=format, **common
+        )
     assert spec.codes is not None
     codes = request.codes.codes if isinstance(request.codes, CodesInfo) else request.codes
     if not codes or len(codes) > MAX_SAMPLES_PER_JOB:
@@ -257,7 +287,7 @@ def _resolve_decode(
         operation="decode",
         num_samples=len(codes),
         codes=list(codes),
-        format=_format(request.format, spec.medium),
+        format=format,
         **common,
     )
 
@@ -390,7 +420,9 @@ def _info(spec: PipelineSpec) -> PipelineInfo:
         grid=spec.codes.grid if spec.codes else spec.latents[1:],
         codebook_size=spec.codes.size if spec.codes else None,
         num_codebooks=spec.codes.num_codebooks if spec.codes else None,
-        tokenizer=spec.codes.fingerprint if spec.codes else None,
+        tokenizer=spec.tokenizer,
+        latents=None if spec.codes else spec.latents,
+        has_posterior=spec.has_posterior,
         example=example,
     )
 

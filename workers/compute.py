@@ -6,12 +6,12 @@ from typing import Any, NamedTuple, Protocol
 
 from models.media.base import Array
 from workers.errors import ServiceError
-from workers.messages import CodesInfo, Progress, Resolved, SeedVerdict
+from workers.messages import CodesInfo, LatentsInfo, Progress, Resolved, SeedVerdict
 
 
 @dataclass(frozen=True)
 class Work:
-    """A job for the engine. sources: the arrays of what came in, one a sample."""
+    """A job for the engine. sources: the arrays of what came in, one a sample; to decode, latents."""
 
     job_id: str
     request: Resolved
@@ -20,14 +20,16 @@ class Work:
 
 @dataclass(frozen=True)
 class SampleOutput:
-    """What the engine made of one sample: a signal, codes, or both; or why it could not.
+    """What the engine made of one sample: a signal, codes, or both; or latents; or why it could not.
 
-    signal: (C, *size) float32. codes: nested lists (*grid). psnr_db: of their decoding, where asked for.
+    signal: (C, *size) float32. codes: nested lists (*grid). latents: (d, *grid) float32. psnr_db: of
+    their decoding, where asked for.
     """
 
     medium: str
     signal: Array | None = None
     codes: list[Any] | None = None
+    latents: Array | None = None
     psnr_db: float | None = None
     error: ServiceError | None = None
 
@@ -36,14 +38,16 @@ class SampleOutput:
 class Finished:
     """What the engine made of a job.
 
-    codes: where its client wants them; null for a sample that failed. tokenizer: the fingerprint. progress:
-    calls of the model, where it has told some. batch_size: how many samples shared each call, in the mean.
+    codes: where its client wants them; null for a sample that failed. latents: what is to be known of
+    those of the samples, where they have some. tokenizer: the fingerprint. progress: calls of the model,
+    where it has told some. batch_size: how many samples shared each call, in the mean.
     """
 
     job_id: str
     pipeline: str
     samples: tuple[SampleOutput, ...] = ()
     codes: CodesInfo | None = None
+    latents: LatentsInfo | None = None
     error: ServiceError | None = None
     warnings: tuple[str, ...] = ()
     tokenizer: str | None = None

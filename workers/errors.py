@@ -4,6 +4,7 @@ ServiceError
 ├── InvalidRequest        the request can't be served as it is
 │   ├── InvalidSource     a file that can't be used
 │   ├── InvalidCodes      codes out of range, of a wrong grid, or of another tokenizer
+│   ├── InvalidLatents    latents of a wrong shape or type, or of another tokenizer
 │   └── UnknownPipeline   no such pipeline, or no such class in it
 ├── ModerationRefused     the operator's hook refused it
 │   └── ModerationFailed    or did not say, which refuses, too
@@ -47,6 +48,10 @@ class InvalidSource(InvalidRequest):
 
 class InvalidCodes(InvalidRequest):
     code = "invalid_codes"
+
+
+class InvalidLatents(InvalidRequest):
+    code = "invalid_latents"
 
 
 class UnknownPipeline(InvalidRequest):

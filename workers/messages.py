@@ -32,6 +32,7 @@ Operation = Literal["generate", "encode", "decode"]
 OPERATIONS: tuple[Operation, ...] = ("generate", "encode", "decode")
 Priority = Literal["interactive", "batch"]
 Background = Literal["white", "transparent"]
+Posterior = Literal["mean", "sample"]
 SampleCodes = list[Any]  # nested: (*grid), or (codebook, *grid) where there are several codebooks
 
 MAX_SAMPLES_PER_JOB = 64
@@ -69,6 +70,12 @@ class FileReference(Message):
     """A file that was sent before, by POST /files."""
 
     file: Annotated[str, Field(max_length=64, description="Its id.")]
+
+
+class JobReference(Message):
+    """A job that was made before."""
+
+    job: Annotated[str, Field(max_length=64, description="Its id.")]
 
 
 Source = Base64File | FileReference
@@ -159,7 +166,7 @@ class GenerateRequest(ClientRequest, OptionFields):
 
 
 class EncodeRequest(ClientRequest):
-    """Turn one file, or several, into codes."""
+    """Turn one file, or several, into codes; into latents, where a pipeline has no codes."""
 
     source: (
         Source
@@ -176,6 +183,15 @@ class EncodeRequest(ClientRequest):
         default=0,
         description="0 takes the code nearest to each latent. More also tries other codes and keeps those"
         " that decode best, in so many sweeps over the image: two bring most of what can be had.",
+    )
+    posterior: Posterior | None = Field(
+        default=None,
+        description="Of a pipeline without codes whose encoder gives a distribution of latents: its `mean`"
+        " (the default), or a `sample` of it, which a `seed` alone asks for, too.",
+    )
+    seed: Seed | None = Field(
+        default=None,
+        description="Of the samples of a `posterior`. Drawn and told when left out.",
     )
     return_psnr: bool = Field(
         default=False,
@@ -205,19 +221,44 @@ class CodesInfo(Message):
     )
 
 
+class LatentsInfo(Message):
+    """Latents, which are one NumPy file, and all that is needed to read them."""
+
+    url: Annotated[str, Field(max_length=2048)] | None = Field(
+        default=None,
+        description="Where the file is. In a request it only names the job, and nothing is fetched from it.",
+    )
+    shape: tuple[StrictInt, ...] = Field(
+        fail_fast=True, max_length=8, description="(sample, d, *grid); a sample that failed is NaN."
+    )
+    dtype: Literal["float32"] = "float32"
+    tokenizer: str = Field(max_length=64, description="The fingerprint of the autoencoder.")
+    lengths: list[StrictInt | None] | None = Field(
+        default=None, fail_fast=True, description="What to cut each decoded signal to; null for pictures."
+    )
+
+
 class DecodeRequest(ClientRequest):
-    """Turn one or more grids of codes into files."""
+    """Turn one or more grids of codes, or latents, into files."""
 
     codes: (
         CodesInfo
         | Annotated[list[SampleCodes], Field(min_length=1, max_length=MAX_SAMPLES_PER_JOB, fail_fast=True)]
+        | None
     ) = Field(
+        default=None,
         description="(sample, *grid) nested lists of codes with the tokenizer beside them, or the `codes`"
-        " object of a result."
+        " object of a result. These, or latents.",
+    )
+    latents: LatentsInfo | JobReference | FileReference | None = Field(
+        default=None,
+        description="The `latents` object of a result, or the job that has them, or an upload of a NumPy"
+        " file: (sample, d, *grid) float32. A NumPy file may also be the body itself, with the other fields"
+        " in the query.",
     )
     tokenizer: Fingerprint | None = Field(
         default=None,
-        description="The fingerprint of the tokenizer that made the codes, where `codes` doesn't tell it.",
+        description="The fingerprint of the tokenizer that made them, where they don't tell it.",
     )
     format: FormatName | None = Field(
         default=None,
@@ -252,8 +293,9 @@ class Resolved(Message):
 
     seed: None where nothing is sampled. options: those that a request may set, each with its value.
     labels: numbers, by set. sources: one for each sample to encode; of what is generated from one, the source
-    and then the mask, if any. codes: one for each sample to decode. warnings: those of the result that are
-    known already.
+    and then the mask, if any; to decode, its latents. codes: one for each sample to decode.
+    samples_posterior: whether latents are drawn, by the seed. warnings: those of the result that are known
+    already.
     """
 
     operation: Operation
@@ -268,6 +310,7 @@ class Resolved(Message):
     negative_prompt: str | None = None
     sources: tuple[BlobReference, ...] = ()
     effort: int = 0
+    samples_posterior: bool = False
     codes: list[SampleCodes] | None = None
     format: str = ""
     background: Background = "white"
@@ -335,7 +378,7 @@ class Result(Message):
     seed: int | None = Field(default=None, description="null where nothing was sampled.")
     outputs: list[Output] = []
     codes: CodesInfo | None = None
-    latents: None = None
+    latents: LatentsInfo | None = None
     warnings: list[str] = Field(default=[], description="What was not done as asked, though it went well.")
 
     @model_validator(mode="before")
@@ -472,5 +515,11 @@ class PipelineInfo(Message):
     codebook_size: int | None
     num_codebooks: int | None
     tokenizer: str | None = Field(description="The tokenizer's fingerprint.")
+    latents: tuple[int, ...] | None = Field(
+        default=None, description="(d, *grid) of one sample, where it encodes to latents instead of codes."
+    )
+    has_posterior: bool = Field(
+        default=False, description="Whether latents can be drawn from a distribution: `posterior` of /encode."
+    )
     seed_verdicts: tuple[SeedVerdict, ...] = ()
     example: GenerateRequest | None

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 import numpy as np
 import redis
 
-from models.media.base import medium_of
+from models.media.base import Array, medium_of
+from workers.arrays import npy_bytes
 from workers.compute import Finished, Preview
 from workers.errors import InternalError, ServiceError
 from workers.files import encode_output
 from workers.messages import (
     CodesInfo,
     JobError,
+    LatentsInfo,
     Output,
     PreviewImage,
     Progress,
@@ -255,12 +257,16 @@ class Outbox:
         codes = None
         if finished.codes is not None:
             codes = self._store_codes(claim.job_id, finished.codes)
+        latents = None
+        if finished.latents is not None:
+            latents = self._store_latents(claim.job_id, finished)
         return Result(
             operation=claim.request.operation,
             pipeline=finished.pipeline,
             seed=claim.request.seed,
             outputs=outputs,
             codes=codes,
+            latents=latents,
             warnings=list(finished.warnings),
         )
 
@@ -290,6 +296,13 @@ class Outbox:
             self._results.put_codes(job_id, codes.codes)
         return codes.model_copy(update={"codes": None})
 
+    def _store_latents(self, job_id: str, finished: Finished) -> LatentsInfo:
+        """Store the latents of all samples as one file, NaN for those that failed; return where it is."""
+        info = finished.latents
+        assert info is not None
+        self._results.put_latents(job_id, npy_bytes(latents_of(finished)), info.tokenizer)
+        return info.model_copy(update={"url": f"/jobs/{job_id}/latents"})
+
     def _persist(self, send: Callable[[], Answer]) -> Answer | None:
         """Send until the server takes it; None when it refuses for long, or the time to do so is over.
 
@@ -309,6 +322,16 @@ class Outbox:
                 logger.warning("the queue server is away (%s); results are kept", type(error).__name__)
                 time.sleep(wait_s)
                 wait_s = min(2 * wait_s, MAX_BACKOFF_S)
+
+
+def latents_of(finished: Finished) -> Array:
+    """Return the latents (sample, d, *grid) of a job; NaN for a sample that failed."""
+    assert finished.latents is not None
+    array = np.full(finished.latents.shape, np.nan, np.float32)
+    for index, sample in enumerate(finished.samples):
+        if sample.latents is not None:
+            array[index] = sample.latents
+    return array
 
 
 def _encode_preview(preview: Preview) -> PreviewImage | None:

@@ -19,6 +19,7 @@ from workers.storage import DATA_DIR, check_writable, make_folders, make_private
 
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 _CODES_NAME = "codes.json"
+_LATENTS_NAME = re.compile(r"latents\.([0-9a-f]{16})\.npy")
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,19 @@ class StoredFile:
     sha256: str
 
 
-class ResultStore:
-    """Outputs by job and index, and the codes of each job. The first one stored stays.
+@dataclass(frozen=True)
+class StoredLatents:
+    """The latents of a job's samples as a NumPy file, and the fingerprint of their autoencoder."""
 
-    The files are `<folder>/<2 digits>/<job id>/<index>.<format>`, and `codes.json` beside them.
+    data: bytes
+    tokenizer: str
+
+
+class ResultStore:
+    """Outputs by job and index, and the codes or latents of each job. The first one stored stays.
+
+    The files are `<folder>/<2 digits>/<job id>/<index>.<format>`, and `codes.json` or
+    `latents.<fingerprint>.npy` beside them.
     """
 
     def __init__(self, folder: Path, variable: str = DATA_DIR) -> None:
@@ -88,6 +98,28 @@ class ResultStore:
         except FileNotFoundError:
             raise JobNotFound(f"job {job_id} has no codes") from None
         return codes
+
+    def put_latents(self, job_id: str, data: bytes, tokenizer: str) -> None:
+        """Store the latents of a job's samples, a NumPy file.
+
+        Raises: StorageUnavailable, StorageFull; JobNotFound when the job id can't be one.
+        """
+        self._write_once(job_id, f"latents.{tokenizer}.npy", data)
+
+    def read_latents(self, job_id: str) -> StoredLatents:
+        """Return the latents of a job's samples.
+
+        Raises: JobNotFound when there are none of this job.
+        """
+        for name in self._names(job_id):
+            found = _LATENTS_NAME.fullmatch(name)
+            if found is None:
+                continue
+            try:
+                return StoredLatents(self._read(job_id, name), found[1])
+            except FileNotFoundError:
+                break  # swept in this moment
+        raise JobNotFound(f"job {job_id} has no latents")
 
     def remove(self, job_id: str) -> None:
         """Remove what is stored of one job, if there is anything."""

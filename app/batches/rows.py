@@ -12,6 +12,7 @@ from app.batches.records import RowEnd
 from app.codes import codes_of_answer
 from app.errors import InvalidFields
 from app.field_errors import FieldError, field_errors
+from app.latents import find_latents, store_latents
 from app.sources import SourceFile, files_of, store_sources
 from workers.errors import InvalidRequest, ModerationFailed, ServiceError
 from workers.messages import (
@@ -51,15 +52,22 @@ async def resolve_row(line: bytes, job_id: str, owner: str, services: "Services"
     """
     request = _request(line)
     files: list[SourceFile] = []
-    if not isinstance(request, DecodeRequest):
+    if isinstance(request, DecodeRequest):
+        request, files = await find_latents(request, services, owner)
+    else:
         files = await asyncio.to_thread(_files, request, owner, services)
     spec = services.catalog.pipeline_for(request)
-    if files:
+    sources = []
+    if files and isinstance(request, DecodeRequest):
+        sources = await store_latents(files[0], spec, services)
+    elif files:
         services.catalog.check(request)
-    sources = await store_sources(files, spec, services) if files else []
+        sources = await store_sources(files, spec, services)
     changes: dict[str, Any] = {"priority": "batch"}
     if isinstance(request, GenerateRequest):
         changes |= {"pipeline": spec.name, "seed": seed_of(job_id) if request.seed is None else request.seed}
+    elif isinstance(request, EncodeRequest) and request.posterior == "sample" and request.seed is None:
+        changes["seed"] = seed_of(job_id)
     return services.catalog.resolve(request.model_copy(update=changes), sources)
 
 

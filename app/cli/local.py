@@ -9,13 +9,24 @@ from typing import TYPE_CHECKING
 from app.cli.answers import Answer, Asked, Made, read_file
 from app.cli.requests import request_of
 from app.cli.terminal import CommandError, say
+from app.latents import latents_of_file
 from app.sources import SourceFile, fit_files
 from models.media.base import medium_of
+from workers.arrays import NPY_MEDIA_TYPE
 from workers.catalog import Catalog
 from workers.compute import Finished, Work
 from workers.errors import ServiceError
 from workers.files import encode_output
-from workers.messages import BlobReference, JobError, Operation, Output, Request, Resolved, Result
+from workers.messages import (
+    BlobReference,
+    DecodeRequest,
+    JobError,
+    Operation,
+    Output,
+    Request,
+    Resolved,
+    Result,
+)
 from workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -48,15 +59,15 @@ class Local:
         """
         sources, references = [], []
         if files:
-            self._catalog.check(request)
             spec = self._catalog.pipeline_for(request)
             medium = medium_of(spec.medium.medium)
-            sources = fit_files(files, spec)
+            if isinstance(request, DecodeRequest):
+                sources, media_type = list(latents_of_file(files[0], spec)), NPY_MEDIA_TYPE
+            else:
+                self._catalog.check(request)
+                sources, media_type = fit_files(files, spec), medium.formats[medium.lossless_format]
             references = [
-                BlobReference(
-                    sha256=hashlib.sha256(source.tobytes()).hexdigest(),
-                    media_type=medium.formats[medium.lossless_format],
-                )
+                BlobReference(sha256=hashlib.sha256(source.tobytes()).hexdigest(), media_type=media_type)
                 for source in sources
             ]
         return Work("local", self._catalog.resolve(request, references), tuple(sources))
@@ -71,7 +82,7 @@ class Local:
         for name in dict.fromkeys(work.request.pipeline for work in waiting):
             engine = self._engine(name)
             same = [work for work in waiting if work.request.pipeline == name]
-            if engine.needs_check and same[0].request.seed is not None:
+            if engine.needs_check and same[0].request.operation == "generate":
                 say(
                     "computing full batches: the seed promise is unchecked here."
                     " Faster after `smalti check-seeds`"
@@ -109,7 +120,7 @@ class Local:
         result = Result(
             operation=request.operation,
             pipeline=finished.pipeline,
-            seed=request.seed if request.operation == "generate" else None,
+            seed=request.seed,
             outputs=[
                 Output(
                     sample=number,
@@ -120,6 +131,7 @@ class Local:
                 for number, sample in samples
             ],
             codes=finished.codes,
+            latents=finished.latents,
             warnings=list(finished.warnings),
         )
 

@@ -33,10 +33,11 @@ _FORM = form_schema(
 @router.post(
     "/encode",
     operation_id="encode",
-    summary="Turn images into codes",
+    summary="Turn images into codes or latents",
     dependencies=[Depends(takes(JSON_MEDIA_TYPE, FORM_MEDIA_TYPE))],
     response_class=Response,
-    responses=job_responses(ENCODED_JOB, has_output=False) | problems(*WORK_FAILURES, "invalid_image"),
+    responses=job_responses(ENCODED_JOB, has_output=False, has_array=True)
+    | problems(*WORK_FAILURES, "invalid_image"),
     openapi_extra={
         "parameters": [PREFER, IDEMPOTENCY_KEY],
         "requestBody": {"content": {FORM_MEDIA_TYPE: {"schema": _FORM}}},
@@ -49,7 +50,10 @@ async def encode(
     ],
     services: ServicesNeeded,
 ) -> Response:
-    """Queue the request. The middle of an image is cut out in the pipeline's shape, and resized."""
+    """Queue the request. The middle of an image is cut out in the pipeline's shape, and resized.
+
+    With `Accept: application/x-npy` the codes or latents of all samples come as one NumPy file.
+    """
     if media_type_of(http) == FORM_MEDIA_TYPE:
         request, files = await _read_form(http)
     else:

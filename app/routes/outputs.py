@@ -1,6 +1,7 @@
-"""The bytes of a job's outputs, whole or in part."""
+"""The bytes of a job's outputs and latents, whole or in part."""
 
 import asyncio
+import hashlib
 import re
 from typing import Any
 
@@ -11,17 +12,20 @@ from starlette.responses import Response
 from app.errors import NotAcceptable, RangeNotSatisfiable
 from app.keys import current_owner
 from app.negotiation import best_media_type
-from app.openapi import output_responses, problems
+from app.openapi import latents_responses, output_responses, problems
 from app.routes.places import Index, JobId
 from app.services import Services, ServicesNeeded
 from models.media.base import MEDIA, medium_of
+from workers.arrays import NPY_MEDIA_TYPE
 from workers.errors import JobNotFound
 from workers.results import StoredFile
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-_SUFFIXES = {kind: suffix for name in MEDIA for suffix, kind in medium_of(name).formats.items()}
+_SUFFIXES = {kind: suffix for name in MEDIA for suffix, kind in medium_of(name).formats.items()} | {
+    NPY_MEDIA_TYPE: "npy"
+}
 _RANGE: dict[str, Any] = {
     "name": "Range",
     "in": "header",
@@ -39,9 +43,10 @@ _IF_NONE_MATCH: dict[str, Any] = {
     "description": "The `ETag` of what the client has already.",
 }
 _PARAMETERS = {"parameters": [_RANGE, _IF_NONE_MATCH]}
-_RESPONSES = output_responses() | problems(
+_FAILURES = problems(
     "job_not_found", "not_acceptable", "range_not_satisfiable", "invalid_request", "queue_unavailable"
 )
+_RESPONSES = output_responses() | _FAILURES
 
 
 @router.get(
@@ -74,6 +79,27 @@ async def get_image(http: HttpRequest, job_id: JobId, index: Index, services: Se
         raise JobNotFound(f"job {job_id} has no image {index}; the job is {job.status}")
     number = int(urls[index].rpartition("/")[2])
     return _respond(http, await _read(job_id, number, services), f"{job_id}-{number}")
+
+
+@router.get(
+    "/{job_id}/latents",
+    operation_id="get_latents",
+    summary="Fetch the latents of a job",
+    response_class=Response,
+    responses=latents_responses() | _FAILURES,
+    openapi_extra=_PARAMETERS,
+)
+async def get_latents(http: HttpRequest, job_id: JobId, services: ServicesNeeded) -> Response:
+    """Send the latents of all samples as one NumPy file: (sample, d, *grid) float32, NaN where one failed."""
+    try:
+        stored = await asyncio.to_thread(services.results.read_latents, job_id)
+    except JobNotFound as error:
+        job = await services.queue.get(job_id)
+        raise JobNotFound(f"{error}; the job is {job.status}") from None
+    file = StoredFile(stored.data, NPY_MEDIA_TYPE, hashlib.sha256(stored.data).hexdigest())
+    response = _respond(http, file, f"{job_id}-latents")
+    response.headers["Smalti-Tokenizer"] = stored.tokenizer
+    return response
 
 
 async def _read(job_id: str, index: int, services: Services) -> StoredFile:

@@ -13,7 +13,7 @@ from models.stage import NotFinite, Sample, SampleSpec, Stage
 from workers import errors
 from workers.compute import Finished, SampleOutput, Work
 from workers.engine.rows import RowBatches, is_out_of_memory
-from workers.messages import CodesInfo, Priority, Progress, Resolved
+from workers.messages import CodesInfo, LatentsInfo, Priority, Progress, Resolved
 
 _MAX_PARTS_TOLD = 3  # of a prompt, in a warning
 _MAX_CHARS_TOLD = 30
@@ -114,7 +114,7 @@ def _samples(work: Work, served: Served) -> list[Sample]:
     """Return the samples of a job: what each is asked for, and the value that it starts from."""
     request, pipeline = work.request, served.pipeline
     signals = []
-    if work.sources:
+    if work.sources and request.operation != "decode":
         source_arrays = work.sources[:1] if request.is_edit else work.sources
         signals = [
             torch.tensor(served.medium.to_signal(array)).to(pipeline.device) for array in source_arrays
@@ -130,9 +130,14 @@ def _samples(work: Work, served: Served) -> list[Sample]:
         )
         source = signals[0] if signals else None
         return [Sample(spec, index, source, source=source) for index in range(request.num_samples)]
-    spec = SampleSpec(effort=request.effort)
+    spec = SampleSpec(
+        seed=request.seed or 0, effort=request.effort, samples_posterior=request.samples_posterior
+    )
     if request.operation == "encode":
         return [Sample(spec, i, signal, source=signal) for i, signal in enumerate(signals)]
+    if work.sources:
+        latents = [torch.tensor(array, device=pipeline.device) for array in work.sources]
+        return [Sample(spec, i, value) for i, value in enumerate(latents)]
     codes = [torch.tensor(grid, device=pipeline.device) for grid in request.codes or ()]
     return [Sample(spec, i, grid) for i, grid in enumerate(codes)]
 
@@ -170,31 +175,38 @@ def finish(job: Job) -> Finished:
     name, request = job.served.pipeline.spec.name, job.request
     medium = job.served.medium.name
     makes_signals = request.operation != "encode"
+    spec = job.served.pipeline.spec
+    makes_latents = not makes_signals and spec.codes is None
     outputs = []
     for sample in job.samples:
         if sample.error is not None:
             outputs.append(SampleOutput(medium, error=_service_error(sample.error)))
             continue
-        codes = sample.codes if makes_signals else sample.value
+        codes = sample.codes if makes_signals else None if makes_latents else sample.value
         outputs.append(
             SampleOutput(
                 medium,
                 signal=_array(sample.value) if makes_signals else None,
                 codes=codes.tolist() if request.return_codes and codes is not None else None,
+                latents=_array(sample.value) if makes_latents else None,
                 psnr_db=sample.psnr_db,
             )
         )
     failed = [output.error for output in outputs if output.error is not None]
     if len(failed) == len(outputs):
         return Finished(job.id, name, error=failed[0], progress=job.progress, batch_size=job.batch_size)
-    codes_spec = job.served.pipeline.spec.codes
+    latents = None
+    if makes_latents:
+        shape = (len(outputs), *spec.latents)
+        latents = LatentsInfo(shape=shape, tokenizer=spec.tokenizer or "")
     return Finished(
         job.id,
         name,
         tuple(outputs),
         _codes_info(job, outputs),
+        latents,
         warnings=job.warnings,
-        tokenizer=codes_spec.fingerprint if codes_spec else None,
+        tokenizer=spec.tokenizer,
         progress=job.progress,
         batch_size=job.batch_size,
     )

@@ -11,7 +11,7 @@ from models.importers.base import Imported, ImportFailed
 from models.importers.keys import shapes_of, take
 from models.importers.ldm_names import is_attention_weight
 
-_SIZE_SETTING = "image_size_px"
+SIZE_SETTING = "image_size_px"
 _LATENT_FIGURES = ("latent_mean", "latent_std")
 
 
@@ -22,16 +22,16 @@ def read_image_size_px(settings: Mapping[str, str], said: object) -> tuple[int, 
 
     Raises: ImportFailed.
     """
-    if _SIZE_SETTING in settings:
+    if SIZE_SETTING in settings:
         try:
-            return int(settings[_SIZE_SETTING]), ()
+            return int(settings[SIZE_SETTING]), ()
         except ValueError as error:
             raise ImportFailed(
-                f"{_SIZE_SETTING} must be a whole number, got {settings[_SIZE_SETTING][:40]!r}"
+                f"{SIZE_SETTING} must be a whole number, got {settings[SIZE_SETTING][:40]!r}"
             ) from error
     if isinstance(said, int):
         return said, ()
-    return 256, (f"Its pictures are taken to be 256 px; import with --set {_SIZE_SETTING}=… for others.",)
+    return 256, (f"Its pictures are taken to be 256 px; import with --set {SIZE_SETTING}=… for others.",)
 
 
 def finish(

@@ -51,8 +51,8 @@ def imported(source, settings=()):
     return found[0].read(source, dict(settings))
 
 
-def source_of(tensors, config=None):
-    return Source(Path("model.ckpt"), tensors, config or {})
+def source_of(tensors, config=None, parts=None):
+    return Source(Path("model.ckpt"), tensors, config or {}, parts=parts or {})
 
 
 def loaded(made):

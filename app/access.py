@@ -12,7 +12,7 @@ from app.metrics import HttpMetrics
 from app.root_path import path_below_root
 
 _OPEN = re.compile(r"/|/health/.*|/docs.*|/openapi\.json|/static-offline-docs/.*")
-_ADMIN = re.compile(r"/(metrics|queue/|workers).*", re.DOTALL)
+_ADMIN = re.compile(r"/(metrics|queue/|workers|pipelines/).*", re.DOTALL)
 _BATCH = re.compile(r"(/v1)?/batches.*", re.DOTALL)
 _FOR_BATCHES = re.compile(r"(/v1)?/files.*|/pipelines|/v1/models.*", re.DOTALL)  # what rows are written with
 _SIGNED = re.compile(

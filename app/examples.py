@@ -22,6 +22,7 @@ from workers.messages import (
     OptionInfo,
     Output,
     PipelineInfo,
+    PipelineLoad,
     Progress,
     Result,
     RetryRequest,
@@ -198,6 +199,7 @@ PIPELINES = [
         num_codebooks=1,
         tokenizer=_TOKENIZER,
         seed_verdicts=(SeedVerdict(worker="host.1234", is_kept=True, how="checked", rows=(1, 2, 4, 8)),),
+        loads=(PipelineLoad(worker="host.1234", state="loaded", num_bytes=12_170_000),),
         example=GenerateRequest(pipeline="fashion-mnist", class_label="coat", seed=7),
     )
 ]

@@ -53,10 +53,10 @@ from app.settings import AppSettings
 from app.webhooks.delivery import Delivery
 from app.webhooks.sender import Sender
 from workers.blobs import BlobStore
-from workers.catalog import Catalog
 from workers.errors import QueueUnavailable, StorageUnavailable
 from workers.moderation import load_moderation
 from workers.otel import load_spans
+from workers.pipeline_folders import SCAN_EVERY_S, PipelineFolders
 from workers.results import open_results
 from workers.settings import SettingsError
 
@@ -95,7 +95,8 @@ def create_app(settings: AppSettings, spans: "Spans | None" = None) -> FastAPI:
         )
     redis_url, keys = settings.redis_url, _keys(settings)
     moderation = load_moderation(settings.moderation, settings.moderation_timeout_s)
-    catalog = Catalog.load(settings.weights_dir, settings.pipelines)
+    folders = PipelineFolders.load(settings.weights_dir, settings.pipelines)
+    catalog = folders.catalog
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -115,6 +116,7 @@ def create_app(settings: AppSettings, spans: "Spans | None" = None) -> FastAPI:
         )
         app.state.services = services
         tasks = [asyncio.create_task(_sweep_forever(services)), asyncio.create_task(Feeder(services).run())]
+        tasks.append(asyncio.create_task(_follow_forever(folders)))
         if settings.webhook_secret is not None:
             sender = Sender(settings.webhook_secret.get_secret_value(), settings.webhook_hosts)
             delivery = Delivery(services, keys, sender, settings.webhook_retries_s)
@@ -146,6 +148,7 @@ def create_app(settings: AppSettings, spans: "Spans | None" = None) -> FastAPI:
     work = (generate, encode, decode, jobs, outputs, events, files, batches, pipelines)
     for routes in (*work, admin, health, metrics, openai, openai_files, openai_batches):
         app.include_router(routes.router)
+    app.include_router(pipelines.for_administrators)
     app.add_api_route("/", _home, include_in_schema=False)
     use_openapi(app, has_keys=bool(keys), models=(JobUpdate, PartialImage, CompletedImage))
     return app
@@ -198,6 +201,15 @@ def _add_door(
 
 async def _home() -> RedirectResponse:
     return RedirectResponse("/docs")
+
+
+async def _follow_forever(folders: PipelineFolders) -> None:
+    while True:
+        try:
+            await asyncio.to_thread(folders.refresh)
+        except Exception:  # as it must go on
+            logger.exception("the weights folder could not be looked at")
+        await asyncio.sleep(SCAN_EVERY_S)
 
 
 async def _sweep_forever(services: Services) -> None:

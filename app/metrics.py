@@ -157,6 +157,11 @@ def _families(queue: QueueMetrics | None) -> Iterator[Family]:
         "Whether a worker gives the same request the same bytes in any batch, and how that is known.",
         labels=["worker", "pipeline", "how"],
     )
+    loaded = GaugeMetricFamily(
+        f"{PREFIX}_loaded_bytes",
+        "Bytes of a pipeline's weights in a worker's memory.",
+        labels=["worker", "pipeline"],
+    )
     for phase in ("starting", "ready", "draining"):
         phases.add_metric([phase], sum(worker.phase == phase for worker in queue.workers))
     for worker in queue.workers:
@@ -166,7 +171,10 @@ def _families(queue: QueueMetrics | None) -> Iterator[Family]:
         device_memory.add_metric([name], worker.device_memory_bytes)
         for pipeline, verdict in worker.seed_verdicts.items():
             seeds.add_metric([name, label("pipeline", pipeline), label("how", verdict.how)], verdict.is_kept)
-    yield from (phases, running, memory, device_memory, seeds)
+        for pipeline, load in worker.loads.items():
+            if load.state == "loaded":
+                loaded.add_metric([name, label("pipeline", pipeline)], load.num_bytes)
+    yield from (phases, running, memory, device_memory, seeds, loaded)
     for metric in METRICS:
         yield _family(metric, queue.totals)
 

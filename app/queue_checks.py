@@ -2,17 +2,19 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from app.redis_connections import available, connect, disconnect
-from workers.messages import Progress, SeedVerdict
+from workers.messages import PipelineLoad, Progress, SeedVerdict
 from workers.queue.records import (
     HEALTH,
     LEASES,
+    LOADS,
+    ORDERS,
     PAUSED,
     QUARANTINE,
     QUEUES,
@@ -29,7 +31,7 @@ CHECK_TIMEOUT_S = 1.0
 _MAX_CONNECTIONS = 4
 _WORKER_FIELDS = (
     "phase", "pipelines", "running_samples", "memory_bytes", "device_memory_bytes", "seed_verdicts",
-    "hostname", "device",
+    "hostname", "device", "loads",
 )  # fmt: skip
 _RUNNING_FIELDS = ("worker_name", "operation", "pipeline", "slots", "step", "total")
 _MAX_RUNNING_TOLD = 10_000
@@ -37,18 +39,21 @@ _MAX_RUNNING_TOLD = 10_000
 
 @dataclass(frozen=True)
 class QueueHealth:
-    """Which workers would work on a job now. pipelines: those that the ready ones have."""
+    """Which workers would work on a job now. pipelines: those that the ready ones have; failed: why others,
+    which no ready one has, could not be loaded.
+    """
 
     num_ready_workers: int
     num_draining_workers: int
     queue_length: int
     pipelines: frozenset[str]
+    failed: Mapping[str, str] = field(default_factory=dict)
     is_paused: bool = False
 
 
 @dataclass(frozen=True)
 class WorkerGauges:
-    """A worker as it was at its last heartbeat; ``seed_verdicts`` by pipeline."""
+    """A worker as it was at its last heartbeat; ``seed_verdicts`` and ``loads`` by pipeline."""
 
     name: str
     phase: str
@@ -59,6 +64,16 @@ class WorkerGauges:
     seed_verdicts: Mapping[str, SeedVerdict]
     host: str
     device: str
+    loads: Mapping[str, PipelineLoad] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PipelineStates:
+    """What the living workers say of pipelines, by name; pinned: those that an administrator wants loaded."""
+
+    verdicts: Mapping[str, Sequence[SeedVerdict]] = field(default_factory=dict)
+    loads: Mapping[str, Sequence[PipelineLoad]] = field(default_factory=dict)
+    pinned: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,12 @@ class QueueChecks:
             num_draining_workers=sum(worker.phase == "draining" for worker in workers),
             queue_length=sum(lengths.values()),
             pipelines=frozenset(name for worker in ready for name in worker.pipelines),
+            failed={
+                name: load.error
+                for worker in ready
+                for name, load in worker.loads.items()
+                if load.error and not any(name in each.pipelines for each in ready)
+            },
             is_paused=is_paused,
         )
 
@@ -134,14 +155,20 @@ class QueueChecks:
         totals = {name: float(value) for name, value in totals.items()}
         return QueueMetrics(totals, lengths, workers, is_paused)
 
-    async def seed_verdicts(self) -> dict[str, list[SeedVerdict]]:
-        """Return what every living worker found of the seed promise, by pipeline."""
+    async def pipeline_states(self) -> PipelineStates:
+        """Return what every living worker says of pipelines: the seed promise, and whether it has them."""
         _, workers, _ = await self._read_gauges()
-        found: dict[str, list[SeedVerdict]] = {}
+        async with available(), asyncio.timeout(CHECK_TIMEOUT_S):
+            orders: Any = await self._redis.hgetall(ORDERS)
+        verdicts: dict[str, list[SeedVerdict]] = {}
+        loads: dict[str, list[PipelineLoad]] = {}
         for worker in sorted(workers, key=lambda worker: worker.name):
-            for pipeline, verdict in worker.seed_verdicts.items():
-                found.setdefault(pipeline, []).append(verdict)
-        return found
+            for name, verdict in worker.seed_verdicts.items():
+                verdicts.setdefault(name, []).append(verdict)
+            for name, load in worker.loads.items():
+                loads.setdefault(name, []).append(load.model_copy(update={"worker": worker.name}))
+        pinned = frozenset(name for name, order in orders.items() if order.startswith("load "))
+        return PipelineStates(verdicts, loads, pinned)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -169,17 +196,18 @@ class QueueChecks:
             WorkerGauges(
                 name=key.rpartition(":")[2],
                 phase=phase,
-                pipelines=tuple((pipelines or "").split(SEPARATOR)),
+                pipelines=tuple(filter(None, (pipelines or "").split(SEPARATOR))),
                 num_running_samples=int(num_samples or 0),
                 memory_bytes=int(memory or 0),
                 device_memory_bytes=int(device_memory or 0),
                 seed_verdicts=SEED_VERDICTS.validate_json(verdicts or "{}"),
                 host=host or "",
                 device=device or "",
+                loads=LOADS.validate_json(loads or "{}"),
             )
-            for key, (phase, pipelines, num_samples, memory, device_memory, verdicts, host, device) in zip(
-                keys, found, strict=True
-            )
+            for key, (
+                phase, pipelines, num_samples, memory, device_memory, verdicts, host, device, loads,
+            ) in zip(keys, found, strict=True)
             if phase  # others are dead
-        ]
+        ]  # fmt: skip
         return dict(zip(queues, lengths, strict=True)), workers, bool(is_paused)

@@ -28,7 +28,7 @@ class Services:
     """
 
     settings: AppSettings
-    catalog: Catalog
+    catalog: Catalog  # which changes as its folder does
     queue: JobQueue
     results: ResultStore
     blobs: BlobStore

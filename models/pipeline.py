@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from models.autoencoders.base import Autoencoder, Probabilistic
 from models.autoencoders.stages import DecodeStage, EncodeStage, LatentsStage, PsnrStage, SearchStage
 from models.autoencoders.vq import Tokenizer, channels_last
-from models.checkpoint import Unfilled, save_checkpoint
+from models.checkpoint import Unfilled, fingerprint, save_checkpoint
 from models.conditioning import Conditions
 from models.eight_bits import to_eight_bits
 from models.networks.dit import DiT
@@ -121,6 +122,27 @@ class Pipeline:
             prompt_encoder = PromptEncoder.load(shared, device) if spec.takes_prompt else None
         _check_fit(spec, autoencoder, prior, prompt_encoder, folder)
         return cls(spec, autoencoder, prior, torch.device(device), dtype, prompt_encoder, precision)
+
+    @property
+    def num_bytes(self) -> int:
+        """What its weights take in memory."""
+        networks = [
+            self.autoencoder,
+            self.prior and self.prior.network,
+            self.prompt_encoder and self.prompt_encoder.network,
+        ]
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for network in networks
+            if isinstance(network, torch.nn.Module)
+            for tensor in (*network.parameters(), *network.buffers())
+        )
+
+    @cached_property
+    def prior_fingerprint(self) -> str:
+        """Tells the prior's weights from all others; reads all of them, once."""
+        assert self.prior is not None
+        return fingerprint({}, dict(self.prior.network.state_dict()))
 
     @property
     def tokenizer(self) -> Tokenizer:

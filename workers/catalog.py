@@ -34,8 +34,11 @@ _SHORTHANDS = {"class_label": "class", "style": "style", "group": "group"}  # fi
 
 @dataclass(frozen=True)
 class CatalogEntry:
+    """A pipeline in its folder. stamp: changes with the files in it, where somebody watches them."""
+
     spec: PipelineSpec
     folder: Path
+    stamp: str = ""
 
 
 class Catalog:
@@ -50,6 +53,8 @@ class Catalog:
             twice = next(name for name in names if names.count(name) > 1)
             folders = ", ".join(str(entry.folder) for entry in entries if entry.spec.name == twice)
             raise ConfigError(f"several pipelines are named {twice!r}: {folders}")
+        self._first_names = tuple(self._entries)
+        self.refused: Mapping[str, str] = {}
 
     @classmethod
     def load(cls, weights_dir: Path, names: Sequence[str] | None = None) -> "Catalog":
@@ -82,6 +87,23 @@ class Catalog:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._entries)
+
+    @property
+    def first_names(self) -> tuple[str, ...]:
+        """Those that were there from the start, and still are."""
+        return tuple(name for name in self._first_names if name in self._entries)
+
+    @property
+    def entries(self) -> tuple[CatalogEntry, ...]:
+        return tuple(self._entries.values())
+
+    def replace(self, entries: Sequence[CatalogEntry], refused: Mapping[str, str]) -> None:
+        """Hold these pipelines from now on; requests see all of the change or nothing of it.
+
+        refused: by folder, why one in it can't be had.
+        """
+        self._entries = {entry.spec.name: entry for entry in entries}
+        self.refused = dict(refused)
 
     def spec(self, name: str | None) -> PipelineSpec:
         """Return what a pipeline makes and takes; the default one for None.

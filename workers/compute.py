@@ -1,10 +1,11 @@
 """What the worker and the engine say to each other. Without torch."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from models.media.base import Array
+from workers.catalog import CatalogEntry
 from workers.errors import ServiceError
 from workers.messages import CodesInfo, LatentsInfo, Progress, Resolved, SeedVerdict
 
@@ -70,6 +71,25 @@ class Slots(NamedTuple):
 
     interactive: int
     batch: int
+
+
+class Models(Protocol):
+    """Pipelines on disk, and those of them that an engine has. ``read`` gives what ``add`` takes."""
+
+    def read(self, entry: CatalogEntry) -> Any:
+        """Return a pipeline from its folder; called on any thread. Raises: ConfigError."""
+
+    def add(self, name: str, pipeline: Any) -> Iterator[None]:
+        """Take a pipeline into the engine, in slices for the compute thread."""
+
+    def remove(self, name: str) -> Iterator[None]:
+        """Take a pipeline out of the engine, likewise."""
+
+    def estimated_bytes(self, entry: CatalogEntry) -> int:
+        """Return about how much memory a pipeline will take."""
+
+    def free_bytes(self) -> int | None:
+        """Return how much memory may be filled; None where nobody knows."""
 
 
 class Engine(Protocol):

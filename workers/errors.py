@@ -150,9 +150,13 @@ class WorkerLost(ServiceError):
 class PipelineNotServed(ServiceError):
     code = "pipeline_not_served"
 
-    def __init__(self, pipeline: str) -> None:
+    def __init__(self, pipeline: str, reason: str = "") -> None:
         self.pipeline = pipeline
-        super().__init__(f"pipeline: no worker has {pipeline!r} now; start one that does, or try again later")
+        super().__init__(
+            f"pipeline: {pipeline!r} could not be loaded: {reason}"
+            if reason
+            else f"pipeline: no worker has {pipeline!r} now; start one that does, or try again later"
+        )
 
 
 class InternalError(ServiceError):

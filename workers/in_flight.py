@@ -14,6 +14,7 @@ class InFlight:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
+        self.claiming = threading.Lock()  # held from a claim until its jobs are in flight
         self._claims: dict[str, Claim] = {}
         self._free = Slots(0, 0)
         self._expected: Counter[Priority] = Counter()

@@ -2,8 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import redis
@@ -39,7 +39,16 @@ class Lost:
     claim: Claim
 
 
-Inbox = SimpleQueue[Arrival | Lost | None]  # what the compute thread is told; None only wakes it
+@dataclass
+class Task:
+    """Something to do on the compute thread, in slices between steps of the batch."""
+
+    slices: Iterator[None]
+    has_ended: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
+
+
+Inbox = SimpleQueue[Arrival | Lost | Task | None]  # what it is told; None only wakes it
 
 
 class Intake:
@@ -56,14 +65,12 @@ class Intake:
         outbox: Outbox,
         *,
         read_sources: Callable[[Resolved], tuple[Array, ...]],
-        pipelines: Collection[str],
     ) -> None:
         self._consumer = consumer
         self._in_flight = in_flight
         self._inbox = inbox
         self._outbox = outbox
         self._read_sources = read_sources
-        self._pipelines = frozenset(pipelines)
         self._is_stopped = False  # not an Event, whose lock a signal handler might find taken
         self._thread = threading.Thread(target=self._take_jobs, name="intake", daemon=True)
 
@@ -87,7 +94,11 @@ class Intake:
             if not any(free):
                 continue
             try:
-                claims = self._consumer.claim(free, is_idle=not self._in_flight.all())
+                with self._in_flight.claiming:
+                    claims = self._consumer.claim(free, is_idle=not self._in_flight.all())
+                    older = self._in_flight.add(claims.jobs)
+                for claim in older:
+                    self._inbox.put(Lost(claim))
                 must_drain = claims.must_drain
                 if claims.jobs:
                     self._take_in(claims.jobs)
@@ -106,8 +117,6 @@ class Intake:
 
     def _take_in(self, claims: Sequence[Claim]) -> None:
         """Pass jobs to the compute thread: together, but one by one those whose sources must be read."""
-        for older in self._in_flight.add(claims):
-            self._inbox.put(Lost(older))
         without_sources = [claim for claim in claims if not claim.request.sources]
         groups = [without_sources] if without_sources else []
         groups += [[claim] for claim in claims if claim.request.sources]
@@ -124,8 +133,9 @@ class Intake:
         """Return a job with its sources read; None, and the job fails alone, when it can't be done here."""
         request = claim.request
         error: ServiceError
-        if request.pipeline not in self._pipelines:  # of a front end that does not tell the queue
-            error = PipelineNotServed(request.pipeline)
+        if request.pipeline not in self._consumer.pipelines:  # or of a front end that does not tell the queue
+            load = self._consumer.loads.get(request.pipeline)
+            error = PipelineNotServed(request.pipeline, (load and load.error) or "")
         else:
             try:
                 return Work(claim.job_id, request, self._read_sources(request))

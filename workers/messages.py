@@ -502,6 +502,15 @@ class SeedVerdict(Message):
     rows: tuple[int, ...] = Field(description="The numbers of rows that a call may have.")
 
 
+class PipelineLoad(Message):
+    """Whether a worker has a pipeline in memory: if not, it loads it when a job wants it."""
+
+    worker: str = Field(description="As GET /workers names it.")
+    state: Literal["loaded", "loading", "not_loaded", "failed"]
+    num_bytes: int = Field(default=0, description="Of its weights in memory.")
+    error: str | None = Field(default=None, description="Why it could not be loaded.")
+
+
 class PipelineInfo(Message):
     """What a pipeline takes and makes."""
 
@@ -522,4 +531,6 @@ class PipelineInfo(Message):
         default=False, description="Whether latents can be drawn from a distribution: `posterior` of /encode."
     )
     seed_verdicts: tuple[SeedVerdict, ...] = ()
+    is_pinned: bool = Field(default=False, description="Whether workers keep it in memory, come what may.")
+    loads: tuple[PipelineLoad, ...] = Field(default=(), description="Where it is loaded.")
     example: GenerateRequest | None

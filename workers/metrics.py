@@ -57,6 +57,16 @@ STEP_SECONDS = Metric(
 BATCH_SIZE = Metric(
     "engine_batch_size", "Images that a step of the running batch was for.", (), (1, 2, 4, 8, 16, 32, 64, 128)
 )
+LOADS = Metric(
+    "pipeline_loads", "Times that a worker loaded a pipeline: loaded, or failed.", ("pipeline", "outcome")
+)
+UNLOADS = Metric("pipeline_unloads", "Times that a worker let go of a pipeline.", ("pipeline",))
+LOAD_SECONDS = Metric(
+    "pipeline_load_seconds",
+    "From the start of a load to the first job that it allows.",
+    (),
+    (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
 METRICS = (
     JOBS_SUBMITTED,
     JOBS_ENDED,
@@ -68,6 +78,9 @@ METRICS = (
     WEBHOOK_ATTEMPTS,
     STEP_SECONDS,
     BATCH_SIZE,
+    LOADS,
+    UNLOADS,
+    LOAD_SECONDS,
 )
 
 

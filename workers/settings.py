@@ -159,6 +159,13 @@ class WorkerSettings(ServiceSettings):
         le=4096,
         description="The most images that are denoised at once, if memory has room for them.",
     )
+    max_loaded_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        le=2**50,
+        description="The most that the weights of loaded pipelines may take in a worker's memory; what is"
+        " free, if left out.",
+    )
     seed_promise: Literal["on", "off"] = Field(
         default="on",
         description="off computes whatever number of rows is at hand: faster where the check finds that"

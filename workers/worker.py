@@ -2,6 +2,7 @@
 
 main     the compute loop, which alone touches the engine; no network, no disk
 intake   claims jobs while the engine has free slots, and reads their sources (workers/intake.py)
+loader   loads pipelines and lets go of them (workers/loader.py)
 control  says that the worker lives, hears which jobs it has lost, reaps
 outbox   encodes, stores, completes (workers/outbox.py)
 """
@@ -10,6 +11,7 @@ import logging
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,20 +23,17 @@ import redis
 
 from models.media.base import Array
 from workers.backoff import Backoff
-from workers.blobs import BlobStore, source_reader
-from workers.catalog import Catalog
 from workers.compute import Engine
 from workers.errors import DeadlineExceeded, InternalError
 from workers.in_flight import InFlight
-from workers.intake import Arrival, Inbox, Intake, Lost
+from workers.intake import Arrival, Inbox, Intake, Lost, Task
+from workers.loader import Compute, Loader
 from workers.messages import Resolved
 from workers.metrics import BATCH_SIZE, STEP_SECONDS
-from workers.moderation import Moderation, load_moderation
-from workers.otel import load_spans
+from workers.moderation import Moderation
 from workers.outbox import Computed, Failed, Outbox, PreviewReady, ProgressMade, Released
 from workers.queue.consumer import Claim, Consumer, Destination
-from workers.results import ResultStore, open_results
-from workers.settings import WorkerSettings
+from workers.results import ResultStore
 from workers.traces import working_for
 
 if TYPE_CHECKING:
@@ -108,8 +107,9 @@ class Worker:
             self._inbox,
             self._outbox,
             read_sources=read_sources,
-            pipelines=pipelines,
         )
+        self._tasks: deque[Task] = deque()  # of the compute thread
+        self._loader: Loader | None = None
         self._running: dict[str, Claim] = {}  # jobs in the engine; of the compute thread
         self._stop_by: float | None = None
         self._has_ended = threading.Event()
@@ -120,6 +120,10 @@ class Worker:
     @property
     def name(self) -> str:
         return self._consumer.name
+
+    def load_with(self, make_loader: Callable[[Consumer, InFlight, Compute], Loader]) -> None:
+        """Let a loader say from now on which pipelines there are; before ``run``."""
+        self._loader = make_loader(self._consumer, self._in_flight, self._run_slices)
 
     def request_stop(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Take nothing new and end within the grace period; asked again, at once."""
@@ -139,6 +143,8 @@ class Worker:
         self._outbox.start()
         control.start()
         self._intake.start()
+        if self._loader is not None:
+            self._loader.start()
         logger.info("worker=%s ready", self.name)
         to: Destination = "quarantine"  # should the engine be beyond repair
         try:
@@ -147,6 +153,8 @@ class Worker:
         finally:
             if self._stop_by is None:
                 self._stop_by = time.monotonic()
+            if self._loader is not None:
+                self._loader.stop()
             self._intake.stop()
             self._intake.join()
             self._release_all(to)
@@ -166,6 +174,7 @@ class Worker:
                 self._consumer.phase = "draining"
                 if self._engine.is_idle or time.monotonic() >= self._stop_by:
                     return
+            self._advance_task()
             self._drop_overdue()
             if not self._engine.is_idle:
                 self._step()
@@ -174,7 +183,8 @@ class Worker:
 
     def _read_inbox(self) -> None:
         """Admit and drop what has come; wait for something if the engine has nothing to do."""
-        is_waiting = self._engine.is_idle and self._stop_by is None and not self._has_to_check
+        has_more = bool(self._tasks) or self._has_to_check
+        is_waiting = self._engine.is_idle and self._stop_by is None and not has_more
         while True:
             try:
                 item = self._inbox.get(block=is_waiting, timeout=IDLE_TICK_S)
@@ -183,6 +193,8 @@ class Worker:
             is_waiting = False
             if isinstance(item, Arrival):
                 self._admit(item)
+            elif isinstance(item, Task):
+                self._tasks.append(item)
             elif isinstance(item, Lost) and self._running.get(item.claim.job_id) == item.claim:
                 self._drop(item.claim)
 
@@ -192,6 +204,33 @@ class Worker:
         with self._isolated():
             self._engine.admit([work for _, work in ours])
         self._in_flight.arrived(arrival.claims, self._engine.free_slots)
+
+    def _advance_task(self) -> None:
+        """Do a slice of what other threads want done here."""
+        if not self._tasks:
+            return
+        task = self._tasks[0]
+        try:
+            next(task.slices)
+            return
+        except StopIteration:
+            pass
+        except Exception as error:
+            task.error = error
+        self._tasks.popleft()
+        self._consumer.seed_verdicts = self._engine.seed_verdicts()
+        self._in_flight.arrived((), self._engine.free_slots)
+        task.has_ended.set()
+
+    def _run_slices(self, slices: Iterator[None]) -> None:
+        """Have slices run on the compute thread; called on another. Raises: what they raise."""
+        task = Task(slices)
+        self._inbox.put(task)
+        while not task.has_ended.wait(IDLE_TICK_S):
+            if self._has_ended.is_set():
+                raise InternalError("the worker ends")
+        if task.error is not None:
+            raise task.error
 
     @property
     def _has_to_check(self) -> bool:
@@ -282,13 +321,14 @@ class Worker:
     def _keep_control(self) -> None:
         heartbeat_every_s = self._config.lease_s / 3
         next_heartbeat = 0.0
-        phase = self._consumer.phase
+        phase, loads = self._consumer.phase, self._consumer.loads
         backoff = Backoff()
         while not self._has_ended.is_set():
             try:
-                if time.monotonic() >= next_heartbeat or phase != self._consumer.phase:
+                now_told = self._consumer.phase, self._consumer.loads
+                if time.monotonic() >= next_heartbeat or now_told != (phase, loads):
                     next_heartbeat = time.monotonic() + heartbeat_every_s
-                    phase = self._consumer.phase
+                    phase, loads = now_told
                     for claim in self._consumer.heartbeat(self._in_flight.all()):
                         self._lose(claim)
                     self._consumer.reap()
@@ -310,43 +350,6 @@ class Worker:
         """Stop a job that is no longer this worker's."""
         self._in_flight.remove(claim)
         self._inbox.put(Lost(claim))
-
-
-def run_worker(settings: WorkerSettings) -> None:
-    """Load the pipelines, warm the engine, and work until SIGTERM or SIGINT.
-
-    Raises: ConfigError when there is no pipeline to serve, or one can't be used; SettingsError when
-    moderation hook or tracing can't be had; StorageUnavailable when results can't be written.
-    """
-    from workers.engine.loading import load_engine
-
-    assert settings.redis_url is not None
-    catalog = Catalog.load(settings.weights_dir, settings.pipelines)
-    moderation = load_moderation(settings.moderation, settings.moderation_timeout_s)
-    spans = load_spans(settings.tracing, "smalti-worker")
-    results = open_results(settings)
-    results.check()
-    engine = load_engine(settings, catalog)
-    engine.warm_up()
-    worker = Worker(
-        settings.redis_url,
-        engine,
-        results,
-        WorkerConfig(
-            lease_s=settings.lease_s,
-            max_tries=settings.max_tries,
-            grace_s=settings.drain_grace_s,
-            ageing_s=settings.ageing_s,
-            tells_provenance=settings.provenance == "on",
-            device=engine.device,
-            moderation=moderation,
-            spans=spans,
-        ),
-        read_sources=source_reader(catalog, BlobStore(settings.blobs_dir)),
-        pipelines=catalog.names,
-    )
-    stop_on_signals(worker)
-    worker.run()
 
 
 def stop_on_signals(worker: Worker) -> None:

@@ -67,7 +67,7 @@ def worker(
         raise typer.Exit(0 if _has_worker_here(redis_url) else 1)
     show_log(settings.log_level, settings.log_format)
     _prepare(settings)
-    from workers.worker import run_worker
+    from workers.start import run_worker
 
     run_worker(settings)
 

@@ -51,7 +51,7 @@ def run_service(settings: AppSettings, num_workers: int) -> int:
     queue = None if settings.redis_url else embedded_server.start(_queue_dir(settings), say)
     environment = {
         "REDIS_URL": queue.url if queue else str(settings.redis_url),
-        "SMALTI_PIPELINES": ",".join(catalog.names),
+        "SMALTI_PIPELINES": ",".join(settings.pipelines),
         **_threads(num_workers),
     }
     stages = [_api_and_workers(address, listener.fileno(), num_workers, environment)]

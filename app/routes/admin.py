@@ -25,6 +25,7 @@ _WORKER: Any = {
     "device": "cuda:0",
     "phase": "ready",
     "pipelines": ["fashion-mnist"],
+    "loaded": {"fashion-mnist": 12_170_000},
     "memory_bytes": 1_500_000_000,
     "device_memory_bytes": 4_000_000_000,
     "num_running_samples": 2,
@@ -62,7 +63,8 @@ class WorkerState(BaseModel):
     host: str
     device: str = Field(description="Empty for a worker of an older version.")
     phase: str = Field(description="starting, ready or draining.")
-    pipelines: tuple[str, ...]
+    pipelines: tuple[str, ...] = Field(description="Those whose jobs it takes; others it can't load.")
+    loaded: dict[str, int] = Field(description="Those in its memory, with the bytes of their weights.")
     memory_bytes: int
     device_memory_bytes: int
     num_running_samples: int
@@ -121,6 +123,9 @@ def _worker_state(worker: WorkerGauges, running: list[RunningJob]) -> WorkerStat
         device=worker.device,
         phase=worker.phase,
         pipelines=worker.pipelines,
+        loaded={
+            name: load.num_bytes for name, load in sorted(worker.loads.items()) if load.state == "loaded"
+        },
         memory_bytes=worker.memory_bytes,
         device_memory_bytes=worker.device_memory_bytes,
         num_running_samples=worker.num_running_samples,

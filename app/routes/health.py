@@ -33,6 +33,7 @@ class Readiness(BaseModel):
                     "num_draining_workers": 0,
                     "queue_length": 3,
                     "is_paused": False,
+                    "refused_pipelines": {},
                 }
             ]
         }
@@ -44,6 +45,11 @@ class Readiness(BaseModel):
     queue_length: int = Field(description="Jobs that wait.")
     is_paused: bool = Field(
         default=False, description="Whether jobs are accepted, but none is begun: see POST /queue/pause."
+    )
+    refused_pipelines: dict[str, str] = Field(
+        default_factory=dict,
+        description="Why pipelines are not served: by folder, one whose `pipeline.json` can't be used; by"
+        " name, one that no worker could load.",
     )
 
 
@@ -62,7 +68,8 @@ async def is_live() -> Liveness:
 async def is_ready(services: ServicesNeeded) -> Readiness:
     """Answer 200 when a job of any pipeline would be worked on now, and 503 with the reason when not.
 
-    While the queue is paused, it is 200 with `is_paused`: jobs are accepted.
+    While the queue is paused, it is 200 with `is_paused`: jobs are accepted. A pipeline that came while the
+    service ran, or that no worker could load, does not make it 503: `refused_pipelines` tells why.
 
     It tries what a job needs: to write into the queue and the stores, and a ready worker for each pipeline.
     """
@@ -73,7 +80,8 @@ async def is_ready(services: ServicesNeeded) -> Readiness:
         if health.num_draining_workers:
             raise NotReady(f"{health.num_draining_workers} workers are draining, and no other is ready")
         raise NotReady("no worker is ready; the first is ready once its models are loaded and warm")
-    missing = [name for name in services.catalog.names if name not in health.pipelines]
+    known = health.pipelines | health.failed.keys()
+    missing = [name for name in services.catalog.first_names if name not in known]
     if missing:
         raise NotReady(f"no worker is ready for {', '.join(missing)}")
     return Readiness(
@@ -81,4 +89,5 @@ async def is_ready(services: ServicesNeeded) -> Readiness:
         num_draining_workers=health.num_draining_workers,
         queue_length=health.queue_length,
         is_paused=health.is_paused,
+        refused_pipelines=dict(sorted({**services.catalog.refused, **health.failed}.items())),
     )

@@ -106,7 +106,7 @@ class PromptEncoder:
         self, network: TextEncoder, words: WordTokenizer, device: torch.device | str = "cpu"
     ) -> None:
         self.config = network.config
-        self._network = network.to(device).float().eval().requires_grad_(False)
+        self.network = network.to(device).float().eval().requires_grad_(False)
         self._device = torch.device(device)
         self._reader = PromptReader(words, self.config.max_tokens)
         self._cached: OrderedDict[str, EncodedPrompt] = OrderedDict()
@@ -130,7 +130,7 @@ class PromptEncoder:
 
     def save(self, folder: Path) -> None:
         """Write both files, the network's matrices in eight bits: a quarter of their size."""
-        save_checkpoint(folder / TENSORS_FILE, _packed(self._network.state_dict()), self.config)
+        save_checkpoint(folder / TENSORS_FILE, _packed(self.network.state_dict()), self.config)
         (folder / WORDS_FILE).write_text(self._reader.words.to_str())
 
     @torch.inference_mode()
@@ -146,7 +146,7 @@ class PromptEncoder:
         read = self._reader.read(prompt)
         states = torch.zeros(self.config.max_tokens, self.config.hidden_size)
         if read.ids:
-            states[: len(read.ids)] = self._network(torch.tensor([read.ids], device=self._device))[0].cpu()
+            states[: len(read.ids)] = self.network(torch.tensor([read.ids], device=self._device))[0].cpu()
         encoded = EncodedPrompt(states, len(read.ids), read.is_cut, read.not_understood, read.is_understood)
         self._cached[prompt] = encoded
         if len(self._cached) > _MAX_CACHED:
@@ -172,7 +172,7 @@ class PromptEncoder:
                 states = torch.zeros(len(positions), self.config.max_tokens, self.config.hidden_size)
                 if length:
                     batch = torch.tensor([token_ids[position] for position in positions])
-                    states[:, :length] = self._network(batch.to(self._device)).cpu()
+                    states[:, :length] = self.network(batch.to(self._device)).cpu()
                 yield positions, states
 
 

@@ -13,6 +13,7 @@ from rq.registry import FinishedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from app.queue import JobQueue, new_job_id
+from app.queue_checks import PipelineStates
 from tests.app.queue_jobs import BLOBS, DECODE, ENCODE, REQUEST, RESULT, run
 from tests.waiting import wait_until
 from workers.compute import Slots
@@ -165,18 +166,18 @@ def test_seed_verdicts_come_from_living_workers(redis_url, consumer):
     other = Consumer(redis_url, ["tiny"], lease_s=1, max_tries=3, ageing_s=1)
 
     async def use(queue: JobQueue) -> None:
-        assert await queue.checks.seed_verdicts() == {}
+        assert await queue.checks.pipeline_states() == PipelineStates()
         consumer.phase = other.phase = "ready"
         consumer.seed_verdicts = {"tiny": verdict}
         other.seed_verdicts = {"tiny": verdict, "other": verdict}
         for each in (consumer, other):
             each.heartbeat([])
-        told = await queue.checks.seed_verdicts()
+        told = (await queue.checks.pipeline_states()).verdicts
         mine = verdict.model_copy(update={"worker": consumer.name})
         theirs = verdict.model_copy(update={"worker": other.name})
         assert told == {"tiny": sorted([mine, theirs], key=lambda each: each.worker), "other": [theirs]}
         other.close()
-        assert await queue.checks.seed_verdicts() == {"tiny": [mine]}
+        assert (await queue.checks.pipeline_states()).verdicts == {"tiny": [mine]}
         [worker] = (await queue.checks.metrics()).workers
         assert (worker.name, worker.seed_verdicts) == (consumer.name, {"tiny": mine})
 

@@ -22,3 +22,10 @@ def keep_freed_memory() -> None:
             (_MMAP_THRESHOLD, _MAPPED),
         ):
             mallopt(parameter, value)
+
+
+def give_back_freed_memory() -> None:
+    """Give memory back to the system that is free by now, as after a pipeline has gone."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

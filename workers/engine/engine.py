@@ -20,7 +20,7 @@ from typing import get_args
 import torch
 
 from models.pipeline import Pipeline
-from models.stage import Capturing, Sample, SampleSpec, Stage, run_directly
+from models.stage import Capturing, Stage
 from workers.compute import Finished, Preview, Slots, Work
 from workers.engine.jobs import Job, Running, Served, finish, make_job
 from workers.engine.lanes import Lanes
@@ -28,7 +28,8 @@ from workers.engine.memory import num_that_fit
 from workers.engine.previews import PreviewTimer
 from workers.engine.rows import RowBatches
 from workers.engine.seed_promise import ROWS_PER_SAMPLE, SeedPromise
-from workers.messages import Priority, Progress, Resolved, SeedVerdict
+from workers.engine.warm_up import first_request, start_and_step, walk
+from workers.messages import Priority, Progress, SeedVerdict
 
 logger = logging.getLogger(__name__)
 
@@ -57,19 +58,11 @@ class Engine:
     ) -> None:
         self._max_batch_size = max_batch_size
         self._promise = promise or SeedPromise("off")
-        devices = {pipeline.device for pipeline in pipelines.values()}
-        self._lanes = {device: lanes or Lanes.for_device(device) for device in devices}
-        self._served = {
-            name: Served(
-                pipeline,
-                pipeline.make_stages(len(PRIORITIES) * max_batch_size),  # those of one kind may be parked
-                RowBatches(ROWS_PER_SAMPLE * max_batch_size, self._lanes[pipeline.device]),
-                max_batch_size,
-            )
-            for name, pipeline in pipelines.items()
-        }
-        for name in pipelines:
-            self._watch(name)
+        self._lanes_given = lanes
+        self._lanes: dict[torch.device, Lanes] = {}
+        self._served: dict[str, Served] = {}
+        for name, pipeline in pipelines.items():
+            self._serve(name, pipeline)
         self._jobs: dict[str, Job] = {}
         self._starting: dict[Priority, deque[Job]] = {priority: deque() for priority in PRIORITIES}
         self._running: list[Running] = []
@@ -92,6 +85,8 @@ class Engine:
         for priority, starting in self._starting.items():
             num_taken[priority] += sum(len(job.samples) - job.num_started for job in starting)
         capacity = min(self._max_batch_size, sum(served.num_slots for served in self._served.values()))
+        if not self._served:  # what comes is only to be refused
+            capacity = self._max_batch_size
         return Slots(*(max(0, capacity - num_taken[priority]) for priority in PRIORITIES))
 
     @property
@@ -122,31 +117,56 @@ class Engine:
 
         So the first request is as quick as the next.
         """
-        for name, served in self._served.items():
-            pipeline = served.pipeline
-            if pipeline.prior is None:
-                continue
-            probe = partial(_start_and_step, pipeline)
-            num_slots = num_that_fit(probe, pipeline.device, self._max_batch_size)
-            if num_slots != served.num_slots:
-                self._served[name] = Served(pipeline, served.stages, served.run, num_slots)
-                self._watch(name)
-            logger.info("pipeline=%s up to %d samples at once", name, num_slots)
-            if isinstance(served.stages.sample, Capturing):
-                served.stages.sample.capture()
-            few_steps = "num_steps" in pipeline.spec.defaults.requestable
-            request = Resolved(
-                operation="generate",
-                pipeline=name,
-                num_samples=1,
-                seed=0,
-                options={"num_steps": 4} if few_steps else {},
-                labels=dict.fromkeys(pipeline.spec.labels, 0),
-                prompt=pipeline.spec.example_prompt,
-            )
-            self.admit([Work("warm-up", request)])
-            while not self.is_idle:
-                self.step()
+        for name in list(self._served):
+            for _ in self._warm_up(name):
+                pass
+
+    def add(self, name: str, pipeline: Pipeline) -> Iterator[None]:
+        """Take a pipeline in while others run, in slices that go between steps; it serves after the last.
+
+        Where there is one of this name, jobs that it has begun end with it.
+        Raises: what its first calls raise; then there is none of this name.
+        """
+        try:
+            self._serve(name, pipeline)
+            yield
+            yield from self._warm_up(name)
+        except Exception:
+            self.remove(name)
+            raise
+
+    def remove(self, name: str) -> None:
+        """Let go of a pipeline; jobs that it has begun keep it until they have ended."""
+        self._served.pop(name, None)
+        self._promise.forget(name)
+
+    def _serve(self, name: str, pipeline: Pipeline) -> None:
+        if pipeline.device not in self._lanes:
+            self._lanes[pipeline.device] = self._lanes_given or Lanes.for_device(pipeline.device)
+        self._served[name] = Served(
+            pipeline,
+            pipeline.make_stages(len(PRIORITIES) * self._max_batch_size),  # those of one kind may be parked
+            RowBatches(ROWS_PER_SAMPLE * self._max_batch_size, self._lanes[pipeline.device]),
+            self._max_batch_size,
+        )
+        self._watch(name)
+
+    def _warm_up(self, name: str) -> Iterator[None]:
+        served = self._served[name]
+        pipeline = served.pipeline
+        if pipeline.prior is None:
+            return
+        num_slots = num_that_fit(partial(start_and_step, pipeline), pipeline.device, self._max_batch_size)
+        if num_slots != served.num_slots:
+            served = self._served[name] = Served(pipeline, served.stages, served.run, num_slots)
+            self._watch(name)
+        logger.info("pipeline=%s up to %d samples at once", name, num_slots)
+        yield
+        if isinstance(served.stages.sample, Capturing):
+            served.stages.sample.capture()
+            yield
+        job = make_job(Work("warm-up", first_request(pipeline)), served)
+        yield from walk(job.path, job.samples, served.run)
 
     def _watch(self, name: str) -> None:
         """Let the calls of a pipeline's prior have numbers of rows that keep the seed promise."""
@@ -329,20 +349,3 @@ def _start(running: Running) -> None:
     if running.stage.reports_progress:
         running.job.num_calls += running.stage.num_calls(running.sample)
         running.job.num_counted += 1
-
-
-@torch.inference_mode()
-def _start_and_step(pipeline: Pipeline, num_samples: int) -> None:
-    """Do what so many guided samples take: start them, and make a call for all."""
-    stage = pipeline.make_stages(num_samples).sample
-    assert stage is not None
-    null = pipeline.conditions()
-    labels = dict.fromkeys(pipeline.spec.labels, 0)
-    spec = SampleSpec(
-        0, pipeline.spec.defaults, pipeline.conditions(labels, pipeline.spec.example_prompt), null
-    )
-    samples = [Sample(spec, index) for index in range(num_samples)]
-    for sample in samples:
-        stage.start(sample)
-        sample.calls_done = stage.num_calls(sample) // 2  # where guidance is applied, as a rule
-    stage.step(samples, run_directly)

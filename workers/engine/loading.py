@@ -1,14 +1,16 @@
 """From settings to an engine with its pipelines loaded, for workers and for the command line."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
+from models.networks.text_encoder import TENSORS_FILE as TEXT_ENCODER_FILE
 from models.options import Precision
-from models.pipeline import Pipeline
-from workers.catalog import Catalog
-from workers.engine.allocator import keep_freed_memory
+from models.pipeline import AUTOENCODER_FILE, PRIOR_FILE, Pipeline
+from workers.catalog import Catalog, CatalogEntry
+from workers.engine.allocator import give_back_freed_memory, keep_freed_memory
 from workers.engine.engine import Engine
+from workers.engine.memory import SHARE, free_bytes
 from workers.engine.seed_promise import SeedPromise
 from workers.settings import SettingsError, WorkerSettings
 
@@ -18,17 +20,64 @@ def load_engine(settings: WorkerSettings, catalog: Catalog, names: Iterable[str]
 
     Raises: SettingsError when there is no such device; ConfigError when a pipeline can't be loaded.
     """
-    keep_freed_memory()
-    if settings.num_threads is not None:
-        torch.set_num_threads(settings.num_threads)
-    device, precision = _chosen_device(settings), chosen_precision(settings)
-    choose_kernels(torch.device(device), precision)
-    pipelines = {
-        name: Pipeline.load(catalog[name].folder, device, precision=precision)
-        for name in names or catalog.names
-    }
-    promise = SeedPromise(settings.seed_promise, settings.verdicts_dir)
-    return Engine(pipelines, settings.max_batch_size, promise=promise, ageing_s=settings.ageing_s)
+    shelf = Shelf(settings)
+    return shelf.start({name: shelf.read(catalog[name]) for name in names or catalog.names})
+
+
+class Shelf:
+    """Pipelines on disk, and those of them in one engine: the ``Models`` of a worker (workers/compute.py).
+
+    Raises: SettingsError when there is no such device.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        keep_freed_memory()
+        if settings.num_threads is not None:
+            torch.set_num_threads(settings.num_threads)
+        self._settings = settings
+        self.device, self._precision = _chosen_device(settings), chosen_precision(settings)
+        choose_kernels(torch.device(self.device), self._precision)
+        self._engine: Engine | None = None
+
+    def read(self, entry: CatalogEntry) -> Pipeline:
+        """Return a pipeline from its folder; called on any thread. Raises: ConfigError."""
+        pipeline = Pipeline.load(entry.folder, self.device, precision=self._precision)
+        if pipeline.prior is not None:
+            _ = pipeline.prior_fingerprint  # which the seed promise needs, and takes a while
+        return pipeline
+
+    def start(self, pipelines: Mapping[str, Pipeline]) -> Engine:
+        """Return the engine, with these pipelines."""
+        settings = self._settings
+        promise = SeedPromise(settings.seed_promise, settings.verdicts_dir)
+        self._engine = Engine(pipelines, settings.max_batch_size, promise=promise, ageing_s=settings.ageing_s)
+        return self._engine
+
+    def add(self, name: str, pipeline: Pipeline) -> Iterator[None]:
+        """Take a pipeline into the engine; see ``Engine.add``."""
+        assert self._engine is not None
+        return self._engine.add(name, pipeline)
+
+    def remove(self, name: str) -> Iterator[None]:
+        """Take a pipeline out of the engine."""
+        assert self._engine is not None
+        self._engine.remove(name)
+        yield
+
+    def estimated_bytes(self, entry: CatalogEntry) -> int:
+        """Return about how much memory a pipeline will take: the size of its files."""
+        folders = [entry.folder]
+        if entry.spec.shares_with:
+            folders.append(entry.folder.parent / entry.spec.shares_with)
+        names = (AUTOENCODER_FILE, TEXT_ENCODER_FILE)
+        files = [entry.folder / PRIOR_FILE, *(folders[-1] / name for name in names)]
+        return sum(file.stat().st_size for file in files if file.is_file())
+
+    def free_bytes(self) -> int | None:
+        """Return how much memory may be filled; None where nobody knows."""
+        give_back_freed_memory()
+        free = free_bytes(torch.device(self.device))
+        return None if free is None else int(SHARE * free)
 
 
 def chosen_precision(settings: WorkerSettings) -> Precision:

@@ -25,7 +25,7 @@ def num_that_fit(compute: Callable[[int], object], device: torch.device, at_most
     """
     few = min(_SAMPLE, at_most)
     compute(1)  # loads kernels, which is not to be counted
-    free = _free_bytes(device)
+    free = free_bytes(device)
     if at_most == 1 or free is None:
         return at_most
     peak_of_one = _peak_bytes(device, compute, 1)
@@ -49,7 +49,8 @@ def _peak_bytes(device: torch.device, compute: Callable[[int], object], num_imag
     return _kibibytes(Path("/proc/self/status"), "VmHWM")
 
 
-def _free_bytes(device: torch.device) -> int | None:
+def free_bytes(device: torch.device) -> int | None:
+    """Return how much memory is free on a device; None where nobody knows."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 import models
-from models.checkpoint import fingerprint
 from models.options import Options
 from models.pipeline import Pipeline
 from models.stage import Rows, Sample, SampleSpec, Stage
@@ -71,6 +70,12 @@ class SeedPromise:
         if name not in self._pending:
             self._pending.append(name)
         logger.info("pipeline=%s seed promise unchecked: full batches of %d rows until then", name, full_rows)
+
+    def forget(self, name: str) -> None:
+        """Let go of a pipeline."""
+        self._checks.pop(name, None)
+        if name in self._pending:
+            self._pending.remove(name)
 
     @property
     def needs_check(self) -> bool:
@@ -149,7 +154,6 @@ class _PipelineCheck:
     def key(self) -> str:
         """The name under which the verdict is kept."""
         assert self._pipeline.prior is not None
-        network = self._pipeline.prior.network
         settings: dict[str, str | int] = {
             "dtype": str(self._pipeline.dtype),
             "full_rows": self.full_rows,
@@ -158,7 +162,7 @@ class _PipelineCheck:
             "code": _code_digest(),
         }
         return verdict_key(
-            fingerprint({}, dict(network.state_dict())),
+            self._pipeline.prior_fingerprint,
             self._lanes.num_threads,
             self._pipeline.device,
             settings,

@@ -17,16 +17,20 @@ from rq.version import VERSION as RQ_VERSION
 
 from workers.compute import Slots
 from workers.errors import InvalidRequest, ServiceError
-from workers.messages import PreviewImage, Progress, Resolved, Result, SeedVerdict
+from workers.messages import PipelineLoad, PreviewImage, Progress, Resolved, Result, SeedVerdict
 from workers.metrics import Meter, device_memory_bytes, memory_bytes
 from workers.queue.records import (
+    LOADS,
     MESSAGES_VERSION,
+    ORDERS,
     QUEUES,
     SEED_VERDICTS,
     SEPARATOR,
     TOTALS,
     WORKERS,
+    loading_key,
     now_text,
+    own_wake_up_key,
     read_request,
     result_text,
     revoked_key,
@@ -83,6 +87,15 @@ class Claims:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """A pipeline that a job waits for; is_taken: another living worker takes jobs for it."""
+
+    pipeline: str
+    waited_s: float
+    is_taken: bool
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a job ended. progress, batch_size: as in ``Finished``."""
 
@@ -96,7 +109,8 @@ class Consumer:
     """A worker's connection to the queue, registered so that ``rq info`` shows it.
 
     Any thread may call any method. Every method raises redis.RedisError at once when the server does not
-    answer: the caller knows what can wait. pipelines: those whose jobs it takes.
+    answer: the caller knows what can wait. pipelines: those whose jobs it takes, and ``open`` those that it
+    takes them for now, as they are loaded; both may change, as may ``loads``, which tells of each.
     """
 
     def __init__(
@@ -109,7 +123,8 @@ class Consumer:
             retry=Retry(NoBackoff(), 0),
             retry_on_error=[redis.ReadOnlyError],  # the connection is closed: a failover has another master
         )
-        self._pipelines = tuple(pipelines)
+        self.pipelines = self.open = tuple(pipelines)
+        self.loads: Mapping[str, PipelineLoad] = {}
         self.name = uuid4().hex
         self.phase: Phase = "starting"
         self.device = ""
@@ -130,6 +145,7 @@ class Consumer:
         self._reap = self._redis.register_script(load_script("reap"))
         self._progress = self._redis.register_script(load_script("progress"))
         self._preview = self._redis.register_script(load_script("preview"))
+        self._wanted = self._redis.register_script(load_script("wanted"))
 
     def claim(self, slots: Slots, *, is_idle: bool) -> Claims:
         """Take jobs that fill the slots; the last may be larger than what is left."""
@@ -142,7 +158,7 @@ class Consumer:
             now_text(),
             self._ageing_s,
         ]
-        clock, must_drain, *flat = self._claim(args=[*about, MESSAGES_VERSION, *self._pipelines])
+        clock, must_drain, *flat = self._claim(args=[*about, MESSAGES_VERSION, *self.open])
         jobs = []
         for job_id, fields in zip(flat[::2], flat[1::2], strict=True):
             job = _decoded(fields)
@@ -176,8 +192,47 @@ class Consumer:
 
     def wait_for_work(self) -> None:
         """Return when a job may have come, and after ``MAX_WAIT_S`` at the latest."""
-        lists = [wake_up_key(pipeline) for pipeline in ("", *self._pipelines)]
-        self._redis.blpop(lists, timeout=MAX_WAIT_S)
+        lists = [wake_up_key(pipeline) for pipeline in ("", *self.open)]
+        self._redis.blpop([own_wake_up_key(self.name), *lists], timeout=MAX_WAIT_S)
+
+    def wake_up(self) -> None:
+        """Let this worker look for jobs at once."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.rpush(own_wake_up_key(self.name), 1)
+            pipeline.ltrim(own_wake_up_key(self.name), -1, -1)
+            pipeline.expire(own_wake_up_key(self.name), int(MAX_WAIT_S) + 1)
+            pipeline.execute()
+
+    def orders(self) -> dict[str, tuple[str, int]]:
+        """Return what administrators last asked for; see ``read_orders``."""
+        return read_orders(self._redis)
+
+    def wanted(self, pipelines: Sequence[str], patience_s: float) -> list[Wanted]:
+        """Return those pipelines, of some that aren't loaded, that waiting jobs want of this worker."""
+        flat = self._wanted(args=[self.name, self._lease_s, patience_s, *pipelines])
+        return [
+            Wanted(name.decode(), float(waited_s), bool(is_taken))
+            for name, waited_s, is_taken in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        ]
+
+    def begin_load(self, pipeline: str, stamp: str) -> int:
+        """Note that this worker loads a pipeline; return how many have died while they did."""
+        key = loading_key(pipeline, stamp)
+        others: Any = self._redis.smembers(key)
+        with self._redis.pipeline(transaction=False) as commands:
+            commands.sadd(key, self.name)
+            commands.expire(key, UNREGISTERED_TTL_S * 60)
+            for other in others:
+                commands.exists(worker_key(other.decode()))
+            return sum(not lives for lives in commands.execute()[2:])
+
+    def end_load(self, pipeline: str, stamp: str, *, is_loaded: bool = False) -> None:
+        """Note that this worker has loaded a pipeline, or has lived through a failure."""
+        key = loading_key(pipeline, stamp)
+        if is_loaded:
+            self._redis.delete(key)
+        else:
+            self._redis.srem(key, self.name)
 
     def wait_for_revoked(self, timeout_s: float) -> tuple[str, str] | None:
         """Return (job id, execution) of a job that this worker has lost, or None when the time is up."""
@@ -287,7 +342,9 @@ class Consumer:
             "failed_job_count": self._num_failed,
             "phase": self.phase,
             "device": self.device,
-            "pipelines": SEPARATOR.join(self._pipelines),
+            "pipelines": SEPARATOR.join(self.pipelines),
+            "open": SEPARATOR.join(self.open),
+            "loads": LOADS.dump_json(dict(self.loads)),
             "running_samples": sum(claim.num_slots for claim in claims),
             "memory_bytes": memory_bytes(),
             "device_memory_bytes": device_memory_bytes(),
@@ -309,6 +366,16 @@ class Consumer:
         except redis.RedisError:
             self.meter.add(sums)  # some of it may be counted twice, which is better than not at all
             raise
+
+
+def read_orders(client: "redis.Redis") -> dict[str, tuple[str, int]]:
+    """Return what administrators last asked for, by pipeline: ("load" or "unload", number of the order)."""
+    found: Any = client.hgetall(ORDERS)
+    orders = {}
+    for name, text in found.items():
+        what, _, number = text.decode().partition(" ")
+        orders[name.decode()] = (what, int(number))
+    return orders
 
 
 def _ending(outcome: Outcome) -> list[str | int]:

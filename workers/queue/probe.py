@@ -16,6 +16,13 @@ class QueueRefused(QueueUnavailable):
     """Something answers at the address, but not a queue that can be used; waiting does not help."""
 
 
+def connect_once(url: str) -> "redis.Redis":
+    """Return a connection that gives up soon."""
+    return redis.Redis.from_url(
+        url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
+    )
+
+
 def require_queue(url: str) -> None:
     """Check that a queue server answers at an address.
 
@@ -23,9 +30,7 @@ def require_queue(url: str) -> None:
     """
     place = f"{shown(url)} (REDIS_URL)"
     try:
-        with redis.Redis.from_url(
-            url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
-        ) as client:
+        with connect_once(url) as client:
             client.ping()
     except (ValueError, TypeError) as error:
         raise QueueRefused(f"{place} has an option after ? that can't be used: {error}") from error

@@ -27,6 +27,7 @@ from workers.messages import (
     JobStatus,
     JobView,
     Operation,
+    PipelineLoad,
     Priority,
     Progress,
     Resolved,
@@ -59,6 +60,9 @@ STATUSES = {
     RQStatus.CANCELED: JobStatus.CANCELLED,
 }
 SEED_VERDICTS: TypeAdapter[dict[str, SeedVerdict]] = TypeAdapter(dict[str, SeedVerdict])  # by pipeline
+LOADS: TypeAdapter[dict[str, PipelineLoad]] = TypeAdapter(dict[str, PipelineLoad])  # by pipeline
+ORDERS = f"{PREFIX}:orders"  # by pipeline, what an administrator last asked for: "load 3", "unload 4"
+NUM_ORDERS = f"{PREFIX}:num_orders"
 
 
 def job_key(job_id: str) -> str:
@@ -82,6 +86,16 @@ def rq_result_key(job_id: str) -> str:
 def wake_up_key(pipeline: str = "") -> str:
     """The list that workers with a pipeline wait on for jobs; a lost entry loses no job."""
     return f"{PREFIX}:wake_up:{pipeline}"
+
+
+def own_wake_up_key(worker: str) -> str:
+    """The list that only one worker waits on."""
+    return f"{PREFIX}:wake_up_worker:{worker}"
+
+
+def loading_key(pipeline: str, stamp: str) -> str:
+    """The set of workers that load a pipeline, or died while they did."""
+    return f"{PREFIX}:loading_by:{pipeline}:{stamp}"
 
 
 LEASES = f"{PREFIX}:leases"  # the ids of running jobs, by when their worker must have been heard of

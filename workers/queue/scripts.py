@@ -21,7 +21,7 @@ from workers.queue.records import PREFIX
 
 ScriptName = Literal[
     "submit", "position", "claim", "finish", "release", "heartbeat",
-    "end_overdue", "reap", "cancel", "progress", "preview",
+    "end_overdue", "reap", "cancel", "progress", "preview", "wanted",
     "enqueue_webhook", "claim_webhooks", "settle_webhook",
 ]  # fmt: skip
 

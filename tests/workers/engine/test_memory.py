@@ -15,7 +15,7 @@ def take(num_mib: int) -> None:
 
 
 def test_what_fits_is_what_is_free_by_what_each_image_takes(monkeypatch) -> None:
-    monkeypatch.setattr(memory, "_free_bytes", lambda _: 2000 * MIB)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 2000 * MIB)
     fit = memory.num_that_fit(lambda num_images: take(20 * num_images), CPU, at_most=1000)
     # One in five too few at most: malloc may keep the first image's memory, and not use it for eight.
     assert 4 / 5 <= (fit - 1) / (0.8 * 2000 / 20) <= 1.01
@@ -26,12 +26,12 @@ def test_what_takes_next_to_nothing_is_bounded_by_the_setting() -> None:
 
 
 def test_one_image_is_tried_however_little_is_free(monkeypatch) -> None:
-    monkeypatch.setattr(memory, "_free_bytes", lambda _: 0)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 0)
     assert memory.num_that_fit(lambda num_images: take(20 * num_images), CPU, at_most=32) == 1
 
 
 def test_running_out_of_memory_while_measuring_is_no_failure(monkeypatch) -> None:
-    monkeypatch.setattr(memory, "_free_bytes", lambda _: 160 * MIB)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 160 * MIB)
 
     def compute(num_images: int) -> None:
         if num_images > 5:

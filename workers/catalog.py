@@ -110,6 +110,8 @@ class Catalog:
 
         Raises: UnknownPipeline.
         """
+        if name is None and not self._entries:
+            raise UnknownPipeline("pipeline: there is none any more: their folders are gone")
         return self[self.names[0] if name is None else name].spec
 
     def info(self) -> list[PipelineInfo]:
@@ -134,7 +136,7 @@ class Catalog:
             except InvalidRequest:
                 continue
             return spec
-        return (fitting or list(self._specs()))[0]
+        return fitting[0] if fitting else self.spec(None)
 
     def resolve(self, request: ClientRequest, sources: Sequence[BlobReference] = ()) -> Resolved:
         """Return the request with every choice made that its client left open, checked against its pipeline.

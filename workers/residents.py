@@ -52,7 +52,7 @@ class Resident:
     @property
     def load(self) -> PipelineLoad:
         """What clients are told."""
-        state = "loading" if self.is_loading else "failed" if self.error else "not_loaded"
+        state = "loading" if self.is_loading else "failed" if self.has_failed else "not_loaded"
         return PipelineLoad.model_validate(
             {
                 "worker": "",

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.answers import tell_json
+from app.cli.loading import loads_told
 from app.cli.terminal import DEFAULT_URL, Json, ServiceUrl, Url, local_settings, say
 
 _MAX_JOBS = 1000
@@ -54,7 +55,7 @@ def cancel(
 
 
 def pipelines(url: Url = None, as_json: Json = False) -> None:
-    """List the pipelines of this machine, or of the service at --url, the default first."""
+    """List the pipelines of this machine, or of the service at --url and where it has them loaded."""
     found = _pipelines_here() if url is None else _pipelines_at(url)
     if as_json:
         tell_json(found)
@@ -64,7 +65,8 @@ def pipelines(url: Url = None, as_json: Json = False) -> None:
         takes = ["a prompt"] * each["takes_prompt"] + [f"labels of {' and '.join(sets)}"] * bool(sets)
         grid = "x".join(map(str, each["grid"]))
         codes = f"; codes {grid} of {each['codebook_size']}" * (each["codebook_size"] is not None)
-        typer.echo(f"{each['name']}: {', '.join(takes) or 'encodes and decodes alone'}{codes}")
+        loaded = f"; {loads_told(each)}" if url is not None else ""
+        typer.echo(f"{each['name']}: {', '.join(takes) or 'encodes and decodes alone'}{codes}{loaded}")
 
 
 def _pipelines_here() -> list[dict[str, Any]]:

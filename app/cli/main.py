@@ -19,6 +19,7 @@ from app.cli.generate import generate
 from app.cli.importing import export_model, import_model
 from app.cli.jobs import cancel, jobs, pipelines
 from app.cli.keys import new_key
+from app.cli.loading import load, unload
 from app.cli.service import check_seeds, queue_server, serve, up, worker
 from app.cli.terminal import CommandError, say
 from app.cli.training import data_sets, evaluate, train
@@ -30,8 +31,8 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    up, serve, worker, generate, encode, decode, batch, verify, pipelines, jobs, cancel, evaluate,
-    check_seeds, new_key,
+    up, serve, worker, generate, encode, decode, batch, verify, pipelines, load, unload, jobs, cancel,
+    evaluate, check_seeds, new_key,
 ):  # fmt: skip
     cli.command()(command)
 cli.command("import")(import_model)

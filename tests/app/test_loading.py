@@ -1,6 +1,9 @@
 """Pipelines that come, go and change while the service runs, with the real API, queue, worker and engine."""
 
+import hashlib
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from app.cli.main import cli
 from app.keys import make_key
 from app.main import create_app
 from app.settings import AppSettings
@@ -64,7 +69,6 @@ def put(source: Path, weights: Path, name: str = "") -> Path:
 class Place:
     client: httpx.Client
     weights: Path
-    worker: Worker
 
     def info(self, name: str) -> dict[str, Any]:
         return next((each for each in self.client.get("/pipelines").json() if each["name"] == name), {})
@@ -87,9 +91,9 @@ class Place:
 @contextmanager
 def running(redis_url: str, weights: Path, folder: Path, **changes: Any) -> Iterator[Place]:
     settings = AppSettings(redis_url=redis_url, weights_dir=weights, data_dir=folder / "data", max_wait_s=15)
-    with serving(create_app(settings)) as client, worker_of(settings, **changes) as worker:
+    with serving(create_app(settings)) as client, worker_of(settings, **changes):
         wait_until(lambda: client.get("/health/ready").status_code == 200)
-        yield Place(client, weights, worker)
+        yield Place(client, weights)
 
 
 @contextmanager
@@ -135,8 +139,6 @@ def alone(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         local = Local(WorkerSettings(weights_dir=sources, data_dir=data, device="cpu", max_batch_size=4))
         work = local.prepare(GenerateRequest(pipeline=name, **REQUEST))
         [finished] = local.run([work])
-        import hashlib
-
         found[name] = hashlib.sha256(
             encode_output(work.request, finished, 0, tells_provenance=True)
         ).hexdigest()
@@ -241,6 +243,77 @@ def test_load_pins_and_unload_lets_go_until_a_request_comes(redis_url, weights, 
     with running(redis_url, weights, tmp_path, max_loaded_bytes=int(1.5 * num_bytes)) as place:
         assert place.loaded() == {"one"}, "orders survive a restart"
         assert place.info("one")["is_pinned"]
+
+
+def smalti(place: Place, *command: str) -> Any:
+    return CliRunner().invoke(cli, [*command, "--url", str(place.client.base_url)])
+
+
+@pytest.mark.ci
+def test_the_command_line_loads_and_tells(redis_url, weights, sources, tmp_path):
+    cut = put(sources / "three", weights)
+    (cut / "prior.safetensors").write_bytes((cut / "prior.safetensors").read_bytes()[:-100])
+    put(sources / "two", weights)
+    with running(redis_url, weights, tmp_path, max_loaded_bytes=200_000) as place:
+        done = smalti(place, "load", "two")
+        assert (done.exit_code, done.stdout) == (0, "two: loaded by 1 of 1 workers, 0 MB, pinned\n")
+        lines = smalti(place, "pipelines").stdout.splitlines()
+        assert [line.split("; ")[0].split(":")[0] for line in lines] == ["one", "three", "two"]
+        assert lines[0].endswith("loaded by 0 of 1 workers")
+        assert lines[2].endswith("loaded by 1 of 1 workers, 0 MB, pinned")
+        assert smalti(place, "unload", "two").exit_code == 0
+        wait_until(lambda: place.loaded() == set())
+        done = smalti(place, "load", "three")
+        assert done.exit_code != 0
+        assert "1 of 1 workers could not load three: three/prior.safetensors" in str(done.exception)
+        assert smalti(place, "load", "../none").exit_code != 0
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from workers.engine.loading import Shelf
+from workers.settings import WorkerSettings
+from workers.start import run_worker
+
+url, weights, data, mark = sys.argv[1:]
+read = Shelf.read
+
+
+def slowly(shelf, entry):
+    if entry.spec.name == "two" and not Path(mark).exists():
+        Path(mark).touch()
+        time.sleep(60)
+    return read(shelf, entry)
+
+
+run_worker(WorkerSettings(redis_url=url, weights_dir=weights, data_dir=data, device="cpu", lease_s=1))
+"""
+
+
+@pytest.mark.ci
+def test_a_worker_that_is_killed_while_it_loads_loses_no_job(redis_url, weights, sources, tmp_path, alone):
+    settings = AppSettings(
+        redis_url=redis_url, weights_dir=weights, data_dir=tmp_path / "data", max_wait_s=30
+    )
+    code = KILLED.replace("\nrun_worker", "\nShelf.read = slowly\nrun_worker")
+    arguments = [redis_url, str(weights), str(tmp_path / "data"), str(tmp_path / "mark")]
+    with serving(create_app(settings)) as client:
+        first = subprocess.Popen([sys.executable, "-c", code, *arguments])
+        try:
+            wait_until(lambda: client.get("/health/ready").status_code == 200, 30)
+            put(sources / "two", weights)
+            place = Place(client, weights)
+            wait_until(lambda: place.states("two") == ["not_loaded"])
+            job = job_of(client.post("/generate", json={**REQUEST, "pipeline": "two"}))
+            wait_until(lambda: (tmp_path / "mark").exists())
+        finally:
+            first.kill()
+            first.wait()
+        with worker_of(settings):
+            done = job_of(client.get(f"/jobs/{job.id}", headers={"Prefer": "wait=25"}))
+        assert (done.status, done.num_tries) == ("succeeded", 1), done
+        assert done.result.outputs[0].sha256 == alone["two"]
 
 
 @pytest.mark.ci

@@ -310,6 +310,14 @@ class AsyncClient:
         """Return what there is to ask for, the default first."""
         return await self._service.pipelines()
 
+    async def load(self, pipeline: str) -> Pipeline:
+        """Have workers keep a pipeline in memory, whatever else is asked for; ``loads`` says where it is."""
+        return await self._service.order(pipeline, "load")
+
+    async def unload(self, pipeline: str) -> Pipeline:
+        """Have workers let go of a pipeline once its jobs have ended; the next job loads it again."""
+        return await self._service.order(pipeline, "unload")
+
     async def health(self) -> Health:
         """Return whether a job would be worked on now; it raises only where nothing answers."""
         return await self._service.health()

@@ -295,6 +295,14 @@ class Client:
         """Return what there is to ask for, the default first."""
         return run(self._service.pipelines())
 
+    def load(self, pipeline: str) -> Pipeline:
+        """Have workers keep a pipeline in memory, whatever else is asked for; ``loads`` says where it is."""
+        return run(self._service.order(pipeline, "load"))
+
+    def unload(self, pipeline: str) -> Pipeline:
+        """Have workers let go of a pipeline once its jobs have ended; the next job loads it again."""
+        return run(self._service.order(pipeline, "unload"))
+
     def health(self) -> Health:
         """Return whether a job would be worked on now; it raises only where nothing answers."""
         return run(self._service.health())

@@ -323,8 +323,17 @@ class OptionInfo(Model):
     json_schema: Mapping[str, Any] = {}
 
 
+class PipelineLoad(Model):
+    """Whether a worker has a pipeline in memory."""
+
+    worker: str = ""
+    state: str = ""
+    num_bytes: int = 0
+    error: str | None = None
+
+
 class Pipeline(Model):
-    """What a pipeline takes and makes."""
+    """What a pipeline takes and makes, and where it is loaded."""
 
     name: str
     makes: tuple[MediumInfo, ...] = ()
@@ -336,6 +345,8 @@ class Pipeline(Model):
     codebook_size: int | None = None
     num_codebooks: int | None = None
     tokenizer: str | None = None
+    is_pinned: bool = False
+    loads: tuple[PipelineLoad, ...] = ()
     example: Mapping[str, Any] | None = None
 
 

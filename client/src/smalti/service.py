@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Mapping
 from contextlib import aclosing
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
@@ -19,6 +20,7 @@ from smalti.progress import Bar
 from smalti.running import IO
 
 _PIPELINES = TypeAdapter(list[Pipeline])
+_PIPELINE = TypeAdapter(Pipeline)
 _HEALTH = TypeAdapter(Health)
 _FILE = TypeAdapter(File)
 
@@ -147,6 +149,11 @@ class Service:
     async def pipelines(self) -> list[Pipeline]:
         """Return what there is to ask for, the default first."""
         return read(await self.connection.request(Call("GET", "pipelines")), _PIPELINES)
+
+    async def order(self, pipeline: str, order: Literal["load", "unload"]) -> Pipeline:
+        """Return a pipeline, which workers were told to keep in memory or to let go of."""
+        path = f"pipelines/{quote(pipeline, safe='')}/{order}"
+        return read(await self.connection.request(Call("POST", path)), _PIPELINE)
 
     async def health(self) -> Health:
         """Return whether a job would be worked on now."""

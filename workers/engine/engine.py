@@ -24,7 +24,7 @@ from models.stage import Capturing, Stage
 from workers.compute import Finished, Preview, Slots, Work
 from workers.engine.jobs import Job, Running, Served, finish, make_job
 from workers.engine.lanes import Lanes
-from workers.engine.memory import num_that_fit
+from workers.engine.memory import FEW, measure_fit
 from workers.engine.previews import PreviewTimer
 from workers.engine.rows import RowBatches
 from workers.engine.seed_promise import ROWS_PER_SAMPLE, SeedPromise
@@ -156,7 +156,9 @@ class Engine:
         pipeline = served.pipeline
         if pipeline.prior is None:
             return
-        num_slots = num_that_fit(partial(start_and_step, pipeline), pipeline.device, self._max_batch_size)
+        probe = partial(start_and_step, pipeline)
+        few = 2 if self._jobs else FEW  # which those that run wait for
+        num_slots = yield from measure_fit(probe, pipeline.device, self._max_batch_size, few)
         if num_slots != served.num_slots:
             served = self._served[name] = Served(pipeline, served.stages, served.run, num_slots)
             self._watch(name)

@@ -7,29 +7,34 @@ nothing bounded.
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import torch
 
 SHARE = 0.8  # of what is free; other processes want some, and memory comes in pieces
-_SAMPLE = 8  # images
+FEW = 8  # images, which tell more of the memory that each takes than fewer do
 
 
-def num_that_fit(compute: Callable[[int], object], device: torch.device, at_most: int) -> int:
+def measure_fit(
+    compute: Callable[[int], object], device: torch.device, at_most: int, few: int = FEW
+) -> Generator[None, None, int]:
     """Return how many images fit on ``device``; ``compute(n)`` has to do what n of them take.
 
-    What each image adds is the growth of the peak from one image to a few.
+    What each image adds is the growth of the peak from one image to a few. Where it yields, others may
+    compute.
 
     Raises: torch.OutOfMemoryError when not even one does.
     """
-    few = min(_SAMPLE, at_most)
+    few = min(few, at_most)
     compute(1)  # loads kernels, which is not to be counted
+    yield
     free = free_bytes(device)
     if at_most == 1 or free is None:
         return at_most
     peak_of_one = _peak_bytes(device, compute, 1)
     while few > 1:
+        yield
         try:
             growth = _peak_bytes(device, compute, few) - peak_of_one
         except torch.OutOfMemoryError:

@@ -211,10 +211,12 @@ def test_slots_are_bounded_by_memory_for_each_pipeline(tiny_weights, jobs, monke
         work.append(Work(name, made.request.model_copy(update={"pipeline": name})))
     unbounded = run(Engine({"large": large, "small": small}), work)
     fits = {id(large): 3, id(small): 99}
-    monkeypatch.setattr(
-        "workers.engine.engine.num_that_fit",
-        lambda compute, device, at_most: min(at_most, fits[id(compute.args[0])]),
-    )
+
+    def measure_fit(compute, device, at_most, few):
+        yield
+        return min(at_most, fits[id(compute.args[0])])
+
+    monkeypatch.setattr("workers.engine.engine.measure_fit", measure_fit)
     engine = Engine({"large": large, "small": small}, max_batch_size=8, lanes=Lanes(1))
     engine.warm_up()
     assert engine.free_slots == Slots(8, 8)

@@ -78,9 +78,12 @@ def test_a_verdict_is_kept_for_later_starts(pipeline: Pipeline, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("change", ["weights", "size"])
-def test_a_verdict_of_something_else_is_not_believed(pipeline: Pipeline, tmp_path: Path, change) -> None:
+def test_a_verdict_of_something_else_is_not_believed(
+    pipeline: Pipeline, tiny_weights: Path, tmp_path: Path, change
+) -> None:
     checked(engine_of(pipeline, SeedPromise("on", tmp_path, num_probes=64)))
     if change == "weights":
+        pipeline = Pipeline.load(tiny_weights / "tiny")
         next(pipeline.prior.network.parameters()).data += 1
     size = 16 if change == "size" else 8
     assert engine_of(pipeline, SeedPromise("on", tmp_path, num_probes=64), size).needs_check

@@ -114,8 +114,6 @@ class Loader:
         for name, entry in there.items():
             resident = self._residents.setdefault(name, Resident(entry))
             if resident.entry.stamp != entry.stamp or resident.is_gone:
-                if resident.loaded is not None and not resident.entry.stamp:  # as it was at the start
-                    resident.loaded = entry
                 resident.entry, resident.is_gone = entry, False
                 resident.forget_failures()
         for name, resident in list(self._residents.items()):

@@ -162,7 +162,7 @@ class WorkerSettings(ServiceSettings):
     max_loaded_bytes: int | None = Field(
         default=None,
         ge=1,
-        le=2**50,
+        le=2**40,
         description="The most that the weights of loaded pipelines may take in a worker's memory; what is"
         " free, if left out.",
     )

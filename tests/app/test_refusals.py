@@ -253,6 +253,7 @@ def test_readiness_follows_the_workers(redis_url, tmp_path):
                 "num_draining_workers": 0,
                 "queue_length": 0,
                 "is_paused": False,
+                "refused_pipelines": {},
             }
             engine.is_held.set()
             client.post("/generate", json={})

@@ -393,9 +393,10 @@ def test_the_seed_promise_is_checked_while_idle_and_its_verdict_is_told(in_proce
             assert view.status == JobStatus.SUCCEEDED
         assert engine.needs_check, "not done before the first job"
         assert statistics.median(took_s) < 0.25, "a job that comes waits for one slice"
-        while [each.how for each in ((await queue.checks.pipeline_states()).verdicts).get("tiny", [])] != [
-            "checked"
-        ]:
+        how: list[str] = []
+        while how != ["checked"]:
+            verdicts = (await queue.checks.pipeline_states()).verdicts
+            how = [each.how for each in verdicts.get("tiny", [])]
             await asyncio.sleep(0.05)
 
     in_process(use, engine)

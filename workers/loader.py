@@ -161,9 +161,8 @@ class Loader:
         for resident in (*changed, *pinned, *asked):
             if resident.has_failed or now < resident.try_at:
                 continue
-            is_urgent = resident.is_pinned or (
-                resident.name in wanted and wanted[resident.name].waited_s >= TURN_S
-            )
+            wait = wanted.get(resident.name)  # for one that has changed, jobs may wait that are not told
+            is_urgent = resident.is_pinned or wait is None or wait.waited_s >= TURN_S
             if self._load(resident, is_urgent=is_urgent):
                 return
 
@@ -185,8 +184,12 @@ class Loader:
             self._tell()
             logger.info("pipeline=%s loading", name)
             model = self._models.read(entry)
-            if not self._make_room(resident, model.num_bytes, is_urgent=is_urgent):
-                resident.try_at = time.monotonic() + TURN_S  # it is larger than its files
+            # It may be larger than its files; of free memory, it has taken its share by now.
+            has_room = self._max_bytes is None or self._make_room(
+                resident, model.num_bytes, is_urgent=is_urgent
+            )
+            if not has_room:
+                resident.try_at = time.monotonic() + TURN_S
                 return True
             resident.loaded, resident.num_bytes = None, 0  # one of before is not served any more
             self._compute(self._models.add(name, model))
@@ -216,6 +219,8 @@ class Loader:
             str(error) if is_told else f"{type(error).__name__} while it was loaded; see the worker's log"
         )
         resident.failed(without_paths(reason, resident.entry.folder), for_good=isinstance(error, LoadError))
+        if resident.num_tries >= MAX_TRIES:
+            resident.is_closed = resident.loaded is not None  # it has changed: what was before goes
         self._consumer.meter.count(LOADS, 1, resident.name, "failed")
         told = "given up" if resident.num_tries >= MAX_TRIES else "to be tried again"
         logger.error(

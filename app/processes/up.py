@@ -22,8 +22,8 @@ from app.cli.terminal import say
 from app.processes.supervisor import Child, Supervisor
 from app.settings import AppSettings
 from models.media.base import medium_of
-from workers.catalog import Catalog
 from workers.messages import PipelineInfo
+from workers.pipeline_folders import PipelineFolders
 from workers.queue import embedded_server
 from workers.queue.probe import require_queue
 from workers.settings import SettingsError
@@ -41,7 +41,7 @@ def run_service(settings: AppSettings, num_workers: int) -> int:
     StorageUnavailable when the data folder can't be written; QueueUnavailable, ServerNotFound or
     ServerNotStarted when there is no queue server.
     """
-    catalog = Catalog.load(settings.weights_dir, settings.pipelines)
+    catalog = PipelineFolders.load(settings.weights_dir, settings.pipelines).catalog
     listener = listen(settings.host, settings.port)
     address = _address(settings.host, listener.getsockname()[1])
     for folder in settings.folders:

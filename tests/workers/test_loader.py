@@ -214,6 +214,29 @@ def test_one_that_can_not_be_loaded_is_given_up_after_three_tries(make, submit, 
     assert "a" in worker.consumer.pipelines
 
 
+def test_jobs_of_one_that_was_replaced_by_a_broken_one_are_told_so(make, submit, weights, monkeypatch):
+    monkeypatch.setattr("workers.residents._FIRST_PAUSE_S", 0)
+    worker = make()
+    submit("a")
+    worker.tick()
+    assert worker.claim() == ["a"]
+    worker.memory.broken.add("a")
+    (weights / "a" / "prior.safetensors").write_bytes(b"cut")
+    for _ in range(2):
+        worker.tick()
+    submit("a")
+    for _ in range(4):
+        worker.tick()
+        assert worker.claim() == [], "the jobs of before end first"
+    assert worker.memory.loaded == ["a"]
+    worker.finish()
+    for _ in range(2):
+        worker.tick()
+    assert worker.memory.loaded == []
+    assert worker.consumer.loads["a"].state == "failed"
+    assert worker.claim() == ["a"], "to fail it"
+
+
 def test_a_pipeline_that_workers_die_of_is_given_up(make, submit, redis_url):
     worker = make()
     worker.tick()

@@ -116,5 +116,5 @@ def _told(done: "subprocess.CompletedProcess[bytes]", path: Path, cpu_s: int) ->
     if "refused" in told:
         raise ImportFailed(f"{path}: {told['refused']}")
     if "not_written" in told:
-        raise OSError(0, told["not_written"], str(path.with_suffix(".safetensors").name))
+        raise OSError(f"the tensors of {path} can't be written: {told['not_written']}")
     return told

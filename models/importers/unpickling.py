@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -259,8 +260,8 @@ def main(path: str, out: str, weights: str, memory_bytes: int, cpu_s: int) -> No
         told = {"refused": str(error)}
     except MemoryError:
         told = {"refused": "it takes far more memory than its size says"}
-    except OSError as error:
-        told = {"not_written": error.strerror or str(error)}
+    except (OSError, SafetensorError) as error:
+        told = {"not_written": " ".join(str(error).split())}
     print(json.dumps(told))  # noqa: T201
     sys.stdout.flush()
 

@@ -1,6 +1,7 @@
 """A checkpoint is read from a file or a folder, whichever way its publisher saved it, or refused."""
 
 import json
+import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -221,3 +222,17 @@ def test_a_file_that_takes_too_much_costs_its_own_process_alone(
             path, tmp_path, limits=Limits(memory_bytes=2**28, copies=0, cpu_s=1 if "CPU" in told else 60)
         )
     assert [each.name for each in tmp_path.iterdir()] == ["big.pt"]
+
+
+@pytest.mark.ci
+def test_a_disk_without_room_for_the_tensors_is_told(tmp_path: Path) -> None:
+    """A limit of the size of files, which the process that opens it inherits, stands for the disk."""
+    torch.save({"w": torch.zeros(100_000)}, tmp_path / "w.pt")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"w\.pt can't be written: .*File too large"):
+            read_pickle(tmp_path / "w.pt", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [each.name for each in tmp_path.iterdir()] == ["w.pt"]

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from models.conditioning import Conditions
-from models.networks.layers import MAX_INPUTS, Linear, VectorLinear, WideLinear, patchify, unpatchify
+from models.networks.layers import SampleLinear, VectorLinear, patchify, unpatchify
 from models.options import CHECKED, ConfigError
 
 NUM_FREQUENCIES = 128  # of the embedding of time
@@ -110,10 +110,10 @@ class Attention(nn.Module):
     def __init__(self, config: ClassDiTConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.qkv = _linear(config.hidden_size, 3 * config.hidden_size)
+        self.qkv = SampleLinear(config.hidden_size, 3 * config.hidden_size)
         self.query_norm = _head_norm(config)
         self.key_norm = _head_norm(config)
-        self.out = _linear(config.hidden_size, config.hidden_size)
+        self.out = SampleLinear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, turns: tuple[Tensor, Tensor] | None) -> Tensor:
         batch, num_tokens, hidden = x.shape
@@ -132,13 +132,14 @@ class FeedForward(nn.Module):
     def __init__(self, config: ClassDiTConfig) -> None:
         super().__init__()
         self.is_gated = config.is_gated
-        self.widen = _linear(config.hidden_size, (1 + config.is_gated) * config.mlp_size)
-        self.narrow = _linear(config.mlp_size, config.hidden_size)
+        inner = (1 + config.is_gated) * config.mlp_size
+        self.widen = SampleLinear(config.hidden_size, inner, has_gelu=not config.is_gated)
+        self.narrow = SampleLinear(config.mlp_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.widen(x)  # (B, N, inner) or (B, N, 2·inner)
         if not self.is_gated:
-            return self.narrow(F.gelu(x, approximate="tanh"))
+            return self.narrow(x)
         gate, value = x.chunk(2, dim=-1)
         return self.narrow(F.silu(gate) * value)
 
@@ -181,7 +182,7 @@ class ClassDiT(nn.Module):
         super().__init__()
         self.config = config
         size, patch = config.hidden_size, config.patch_size**2
-        self.embed_patches = _linear(config.latent_channels * patch, size)
+        self.embed_patches = SampleLinear(config.latent_channels * patch, size)
         self.embed_time = nn.Sequential(
             VectorLinear(2 * NUM_FREQUENCIES, size), nn.SiLU(), VectorLinear(size, size)
         )
@@ -189,7 +190,7 @@ class ClassDiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_modulate = VectorLinear(size, 2 * size)
         self.final_norm = ModulatedNorm(config)
-        self.to_output = _linear(size, config.out_channels * patch)
+        self.to_output = SampleLinear(size, config.out_channels * patch)
         side = config.grid[0] // config.patch_size
         self.register_buffer("positions", sine_positions(side, size), persistent=False)  # (N, hidden)
         turns = pair_turns(side, config.head_size) if config.has_rope else (None, None)
@@ -259,13 +260,6 @@ def rotate_pairs(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Turn neighbouring pairs of channels (2i, 2i + 1) of x (B, heads, N, d)."""
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
     return x * cosines + torch.stack([-second, first], dim=-1).flatten(-2) * sines
-
-
-def _linear(in_features: int, out_features: int) -> Linear:
-    """Return a layer over tokens whose rows keep their bits (``WideLinear``) where it has many inputs."""
-    if in_features > MAX_INPUTS:
-        return WideLinear(in_features, out_features, bias=True)
-    return Linear(in_features, out_features)
 
 
 def _head_norm(config: ClassDiTConfig) -> nn.Module:

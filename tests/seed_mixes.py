@@ -7,11 +7,15 @@ oneDNN may use can be limited by the environment, which it reads when it is load
 import json
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-from models.media.image import IMAGE, ImageSpec
+import numpy as np
+
+from models.media.base import Array
+from models.media.image import ImageSpec
 from models.pipeline import Pipeline
 from tests.workers.engine.engine_runs import Jobs, digest, noise_image, run
 from workers.compute import Work
@@ -80,14 +84,9 @@ def _pool(size: int, chance: random.Random, max_steps: int) -> list[Work]:
         name, job_id = NAMES[number % len(NAMES)], str(number)
         spec = jobs.catalog.spec(name)
         image: ImageSpec = spec.medium
-        kind = number // len(NAMES) % 5
+        kind = number // len(NAMES) % 6
         if kind == 3:
-            pixels = [
-                IMAGE.from_signal(IMAGE.to_signal(noise_image(number + i, 8, 8, image.channels)))
-                .repeat(image.height_px // 8 + 1, 0)
-                .repeat(image.width_px // 8 + 1, 1)[: image.height_px, : image.width_px]
-                for i in range(chance.randint(1, 3))
-            ]
+            pixels = [_blocks(number + i, image, image.channels) for i in range(chance.randint(1, 3))]
             effort = int(number < 4 * len(NAMES) and name in searched)
             works.append(
                 jobs.encode(*pixels[: 1 if effort else 3], job_id=job_id, effort=effort, pipeline=name)
@@ -101,13 +100,18 @@ def _pool(size: int, chance: random.Random, max_steps: int) -> list[Work]:
             ]
             works.append(jobs.decode(grids, job_id=job_id, pipeline=name))
         else:
+            make: Callable[..., Work] = jobs.generate
+            if kind in (2, 5):
+                mask = np.where(_blocks(number, image, 1) > 128, 255, 0).astype(np.uint8)
+                source = _blocks(number, image, image.channels)
+                make = partial(jobs.edit, source, mask if number % 2 else None)
             asked = {
                 label_set: chance.choice([None, *range(len(known))])
                 for label_set, known in spec.labels.items()
             }
             works.append(
-                jobs.generate(
-                    job_id,
+                make(
+                    job_id=job_id,
                     pipeline=name,
                     labels={label_set: label for label_set, label in asked.items() if label is not None},
                     prompt=chance.choice(PROMPTS) if spec.takes_prompt else None,
@@ -122,6 +126,12 @@ def _pool(size: int, chance: random.Random, max_steps: int) -> list[Work]:
                 )
             )
     return works
+
+
+def _blocks(seed: int, image: ImageSpec, channels: int) -> Array:
+    """Return random pixels (H, W, C), eight of the same in each direction."""
+    pixels = noise_image(seed, image.height_px // 8 + 1, image.width_px // 8 + 1, channels)
+    return pixels.repeat(8, 0).repeat(8, 1)[: image.height_px, : image.width_px]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from pydantic_core import ErrorDetails
 
 SamplerName = Literal["euler", "heun", "dpmpp_2m", "ddim", "ddpm"]
+CodeSamplerName = Literal["confidence", "ancestral"]  # of a masked prior
+AnySamplerName = Literal[SamplerName, CodeSamplerName]
 Precision = Literal["float32", "tf32"]  # of an autoencoder; tf32 (10 bits of a product's 23) is of GPUs
 MAX_STEPS = 250
 MAX_GUIDANCE_SCALE = 20.0
@@ -23,6 +25,11 @@ UnitTime = Annotated[float, Field(ge=0, le=1)]
 NumSteps = Annotated[int, Strict(), Field(ge=1, le=MAX_STEPS)]
 GuidanceScale = Annotated[float, Strict(), Field(ge=0, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)]
 Strength = Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)]
+Temperature = Annotated[float, Strict(), Field(ge=0, le=10, allow_inf_nan=False)]
+TopK = Annotated[int, Strict(), Field(ge=0, le=2**20)]
+TopP = Annotated[float, Strict(), Field(gt=0, le=1)]
+MinP = Annotated[float, Strict(), Field(ge=0, le=1)]
+RepetitionWindow = Annotated[int, Strict(), Field(ge=0, le=4096)]
 
 
 class ConfigError(ValueError):
@@ -64,16 +71,35 @@ class OptionFields(BaseModel):
         default=None,
         description="How strongly what is asked for is enforced; 1 is not at all beyond the model's own.",
     )
-    sampler: SamplerName | None = Field(
+    sampler: AnySamplerName | None = Field(
         default=None,
         description="How steps are taken, where the pipeline can; its default when left out. `ddim` and"
-        " `ddpm` are of diffusion priors, `euler` of flow priors.",
+        " `ddpm` are of diffusion priors, `euler` of flow priors,"
+        " `confidence` and `ancestral` of masked ones.",
     )
     strength: Strength | None = Field(
         default=None,
         description="With a `source`: how much of it is drawn anew. Sampling starts at this share of noise,"
         " and takes this share of the steps, rounded, at least one. The pipeline's default when left out;"
         " with a `mask`, 1.",
+    )
+    temperature: Temperature | None = Field(
+        default=None,
+        description="Of draws of codes: below 1 likely ones become likelier, 0 takes the likeliest.",
+    )
+    top_k: TopK | None = Field(
+        default=None, description="Draw from so many of the likeliest codes only; 0 is all of them."
+    )
+    top_p: TopP | None = Field(
+        default=None, description="Draw from the likeliest codes only that reach this share together."
+    )
+    min_p: MinP | None = Field(
+        default=None, description="Draw only codes of at least this share of the likeliest one's probability."
+    )
+    repetition_window: RepetitionWindow | None = Field(
+        default=None,
+        description="A code that makes up more than a tenth of so many before it is drawn once more, from"
+        " all codes; 0 is off.",
     )
 
 
@@ -94,13 +120,17 @@ class Options:
     def changed(self, given: dict[str, Any]) -> Self:
         """Return these options with those that a request gives.
 
-        Raises: ConfigError naming the options of this family, if one is of another.
+        Raises: ConfigError naming the options of this family, if one is of another, or what is wrong with
+        a value that is.
         """
         given = _without_former(given)
         for name in given:
             if name not in self.requestable:
                 raise ConfigError(f"{name}: this pipeline has {', '.join(self.requestable) or 'no options'}")
-        return replace(self, **given)
+        try:
+            return replace(self, **given)
+        except ValidationError as error:
+            raise ConfigError(describe_invalid(error)) from error
 
 
 @checked_dataclass(frozen=True, config=CHECKED)
@@ -166,7 +196,58 @@ class DiffusionOptions(FlowOptions):
             raise ConfigError(f"time_easing must be 0 for a diffusion prior, got {self.time_easing}")
 
 
-FAMILIES: dict[str, type[Options]] = {"flow": FlowOptions, "dit": DiffusionOptions, "sit": FlowOptions}
+@checked_dataclass(frozen=True, config=CHECKED)
+class AutoregressiveOptions(Options):
+    """How an autoregressive prior draws codes, one after another.
+
+    temperature: of the draws; 0 takes the likeliest code. top_k, top_p and min_p: which codes are drawn at
+    all (``models/priors/code_draws.py``). repetition_window: of so many codes before, more than a tenth being
+    the one that is drawn, it is drawn once more, from all; 0 is off.
+    """
+
+    requestable: ClassVar[tuple[str, ...]] = (
+        "guidance_scale",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repetition_window",
+    )
+
+    guidance_scale: GuidanceScale = 1.0
+    temperature: Temperature = 1.0
+    top_k: TopK = 0
+    top_p: TopP = 1.0
+    min_p: MinP = 0.0
+    repetition_window: RepetitionWindow = 0
+
+
+@checked_dataclass(frozen=True, config=CHECKED)
+class MaskedOptions(Options):
+    """How a masked prior fills in codes, some at each step.
+
+    sampler: ``confidence`` keeps the surest draws of a step, on a cosine schedule (MaskGIT, Chang et al.
+    2022, arXiv:2202.04200), where ``choice_temperature`` is of the Gumbel noise on how sure they are;
+    ``ancestral`` keeps each with the same chance (MDLM, Sahoo et al. 2024, arXiv:2406.07524). temperature: of
+    the draws; 0 takes the likeliest code.
+    """
+
+    requestable: ClassVar[tuple[str, ...]] = ("num_steps", "guidance_scale", "sampler", "temperature")
+
+    num_steps: NumSteps = 12
+    sampler: CodeSamplerName = "confidence"
+    guidance_scale: GuidanceScale = 1.0
+    temperature: Temperature = 1.0
+    choice_temperature: Annotated[float, Field(ge=0, le=100)] = 4.5
+
+
+FAMILIES: dict[str, type[Options]] = {
+    "flow": FlowOptions,
+    "dit": DiffusionOptions,
+    "sit": FlowOptions,
+    "autoregressive": AutoregressiveOptions,
+    "masked": MaskedOptions,
+}
 
 
 def read_options(family: Any, raw: Any) -> Options:
@@ -187,6 +268,20 @@ def _without_former(raw: Any) -> Any:
     if not isinstance(raw, dict) or raw.get("cache_interval") != 1:
         return raw
     return {name: value for name, value in raw.items() if name != "cache_interval"}
+
+
+def option_schemas(options: Options) -> dict[str, dict[str, Any]]:
+    """Return the JSON schemas of the options that a request may set, by name, as this family takes them."""
+    own = TypeAdapter(type(options)).json_schema()["properties"]
+    described = OptionFields.model_json_schema()["properties"]
+    return {
+        name: {
+            "description": described[name]["description"],
+            **{key: value for key, value in own[name].items() if key != "default"},
+        }
+        for name in options.requestable
+        if name in described
+    }
 
 
 def requested(options: Options) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from models.autoencoders.vq import Tokenizer, channels_last
 from models.checkpoint import Unfilled, fingerprint, save_checkpoint
 from models.conditioning import Conditions
 from models.eight_bits import to_eight_bits
+from models.networks.code_transformer import CodeTransformer
 from models.networks.dit import DiT
 from models.networks.text_encoder import PromptEncoder
 from models.options import ConfigError, Options, Precision
@@ -192,7 +193,7 @@ def save_pipeline(
     folder: Path,
     spec: PipelineSpec,
     tokenizer: Tokenizer,
-    network: DiT,
+    network: DiT | CodeTransformer,
     prompt_encoder: PromptEncoder | None = None,
     *,
     in_eight_bits: bool = False,

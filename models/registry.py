@@ -17,6 +17,8 @@ AUTOENCODERS = {
 }
 PRIORS = {
     "flow": "models.priors.flow:FlowPrior",
+    "autoregressive": "models.priors.autoregressive:AutoregressivePrior",
+    "masked": "models.priors.masked:MaskedPrior",
     "dit": "models.priors.class_prior:ClassPrior",
     "sit": "models.priors.class_prior:ClassPrior",
 }

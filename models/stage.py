@@ -116,6 +116,14 @@ class Capturing(Protocol):
         """Capture the calls of all ``fixed_rows``, so that no request waits for it."""
 
 
+@runtime_checkable
+class Pretending(Protocol):
+    """What a stage adds whose calls depend on what the calls before have left."""
+
+    def pretend(self, sample: Sample, calls_done: int) -> None:
+        """Let a started sample be as if it had had so many calls, with random outcomes: for checks."""
+
+
 def padded(num_rows: int, fixed_rows: Sequence[int] | None) -> int:
     """Return how many rows a call of ``num_rows`` has: the next of the numbers it may have."""
     return num_rows if fixed_rows is None else min(each for each in fixed_rows if each >= num_rows)

@@ -9,9 +9,10 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from models.autoencoders.vq import Tokenizer, TokenizerConfig
 from models.media.image import ImageSpec
+from models.networks.code_transformer import CodeTransformer, CodeTransformerConfig
 from models.networks.dit import DiT, DiTConfig
 from models.networks.text_encoder import PromptEncoder, TextEncoder, TextEncoderConfig
-from models.options import FlowOptions
+from models.options import FAMILIES, FlowOptions
 from models.pipeline import save_pipeline
 from models.spec import CodesSpec, PipelineSpec
 
@@ -33,7 +34,31 @@ PRIOR = DiTConfig(  # of prompts in three styles and two groups
     text_tokens=6,
     text_channels=8,
 )
+FLOW = FlowOptions(num_steps=4, guidance_scale=2.0, guidance_interval=(0.0, 0.8), time_easing=0.5)
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "cat", "dog", "apple", "smiling", "emoji")
+
+
+def save_families(weights: Path) -> None:
+    """Write a pipeline of each family of priors, of the same tokenizer: "flow", "in-turn" and "masked"."""
+    codes = {
+        "grid": (6, 6),
+        "codebook_size": 32,
+        "hidden_size": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "label_sizes": (3,),
+    }
+    for name, prior in (
+        ("flow", DiTConfig(grid=(6, 6), hidden_size=32, depth=2, num_heads=2, label_sizes=(3,))),
+        ("in-turn", CodeTransformerConfig(is_causal=True, common_code=5, **codes)),
+        ("masked", CodeTransformerConfig(is_causal=False, patch_size=2, **codes)),
+    ):
+        save_untrained(
+            weights / name,
+            TokenizerConfig(image_size_px=12, hidden_channels=8, num_blocks=1, codebook_size=32),
+            prior,
+            labels={"class": ("cat", "dog", "bird")},
+        )
 
 
 def tiny_words() -> WordTokenizer:
@@ -66,13 +91,20 @@ def tiny_prompt_encoder() -> PromptEncoder:
 def save_untrained(
     folder: Path,
     tokenizer_config: TokenizerConfig,
-    prior_config: DiTConfig,
+    prior_config: DiTConfig | CodeTransformerConfig,
     prompt_encoder: PromptEncoder | None = None,
     **fields: Any,
 ) -> None:
     """Write a pipeline of random weights; ``fields`` are of ``PipelineSpec``: labels, example_prompt."""
     generator = torch.Generator().manual_seed(0)
-    tokenizer, prior = Tokenizer(tokenizer_config), DiT(prior_config)
+    tokenizer = Tokenizer(tokenizer_config)
+    prior: DiT | CodeTransformer
+    if isinstance(prior_config, DiTConfig):
+        prior, family, defaults = DiT(prior_config), "flow", FLOW
+    else:
+        prior = CodeTransformer(prior_config)
+        family = "autoregressive" if prior_config.is_causal else "masked"
+        defaults = FAMILIES[family]()
     for module in (tokenizer, prior):
         for parameter in module.parameters():
             parameter.data.normal_(std=0.2, generator=generator)
@@ -93,9 +125,9 @@ def save_untrained(
             fingerprint=tokenizer.fingerprint(),
         ),
         autoencoders={"image": "vq"},
-        prior="flow",
+        prior=family,
         takes_prompt=prior_config.takes_prompt,
-        defaults=FlowOptions(num_steps=4, guidance_scale=2.0, guidance_interval=(0.0, 0.8), time_easing=0.5),
+        defaults=defaults,
         **fields,
     )
     save_pipeline(folder, spec, tokenizer, prior, prompt_encoder)

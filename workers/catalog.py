@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.media.base import MediumSpec, medium_of
-from models.options import ConfigError, OptionFields, requested
+from models.options import ConfigError, OptionFields, option_schemas, requested
 from models.spec import SPEC_FILE, CodesSpec, PipelineSpec
 from workers.errors import InvalidCodes, InvalidLatents, InvalidRequest, UnknownPipeline
 from workers.messages import (
@@ -420,7 +420,7 @@ def _shown(value: Any) -> str:
 
 
 def _info(spec: PipelineSpec) -> PipelineInfo:
-    schema = OptionFields.model_json_schema()["properties"]
+    schemas = option_schemas(spec.defaults)
     example = None
     if spec.prior is not None:
         example = GenerateRequest(
@@ -437,7 +437,7 @@ def _info(spec: PipelineSpec) -> PipelineInfo:
         labels=spec.labels,
         takes_prompt=spec.takes_prompt,
         options={
-            name: OptionInfo(default=value, json_schema=schema.get(name, {}) | spec.defaults.narrowed(name))
+            name: OptionInfo(default=value, json_schema=schemas.get(name, {}) | spec.defaults.narrowed(name))
             for name, value in requested(spec.defaults).items()
             if name != "strength" or spec.edits
         },

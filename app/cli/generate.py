@@ -9,7 +9,7 @@ from app.cli.answers import Asked, answer_of, place_of, require_success, say_war
 from app.cli.completion import PipelineName
 from app.cli.outputs import Outputs, Show
 from app.cli.requests import labels_of
-from app.cli.terminal import CommandError, GuidanceScale, Json, NumSteps, SamplerChoice, Url, say
+from app.cli.terminal import CommandError, GuidanceScale, Json, NumSteps, SamplerChoice, Temperature, Url, say
 
 Out = Annotated[Path, typer.Option(help="Where to write: .png, .webp or .jpg; - is standard output.")]
 
@@ -43,6 +43,20 @@ def generate(
     num_steps: NumSteps = None,
     guidance_scale: GuidanceScale = None,
     sampler: SamplerChoice = None,
+    temperature: Temperature = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw from so many of the likeliest codes.", min=0)
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest codes that reach this share together.")
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Draw codes of at least this share of the likeliest one's probability."),
+    ] = None,
+    repetition_window: Annotated[
+        int | None, typer.Option(help="Draw a code once more that is frequent among so many.", min=0)
+    ] = None,
     pipeline: PipelineName = None,
     return_codes: Annotated[
         bool, typer.Option("--return-codes", help="Write the codes, too: x.json, for `smalti decode`.")
@@ -70,6 +84,11 @@ def generate(
         "guidance_scale": guidance_scale,
         "sampler": sampler,
         "strength": strength,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_window": repetition_window,
         "pipeline": pipeline,
         "format": outputs.format,
         "return_codes": return_codes,

@@ -27,7 +27,14 @@ Json = Annotated[bool, typer.Option("--json", help="Only JSON on standard output
 
 NumSteps = Annotated[int | None, typer.Option(help="Denoising steps.", min=1)]
 GuidanceScale = Annotated[float | None, typer.Option(help="How strongly class or prompt are enforced.")]
-SamplerChoice = Annotated[str | None, typer.Option("--sampler", help="euler, heun, dpmpp_2m, ddim or ddpm.")]
+SamplerChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler",
+        help="euler, heun, dpmpp_2m, ddim or ddpm; of a masked prior, confidence or ancestral.",
+    ),
+]
+Temperature = Annotated[float | None, typer.Option(help="Of draws of codes; 0 takes the likeliest.", min=0)]
 
 
 class CommandError(Exception):

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.terminal import CommandError, GuidanceScale, NumSteps, SamplerChoice, given, say
+from app.cli.terminal import CommandError, GuidanceScale, NumSteps, SamplerChoice, Temperature, given, say
 from workers.logs import show_log
 
 train = typer.Typer(help="Train a tokenizer, then a prior on its latents.", no_args_is_help=True)
@@ -100,6 +100,7 @@ def evaluate(
     num_steps: NumSteps = None,
     guidance_scale: GuidanceScale = None,
     sampler: SamplerChoice = None,
+    temperature: Temperature = None,
     effort: Annotated[
         int | None, typer.Option(help="Also measure codes that are searched for, in so many sweeps.")
     ] = None,
@@ -118,6 +119,7 @@ def evaluate(
         "num_steps": num_steps,
         "guidance_scale": guidance_scale,
         "sampler": sampler,
+        "temperature": temperature,
         "effort": effort,
         "with_lite0": with_lite0,
         "device": device,

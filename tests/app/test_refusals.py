@@ -34,7 +34,11 @@ NO_JOB = "0" * 32
         ({"guidance_scale": 21}, "guidance_scale", "should be less than or equal to 20, got 21"),
         ({"class_label": -1}, "class_label", "should be greater than or equal to 0, got -1"),
         ({"class_label": "x" * 65}, "class_label", "should have at most 64 characters, got 65 characters"),
-        ({"sampler": "dpm"}, "sampler", "should be 'euler', 'heun', 'dpmpp_2m', 'ddim' or 'ddpm', got 'dpm'"),
+        (
+            {"sampler": "dpm"},
+            "sampler",
+            "should be 'euler', 'heun', 'dpmpp_2m', 'ddim', 'ddpm', 'confidence' or 'ancestral', got 'dpm'",
+        ),
         ({"sampler": "ddim"}, "sampler", "this pipeline has euler, heun, dpmpp_2m, got 'ddim'"),
         ({"labels": {"class": -1}}, "labels.class", "should be greater than or equal to 0, got -1"),
         ({"labels": [1]}, "labels", "should be an object, got 1 of them"),

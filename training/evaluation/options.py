@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.options import GuidanceScale, NumSteps, Options, SamplerName
+from models.options import AnySamplerName, GuidanceScale, NumSteps, Options, Temperature
 from training.data.sources import FASHION_MNIST
 from training.evaluation.classifier import DEFAULT_TRAININGS, ClassifierTraining
 
@@ -24,7 +24,8 @@ class EvaluationOptions:
     device: str = "cpu"
     num_steps: NumSteps | None = None
     guidance_scale: GuidanceScale | None = None
-    sampler: SamplerName | None = None
+    sampler: AnySamplerName | None = None
+    temperature: Temperature | None = None
     effort: int = 0
     num_neighbours: int = 5
     with_lite0: bool = False
@@ -52,5 +53,5 @@ class EvaluationOptions:
 
         Raises: ConfigError when the pipeline has no such option.
         """
-        names = ("num_steps", "guidance_scale", "sampler")
+        names = ("num_steps", "guidance_scale", "sampler", "temperature")
         return defaults.changed({name: value for name in names if (value := getattr(self, name)) is not None})

@@ -28,6 +28,7 @@ from workers.engine.memory import FEW, measure_fit
 from workers.engine.previews import PreviewTimer
 from workers.engine.rows import RowBatches
 from workers.engine.seed_promise import ROWS_PER_SAMPLE, SeedPromise
+from workers.engine.shares import call_stages
 from workers.engine.warm_up import first_request, start_and_step, walk
 from workers.messages import Priority, Progress, SeedVerdict
 
@@ -231,11 +232,7 @@ class Engine:
         self._start_waiting(turn)
         longest = max((running.num_left for running in self._active(turn)), default=0)
         for num_left in range(longest, 0, -1):
-            for stage, group in self._by_stage(turn, num_left):
-                stage.step([running.sample for running in group], group[0].job.served.run)
-                for running in group:
-                    running.job.num_turns += 1
-                    running.job.num_together += len(group)
+            call_stages(list(self._by_stage(turn, num_left)))
             # What is done here goes on to the next stage at once.
             self._running = [
                 each for each in self._running if each.priority != turn or not self._has_ended(each, num_left)

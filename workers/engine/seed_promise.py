@@ -18,7 +18,7 @@ from torch import Tensor
 import models
 from models.options import Options
 from models.pipeline import Pipeline
-from models.stage import Rows, Sample, SampleSpec, Stage
+from models.stage import Pretending, Rows, Sample, SampleSpec, Stage
 from workers.engine.lanes import Lanes
 from workers.engine.seed_check import SeedCheck, Verdict, VerdictStore, verdict_key
 from workers.messages import SeedVerdict
@@ -241,6 +241,8 @@ def probe_calls(
         num_calls = min(stage.num_calls(sample) for sample in samples)
         for index, sample in enumerate(samples):
             sample.calls_done = index % max(1, num_calls - 2)  # at all times of a path
+            if isinstance(stage, Pretending):
+                stage.pretend(sample, sample.calls_done)
         for _ in range(min(2, num_calls)):  # in the second, what is to be reused is there
             stage.step(samples, capture)
         calls.append(captured[-1])

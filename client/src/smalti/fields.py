@@ -52,6 +52,11 @@ class GenerateFields(WorkFields, total=False):
     num_steps: int
     guidance_scale: float
     sampler: str
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_window: int
     format: str
     background: Literal["white", "transparent"]
     return_codes: bool

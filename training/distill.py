@@ -146,6 +146,7 @@ def _train(config: DistillConfig, run: Run) -> None:
             teacher.tokenizer,
             average,
             examples.preview_conditions.to(processes.device),
+            teacher.spec.prior or "",
             defaults,
             config.seed,
         ),

@@ -47,25 +47,26 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Examples:
-    """Latents (N, d, h, w) bfloat16, labels (N, K), and captions to draw from.
+    """What is learnt, labels (N, K), and captions to draw from.
 
-    captions: None where the prior takes no prompt. Tensors may lie on a GPU, the preview's on the CPU.
+    targets: latents (N, d, h, w) bfloat16, or codes (N, h, w) int32. captions: None where the prior takes no
+    prompt. Tensors may lie on a GPU, the preview's on the CPU.
     """
 
-    latents: Tensor
+    targets: Tensor
     labels: Tensor
     captions: "Captions | None"
     preview_conditions: Conditions
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(self.targets)
 
     def kept_by(self, keep: Callable[[Tensor], Tensor]) -> "Examples":
         """Return these examples with their tensors where ``keep`` puts them."""
         captions = self.captions
         if captions is not None:
             captions = Captions(keep(captions.rows), keep(captions.counts), keep(captions.states))
-        return replace(self, latents=keep(self.latents), labels=keep(self.labels), captions=captions)
+        return replace(self, targets=keep(self.targets), labels=keep(self.labels), captions=captions)
 
     def conditions(self, rows: Tensor, generator: torch.Generator) -> Conditions:
         """Return the conditions of ``rows`` (B,), each with one of its captions at random."""
@@ -174,28 +175,31 @@ def encode_examples(
     *,
     with_flips: bool,
     cache: Path,
+    as_codes: bool = False,
 ) -> Examples:
     """Encode images and captions; the captions' states are kept in the folder ``cache``.
 
-    Without a tokenizer, latents are left out. Flipped images are not added where there are captions, which
-    may not hold of a mirror image, nor to codes, which have those that they were made with.
+    Images become latents, or codes. Without a tokenizer, they are left out. Flipped images are not added
+    where there are captions, which may not hold of a mirror image, nor to codes, which have those that they
+    were made with.
     """
     if data.codes is not None:
         assert tokenizer is not None
-        latents = look_up(tokenizer, data.codes)
-        return Examples(latents, data.labels, None, Conditions(data.preview_labels))
+        targets = data.codes.int() if as_codes else look_up(tokenizer, data.codes)
+        return Examples(targets, data.labels, None, Conditions(data.preview_labels))
     labels = data.labels
-    latents = torch.zeros(len(labels), 0) if tokenizer is None else encode_images(tokenizer, data.images)
+    encode = tokenize_images if as_codes else encode_images
+    targets = torch.zeros(len(labels), 0) if tokenizer is None else encode(tokenizer, data.images)
     if encoder is None:
         if with_flips and tokenizer is not None:
-            latents = torch.cat([latents, encode_images(tokenizer, data.images.flip(-1))])
+            targets = torch.cat([targets, encode(tokenizer, data.images.flip(-1))])
             labels = labels.repeat(2, 1)
-        return Examples(latents, labels, None, Conditions(data.preview_labels))
+        return Examples(targets, labels, None, Conditions(data.preview_labels))
     texts = list(dict.fromkeys(text for captions in data.captions for text in captions))
     row_of = {text: row for row, text in enumerate(texts)}
     previews = torch.stack([encoder.encode(prompt).states for prompt in data.preview_prompts])
     return Examples(
-        latents=latents,
+        targets=targets,
         labels=labels,
         captions=Captions(
             pad_sequence(
@@ -215,6 +219,14 @@ def encode_images(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     device = tokenizer.latent_mean.device
     batches = [scale_to_unit(batch).to(device) for batch in images.split(500)]
     return torch.cat([tokenizer.encode(batch).to("cpu", torch.bfloat16) for batch in batches])
+
+
+@torch.inference_mode()
+def tokenize_images(tokenizer: Tokenizer, images: Tensor) -> Tensor:
+    """Return codes (N, h, w) int32 of uint8 ``images`` (N, C, H, W)."""
+    device = tokenizer.latent_mean.device
+    batches = [scale_to_unit(batch).to(device) for batch in images.split(500)]
+    return torch.cat([tokenizer.quantize(tokenizer.encode(batch)).codes.int().cpu() for batch in batches])
 
 
 @torch.inference_mode()

@@ -4,13 +4,14 @@ import copy
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, TypeVar
 
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from models.networks.code_transformer import CodeTransformer
 from models.networks.dit import DiT
 from models.options import Count, UnitTime
 from training.checkpoints import State
@@ -18,6 +19,9 @@ from training.compiling import Compiler
 from training.ema import WeightAverage
 from training.muon import BatchedMuon
 from training.run import Run, learning_rate_factor
+
+PriorNetwork = DiT | CodeTransformer
+AnyNetwork = TypeVar("AnyNetwork", bound=PriorNetwork)
 
 
 class Stateful(Protocol):
@@ -58,11 +62,11 @@ class FitConfig:
 def fit(
     run: Run,
     compiler: Compiler,
-    network: DiT,
+    network: AnyNetwork,
     config: FitConfig,
     loss_of: Callable[[int], Tensor],
     *,
-    save_preview: Callable[[DiT, int], None],
+    save_preview: Callable[[AnyNetwork, int], None],
     made_from: Mapping[str, str],
     also_saved: Mapping[str, Stateful] | None = None,
 ) -> None:
@@ -130,7 +134,7 @@ def _backward(loss_of: Callable[[int], Tensor], step: int, optimizers: list[torc
     return loss.detach()
 
 
-def make_optimizers(network: DiT, config: FitConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(network: PriorNetwork, config: FitConfig) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the blocks and AdamW for the rest (Jordan et al. 2024)."""
     matrices = [p for p in network.blocks.parameters() if p.ndim == 2 and min(p.shape) > 6]
     known = {id(p) for p in matrices}

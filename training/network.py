@@ -1,28 +1,36 @@
 """The size of a prior's network, and what else of its shape follows from its tokenizer and data."""
 
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from models.autoencoders.vq import Tokenizer
+from models.networks.code_transformer import CodeTransformerConfig
 from models.networks.dit import DiTConfig
 from models.networks.text_encoder import PromptEncoder
 from models.options import Count, NotNegative
 from training.config_file import TrainingError
 from training.data.captioned import LabelNames
 
+Shape = TypeVar("Shape", DiTConfig, CodeTransformerConfig)
+
+_PATCH_SIZE = 2
+_OLDER_LABEL_SIZES = ("num_classes", "num_styles", "num_groups")
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class NetworkSettings:
     """The table ``[prior]`` of a training's TOML file.
 
-    What follows from tokenizer and data may be left out; if it is given, it must agree. ``num_classes``,
+    What follows from tokenizer and data may be left out; if it is given, it must agree. A ``patch_size`` that
+    is left out is 2, or 1 where codes are drawn one after another. ``num_classes``,
     ``num_styles`` and ``num_groups`` are an older way to give ``label_sizes``.
     """
 
-    patch_size: Count = 2
+    patch_size: Count | None = None
     hidden_size: Count = 256
     depth: Count = 8
     num_heads: Count = 4
@@ -44,17 +52,45 @@ def network_config(
 
     Raises: TrainingError naming a setting that doesn't agree with them.
     """
+    found = _found(tokenizer, label_names, encoder)
+    return _agreeing(DiTConfig, settings, found, {"patch_size": _PATCH_SIZE})
+
+
+def code_network_config(
+    settings: NetworkSettings,
+    tokenizer: Tokenizer,
+    label_names: LabelNames,
+    encoder: PromptEncoder | None,
+    *,
+    is_causal: bool,
+) -> CodeTransformerConfig:
+    """Return the shape of a prior for a tokenizer's codes; see ``network_config``."""
+    found = _found(tokenizer, label_names, encoder)
+    found |= {"codebook_size": tokenizer.config.codebook_size, "is_causal": is_causal}
+    return _agreeing(CodeTransformerConfig, settings, found, {"patch_size": 1 if is_causal else _PATCH_SIZE})
+
+
+def _found(tokenizer: Tokenizer, label_names: LabelNames, encoder: PromptEncoder | None) -> dict[str, Any]:
     latent_channels, *grid = tokenizer.latent_shape
-    found: dict[str, Any] = {
+    return {
         "latent_channels": latent_channels,
         "grid": tuple(grid),
         "label_sizes": tuple(len(names) for names in label_names.values()),
         "text_tokens": encoder.config.max_tokens if encoder else 0,
         "text_channels": encoder.config.hidden_size if encoder else 0,
     }
+
+
+def _agreeing(
+    kind: Callable[..., Shape], settings: NetworkSettings, found: dict[str, Any], default: dict[str, Any]
+) -> Shape:
+    """Return a shape of what is found and what settings give, which must agree."""
     given = {name: value for name, value in asdict(settings).items() if value is not None}
+    older = {name: given.pop(name) for name in _OLDER_LABEL_SIZES if name in given}
+    if older and "label_sizes" not in given:
+        given["label_sizes"] = tuple(size for size in older.values() if size)
     try:
-        config = DiTConfig(**{**found, **given})
+        config = kind(**{**default, **found, **given})
     except ValidationError as error:
         first = error.errors()[0]
         raise TrainingError(f"prior: {first['msg']}") from error

@@ -1,13 +1,15 @@
-"""Train a prior: ``smalti train prior --config training/configs/fashion-mnist-prior.toml``."""
+"""Train a prior: ``smalti train prior --config training/configs/fashion-mnist-prior.toml``.
 
+``--family`` chooses between flow, autoregressive and masked priors.
+"""
+
+import copy
 from collections.abc import Callable, Iterator
-from dataclasses import field
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from models.autoencoders.stages import DecodeStage
@@ -15,18 +17,22 @@ from models.autoencoders.vq import Tokenizer
 from models.checkpoint import fingerprint
 from models.conditioning import Conditions
 from models.media.image import ImageSpec
+from models.networks.code_transformer import CodeTransformer, CodeTransformerConfig
 from models.networks.dit import DiT, DiTConfig
-from models.networks.text_encoder import TENSORS_FILE, find_minilm
-from models.options import ConfigError, Count, FlowOptions, UnitTime
+from models.networks.text_encoder import TENSORS_FILE, PromptEncoder, find_minilm
+from models.options import ConfigError, Options, requested
 from models.pipeline import PRIOR_FILE, save_pipeline
-from models.priors.flow import FlowStage, flow_loss
+from models.priors.autoregressive import autoregressive_loss
+from models.priors.base import Prior
+from models.priors.flow import flow_loss
+from models.priors.masked import masked_loss
+from models.registry import PRIORS, load_kind
 from models.spec import SPEC_FILE, CodesSpec, PipelineSpec
 from models.stage import Sample, SampleSpec, run_path
 from training import preflight
 from training.checkpoints import check_exported, file_digest
 from training.compiling import Compiler
 from training.config_file import TrainingError
-from training.data.bad_files import MAX_BAD_SHARE
 from training.data.captioned import LabelNames, is_captioned
 from training.data.code_folder import code_folder
 from training.evaluation.plots import save_grid
@@ -39,52 +45,19 @@ from training.examples import (
     read_training_data,
     take,
 )
-from training.fit import FitConfig, fit
-from training.network import NetworkSettings, network_config
-from training.precision import autocast
+from training.fit import PriorNetwork, fit
+from training.network import code_network_config, network_config
+from training.precision import autocast, fast_dtype
+from training.prior_configs import (
+    AutoregressiveTrainingConfig,
+    MaskedTrainingConfig,
+    PriorConfig,
+    PriorTrainingConfig,
+)
 from training.run import Processes, Run, batch_rows, generator_for
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class PriorTrainingConfig(FitConfig):
-    """What ``smalti train prior`` reads from its TOML file.
-
-    ``data`` may be ``codes:DIR``, a folder of codes that this tokenizer made (``docs/codes.md``).
-    ``tokenizer`` is a ``tokenizer.safetensors``; ``output`` is the finished pipeline's folder, named as it.
-    Where ``data`` is a folder with captions, the prior takes prompts, and ``text_encoder`` is a folder with
-    ``text_encoder.safetensors``; without it, all-MiniLM-L6-v2 comes from its package. A share of
-    ``condition_dropout`` of the samples is trained without conditions. ``start_from`` is a
-    ``prior.safetensors`` whose weights the run starts with, instead of random ones. With
-    ``horizontal_flips`` each image is also learnt from flipped; not in a folder with captions, where what is
-    said of an image may not hold of its mirror image, nor in one of codes, which has its own (``--flips``).
-    """
-
-    tokenizer: Path
-    output: Path
-    prior: NetworkSettings = field(default_factory=NetworkSettings)
-    defaults: FlowOptions = field(default_factory=FlowOptions)
-    data: str = "fashion-mnist"
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = MAX_BAD_SHARE
-    text_encoder: Path | None = None
-    start_from: Path | None = None
-    example_prompt: str | None = None
-    batch_size: Count = 256
-    num_steps: Count = 4000
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    muon_learning_rate: Annotated[float, Field(gt=0)] = 2e-2
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    warmup_steps: Annotated[int, Field(ge=0)] = 200
-    decay_fraction: UnitTime = 0.4
-    ema_decay: UnitTime = 0.999
-    condition_dropout: UnitTime = 0.1
-    time_mean: float = 0.0
-    time_std: Annotated[float, Field(gt=0)] = 1.0
-    horizontal_flips: bool = True
-    log_every: Count = 50
-    samples_every: Count = 1000
-
-
-def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
+def train_prior(config: PriorConfig, *, resume: bool = False) -> Path:
     """Train to the end, write the pipeline and return its folder.
 
     Raises: TrainingError when the run can't start or go on; DataError.
@@ -97,7 +70,7 @@ def train_prior(config: PriorTrainingConfig, *, resume: bool = False) -> Path:
     return config.output
 
 
-def _problems(config: PriorTrainingConfig) -> Iterator[str | None]:
+def _problems(config: PriorConfig) -> Iterator[str | None]:
     """Yield what the settings alone show to be wrong."""
     yield preflight.unwritable("folder", config.folder)
     yield preflight.unusable_output(config.output)
@@ -106,9 +79,10 @@ def _problems(config: PriorTrainingConfig) -> Iterator[str | None]:
     is_prompted = is_captioned(Path(config.data))
     if config.example_prompt is not None and not is_prompted:
         yield f"example_prompt: {config.data} has no captions, so the prior takes no prompt: leave it out"
-    if config.defaults.guidance_scale != 1 and config.condition_dropout == 0:
+    guidance_scale = requested(config.defaults).get("guidance_scale", 1)
+    if guidance_scale != 1 and config.condition_dropout == 0:
         yield (
-            f"defaults.guidance_scale: {config.defaults.guidance_scale} needs a prior that was also trained"
+            f"defaults.guidance_scale: {guidance_scale} needs a prior that was also trained"
             " without conditions: set condition_dropout above 0"
         )
     if is_prompted and config.text_encoder is None:
@@ -118,7 +92,7 @@ def _problems(config: PriorTrainingConfig) -> Iterator[str | None]:
             yield f"text_encoder: {error}"
 
 
-def _train(config: PriorTrainingConfig, run: Run) -> None:
+def _train(config: PriorConfig, run: Run) -> None:
     """Take the steps that are left, and write the pipeline."""
     processes = run.processes
     tokenizer = Tokenizer.load(config.tokenizer).to(processes.device)
@@ -133,7 +107,7 @@ def _train(config: PriorTrainingConfig, run: Run) -> None:
             max_bad_share=config.max_bad_share,
         )
     encoder = load_text_encoder(config.text_encoder, config.folder) if data.captions else None
-    shape = network_config(config.prior, tokenizer, data.label_names, encoder)
+    shape = _shape(config, tokenizer, data.label_names, encoder)
     spec = prior_spec(config, tokenizer, data.label_names, takes_prompt=shape.takes_prompt)
     torch.manual_seed(config.seed)
     network = _first_network(config, shape).to(processes.device)
@@ -148,8 +122,15 @@ def _train(config: PriorTrainingConfig, run: Run) -> None:
     )
     preflight.say_what_begins(network, num_examples, config.batch_size, config.num_steps, processes)
     examples = encode_examples(
-        tokenizer, data, encoder, with_flips=config.horizontal_flips, cache=config.folder
+        tokenizer,
+        data,
+        encoder,
+        with_flips=config.horizontal_flips,
+        cache=config.folder,
+        as_codes=isinstance(network, CodeTransformer),
     ).kept_by(processes.keep)
+    if isinstance(network, CodeTransformer):
+        network.config = replace(network.config, common_code=most_frequent(examples.targets))
     compiler = Compiler(is_on=config.is_compiled)
     fit(
         run,
@@ -167,6 +148,7 @@ def _train(config: PriorTrainingConfig, run: Run) -> None:
             tokenizer,
             average,
             examples.preview_conditions.to(processes.device),
+            config.family,
             config.defaults,
             config.seed,
         ),
@@ -177,34 +159,65 @@ def _train(config: PriorTrainingConfig, run: Run) -> None:
 
 
 def make_loss(
-    config: PriorTrainingConfig, processes: Processes, compiler: Compiler, network: DiT, examples: Examples
+    config: PriorConfig,
+    processes: Processes,
+    compiler: Compiler,
+    network: PriorNetwork,
+    examples: Examples,
 ) -> Callable[[int], Tensor]:
     """Return the loss of a step, by its number: the same however often it is asked."""
     null = network.null_conditions()
     wrapped = compiler.compile(processes.wrap(network))
 
-    def predict(latents: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        with autocast(latents.device):
-            return wrapped(latents, t, conditions)
+    def predict(*inputs: Any) -> Tensor:
+        with autocast(null.labels.device):
+            predicted: Tensor = wrapped(*inputs)
+            return predicted
 
     def loss_of(step: int) -> Tensor:
         rows = batch_rows(len(examples), config.batch_size, step, config.seed, processes)
         generator = generator_for(config.seed, step, processes.rank, device=processes.device)
+        targets = take(examples.targets, rows).to(processes.device)
+        conditions = examples.conditions(rows, generator).to(processes.device)
+        dropout = config.condition_dropout
+        match config:
+            case AutoregressiveTrainingConfig():
+                return autoregressive_loss(
+                    predict, targets.long(), conditions, null, generator, condition_dropout=dropout
+                )
+            case MaskedTrainingConfig():
+                assert isinstance(network, CodeTransformer)
+                return masked_loss(
+                    predict,
+                    targets.long(),
+                    conditions,
+                    null,
+                    generator,
+                    no_code=network.no_code,
+                    condition_dropout=dropout,
+                    likelihood_weight=config.likelihood_weight,
+                )
+        assert isinstance(config, PriorTrainingConfig)
         return flow_loss(
             predict,
-            take(examples.latents, rows).to(processes.device).float(),
-            examples.conditions(rows, generator).to(processes.device),
+            targets.float(),
+            conditions,
             null,
             generator,
             time_mean=config.time_mean,
             time_std=config.time_std,
-            condition_dropout=config.condition_dropout,
+            condition_dropout=dropout,
         )
 
     return loss_of
 
 
-def _text_folder(config: PriorTrainingConfig) -> Path:
+def most_frequent(codes: Tensor) -> int:
+    """Return the code of which there are most in codes (N, …)."""
+    return int(torch.bincount(codes.flatten()).argmax())
+
+
+def _text_folder(config: PriorConfig) -> Path:
     return config.text_encoder or config.folder / "text_encoder"
 
 
@@ -219,7 +232,7 @@ def data_digest(data: TrainingData) -> str:
 
 
 def prior_spec(
-    config: PriorTrainingConfig, tokenizer: Tokenizer, label_names: LabelNames, *, takes_prompt: bool
+    config: PriorConfig, tokenizer: Tokenizer, label_names: LabelNames, *, takes_prompt: bool
 ) -> PipelineSpec:
     """Return the specification of the pipeline that a training ends in."""
     channels, height_px, width_px = tokenizer.signal_shape
@@ -235,16 +248,30 @@ def prior_spec(
         labels=label_names,
         takes_prompt=takes_prompt,
         autoencoders={"image": "vq"},
-        prior="flow",
+        prior=config.family,
         defaults=config.defaults,
         example_prompt=config.example_prompt,
     )
 
 
-def _first_network(config: PriorTrainingConfig, shape: DiTConfig) -> DiT:
+def _shape(
+    config: PriorConfig, tokenizer: Tokenizer, label_names: LabelNames, encoder: PromptEncoder | None
+) -> DiTConfig | CodeTransformerConfig:
+    given = config.prior, tokenizer, label_names, encoder
+    if config.family == PriorTrainingConfig.family:
+        return network_config(*given)
+    return code_network_config(*given, is_causal=config.family == AutoregressiveTrainingConfig.family)
+
+
+def _first_network(config: PriorConfig, shape: DiTConfig | CodeTransformerConfig) -> PriorNetwork:
+    network: PriorNetwork
     if config.start_from is None:
-        return DiT(shape)
-    network = DiT.load(config.start_from)
+        return DiT(shape) if isinstance(shape, DiTConfig) else CodeTransformer(shape)
+    if isinstance(shape, DiTConfig):
+        network = DiT.load(config.start_from)
+    else:
+        network = CodeTransformer.load(config.start_from)
+        network.config = replace(network.config, common_code=0)  # which is of the data
     if network.config != shape:
         raise TrainingError(f"start_from: {config.start_from} has another shape: {network.config}")
     return network
@@ -254,19 +281,23 @@ def _first_network(config: PriorTrainingConfig, shape: DiTConfig) -> DiT:
 def save_samples(
     path: Path,
     tokenizer: Tokenizer,
-    network: DiT,
+    network: PriorNetwork,
     conditions: Conditions,
-    options: FlowOptions,
+    family: str,
+    options: Options,
     seed: int,
 ) -> None:
-    """Save a picture of a sample for each of ``conditions``, from the same noise every time."""
+    """Save a picture of a sample for each of ``conditions``, from the same seed every time."""
     null = network.null_conditions()
     samples = [
         Sample(SampleSpec(seed, options, conditions[i : i + 1], null), index=i)
         for i in range(len(conditions))
     ]
+    if isinstance(network, CodeTransformer):  # whose cache is of one precision, that of its weights
+        network = copy.deepcopy(network).to(fast_dtype(conditions.labels.device.type))
+    prior: Prior = load_kind(PRIORS, family)(network)
     with autocast(conditions.labels.device):
-        run_path([FlowStage(network, len(samples))], samples)
+        run_path([prior.make_stage(len(samples))], samples)
     run_path([DecodeStage(tokenizer, len(samples))], samples)
     images = torch.stack([sample.value for sample in samples if sample.value is not None])
     save_grid(path, images.cpu(), num_columns=8)

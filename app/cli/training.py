@@ -33,11 +33,19 @@ def train_tokenizer(config: ConfigFile, resume: Resume = False, data: Data = Non
 
 
 @train.command("prior")
-def train_prior(config: ConfigFile, resume: Resume = False, data: Data = None) -> None:
-    """Train the prior on a tokenizer's latents; prints the pipeline's folder."""
-    from training.prior import PriorTrainingConfig, train_prior
+def train_prior(
+    config: ConfigFile,
+    resume: Resume = False,
+    data: Data = None,
+    family: Annotated[str, typer.Option(help="flow, autoregressive or masked.")] = "flow",
+) -> None:
+    """Train a prior on a tokenizer's latents, or on its codes; prints the pipeline's folder."""
+    from training.prior import train_prior
+    from training.prior_configs import PRIOR_CONFIGS
 
-    _train(train_prior, PriorTrainingConfig, config, resume, data)
+    if family not in PRIOR_CONFIGS:
+        raise CommandError(f"--family: known are {', '.join(PRIOR_CONFIGS)}, got {family!r}")
+    _train(train_prior, PRIOR_CONFIGS[family], config, resume, data)
 
 
 @train.command("distilled")

@@ -53,7 +53,7 @@ def test_latents_are_those_of_the_codes_in_their_order(codes, tokenizer_file, tm
     assert data.codes.flatten(1).tolist() == rows
     examples = encode_examples(tokenizer, data, None, with_flips=True, cache=tmp_path)
     expected = tokenizer.lookup(torch.tensor(rows).view(-1, 6, 6)).to(torch.bfloat16)
-    assert torch.equal(examples.latents, expected)
+    assert torch.equal(examples.targets, expected)
 
 
 def test_ids_that_name_no_class_give_one(codes, tokenizer_file):

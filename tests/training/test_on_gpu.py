@@ -32,12 +32,12 @@ def test_no_step_waits_for_the_device_but_those_that_are_logged(tmp_path: Path) 
         is_compiled=False,
     )
     examples = Examples(
-        latents=torch.randn(64, 4, 4, 4).bfloat16(),
+        targets=torch.randn(64, 4, 4, 4).bfloat16(),
         labels=torch.arange(64)[:, None] % 3,
         captions=Captions(torch.arange(64)[:, None], torch.ones(64).long(), torch.randn(64, 2, 4).bfloat16()),
         preview_conditions=Conditions(torch.zeros(0, 1, dtype=torch.long)),
     ).kept_by(processes.keep)
-    assert examples.latents.is_cuda
+    assert examples.targets.is_cuda
     network = DiT(CONFIG).to(processes.device)
     compiler = Compiler(is_on=False)
     loss_of = make_loss(config, processes, compiler, network, examples)

@@ -234,14 +234,19 @@ PROBLEMS: dict[str, Problem] = {
             "bodies of all requests may hold 134217728 bytes at a time, and this one does not fit;"
             " try again soon",
         ),
-        problem_of("not_acceptable", "Accept: this answer can be application/json; got text/csv"),
+        problem_of(
+            "not_acceptable", "Accept: this answer can be application/json, application/x-npy; got text/csv"
+        ),
         problem_of("body_too_large", "the body is at most 65536 bytes, got 70000"),
         problem_of("unsupported_media_type", "Content-Type: send application/json, got text/plain"),
         problem_of("invalid_request", f"{_BAD_FIELD.field}: {_BAD_FIELD.message}", errors=(_BAD_FIELD,)),
         problem_of("unknown_pipeline", "pipeline: there is no 'mnist'; known are fashion-mnist"),
         problem_of("invalid_image", "source: the bytes are not a PNG, JPEG or WebP file"),
         problem_of("invalid_codes", "codes[0][0][0]: a code is from 0 to 1023, got 1024"),
-        problem_of("invalid_latents", "latents: must be little-endian float32 ('<f4'), got '<f8'"),
+        problem_of(
+            "invalid_latents",
+            "latents: fashion-mnist can't decode latents; GET /pipelines tells what each encodes to",
+        ),
         problem_of("moderation_refused", "prompt: names a person"),
         problem_of(
             "idempotency_key_reused",

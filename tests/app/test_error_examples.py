@@ -163,6 +163,9 @@ PROVOKE: dict[str, Callable[[Service], httpx.Response]] = {
     "unknown_pipeline": lambda service: service.post("/generate", json={"pipeline": "mnist"}),
     "invalid_image": lambda service: service.post("/encode", json={"source": "AAAA"}),
     "invalid_codes": send_foreign_code,
+    "invalid_latents": lambda service: service.post(
+        "/decode?tokenizer=0123456789abcdef", content=b"x", headers={"content-type": "application/x-npy"}
+    ),
     "idempotency_key_reused": reuse_a_key,
     "queue_full": fill_queue,
     "queue_unavailable": stop_queue,

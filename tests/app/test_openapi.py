@@ -61,7 +61,7 @@ def test_openapi_has_an_example_of_every_body_and_each_is_valid(service):
         assert operation["summary"]
         for status, response in operation["responses"].items():
             for media_type, content in response.get("content", {}).items():
-                if media_type.startswith("image/"):
+                if media_type.startswith("image/") or media_type == "application/x-npy":
                     continue
                 name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
                 examples = [example["value"] for example in content.get("examples", {}).values()]

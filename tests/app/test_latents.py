@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import redis
 import torch
 from PIL import Image
 
@@ -19,6 +20,8 @@ from models.networks.ldm_autoencoder import LdmConfig
 from models.noise import draw_noise
 from models.pipeline import AUTOENCODER_FILE
 from models.spec import SPEC_FILE, PipelineSpec
+from smalti import Client, InvalidRequest
+from smalti.encoding import joined
 from tests.app.conftest import WAIT, problem_of, serving_weights
 
 NPY = "application/x-npy"
@@ -79,14 +82,20 @@ def file_of(array: np.ndarray) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def fingerprints() -> list[str]:
-    return []
+def weights(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("latents") / "weights"
 
 
-@pytest.fixture
-def service(redis_url: str, tmp_path: Path, fingerprints: list[str]) -> Iterator[httpx.Client]:
-    fingerprints[:] = save_weights(tmp_path / "weights")
-    with serving_weights(redis_url, tmp_path / "weights", tmp_path / "data") as client:
+@pytest.fixture(scope="module")
+def fingerprints(weights: Path) -> tuple[str, str]:
+    return save_weights(weights)
+
+
+@pytest.fixture(scope="module")
+def service(_session_redis_url: str, weights: Path, fingerprints) -> Iterator[httpx.Client]:
+    with redis.Redis.from_url(_session_redis_url) as client:
+        client.flushall()
+    with serving_weights(_session_redis_url, weights, weights.with_name("data")) as client:
         yield client
 
 
@@ -246,3 +255,21 @@ def test_a_url_only_names_a_job_of_the_service(service, fingerprints) -> None:
     wrong = {**job["result"]["latents"], "tokenizer": fingerprints[1]}
     told = problem_of(service.post("/decode", json={"latents": wrong}), 422, "invalid_latents")
     assert "but this job's latents were made by" in told.detail
+
+
+def test_the_python_client_takes_latents_there_and_back(service) -> None:
+    pictures = [base64.b64decode(picture(shade)) for shade in (20, 60)]
+    with Client(str(service.base_url)) as client:
+        encoded = client.encode(pictures, pipeline="kl", seed=3)
+        assert encoded.seed == 3
+        latents = encoded.latents.numpy()
+        assert latents.shape == (2, *SHAPE)
+        whole = [output.bytes() for output in client.decode(encoded).outputs]
+        assert [output.bytes() for output in client.decode(encoded.latents).outputs] == whole
+        own = client.decode(latents, tokenizer=encoded.latents.tokenizer, pipeline="kl")
+        assert [output.bytes() for output in own.outputs] == whole
+        both = joined([encoded, encoded])
+        assert (both.latents.shape, len(both.outputs)) == ((4, *SHAPE), 4)
+        assert [output.bytes() for output in client.decode(both).outputs] == whole * 2
+        with pytest.raises(InvalidRequest, match="latents: must be 3 x 8 x 8"):
+            client.decode(latents[:, :2], tokenizer=encoded.latents.tokenizer)

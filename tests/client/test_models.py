@@ -19,7 +19,7 @@ CODES = {"codes": [[[1, 2]], None], "grid": [1, 2], "codebook_size": 2**17, "tok
     [
         (GenerateFields, GenerateRequest, {"prompt", "num_images"}),
         (EncodeFields, EncodeRequest, {"source", "image"}),
-        (DecodeFields, DecodeRequest, {"codes"}),
+        (DecodeFields, DecodeRequest, {"codes", "latents"}),
     ],
 )
 def test_fields_that_editors_offer_are_those_of_the_service(typed, request_class, others):

@@ -1,6 +1,7 @@
 """Requests as they go out: what to send where, and whether it makes a job."""
 
 import base64
+import io
 import mimetypes
 import os
 import re
@@ -9,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from smalti.arguments import check_sendable, shown
 from smalti.errors import InvalidArgument, NoBytes, UnusableSource
 from smalti.fields import Encoded, Operation, Source
-from smalti.models import Codes, File, Result
+from smalti.models import Codes, File, Latents, Result
 from smalti.sources import bytes_of, file_of, files_of
 
 JSON = "application/json"
+NPY = "application/x-npy"
 EDIT_ROLES = ("source", "mask")  # of what is generated from pictures
 
 
@@ -53,6 +56,9 @@ class Call:
         return self.method == "POST" and self.path != "files"
 
 
+_LATENTS = {"url", "shape", "dtype", "tokenizer", "lengths"}
+
+
 def work_call(
     operation: Operation, fields: Mapping[str, Any], idempotency_key: str | None, wait_s: float = 0
 ) -> Call:
@@ -81,6 +87,13 @@ def work_call(
             headers["Content-Type"] = f"multipart/form-data; boundary={boundary}"
             parts = [FormFile("source", "source", file) for file in files if isinstance(file, bytes)]
             return Call("POST", operation, headers, form=form, files=parts)
+        case "decode" if (latents := _latents_file(fields.get("codes"))) is not None:
+            tokenizer, file = latents
+            query = {"tokenizer": tokenizer, **given}
+            query.pop("codes")
+            check_sendable(query)
+            path = f"{operation}?{urlencode({name: value for name, value in query.items() if value})}"
+            return Call("POST", path, {**headers, "Content-Type": NPY}, content=file)
         case "decode" | "generate":
             return Call("POST", operation, headers, json=body_of(operation, fields))
     raise InvalidArgument("operation", f"is generate, encode or decode, got {shown(operation)}")
@@ -128,12 +141,34 @@ def _inline(file: bytes | File) -> Any:
     return {"file": file.id} if isinstance(file, File) else base64.b64encode(file).decode()
 
 
-def codes_body(encoded: Encoded | None) -> dict[str, Any]:
-    """Return codes as /decode takes them, from anything that holds them.
+def _latents_file(encoded: Any) -> tuple[str | None, bytes] | None:
+    """Return latents that no job of the service has as (tokenizer, NumPy file): an array, or several jobs'.
 
-    Raises: NoBytes for a result without codes.
+    Raises: NoBytes; InvalidArgument.
+    """
+    if isinstance(encoded, Result) and encoded.latents is not None:
+        encoded = encoded.latents
+    if isinstance(encoded, Latents):
+        return (encoded.tokenizer, encoded.bytes()) if encoded.url is None else None
+    if getattr(getattr(encoded, "dtype", None), "kind", "") != "f":
+        return None
+    import numpy  # which made the array
+
+    if not numpy.isfinite(encoded).all():
+        raise InvalidArgument("codes", "must be finite, got NaN or infinity, as of a sample that failed")
+    buffer = io.BytesIO()
+    numpy.save(buffer, numpy.ascontiguousarray(encoded, "<f4"))
+    return None, buffer.getvalue()
+
+
+def codes_body(encoded: Encoded | None) -> dict[str, Any]:
+    """Return codes or latents as /decode takes them, from anything that holds them.
+
+    Raises: NoBytes for a result without any.
     """
     match encoded:
+        case Result(latents=Latents() as latents) | (Latents() as latents):
+            return {"latents": latents.model_dump(mode="json", include=_LATENTS)}
         case Result(codes=None):
             raise NoBytes(
                 f"this result of {encoded.operation} holds no codes: encode returns them, and generate with"

@@ -185,7 +185,7 @@ class Connection:
                 self._keyed = _keyed_paths(answer.json())
             except (SmaltiError, ValueError, LookupError, AttributeError):  # or no such document
                 return False
-        return any(re.fullmatch(known, "/" + path) for known in self._keyed)
+        return any(re.fullmatch(known, "/" + path.partition("?")[0]) for known in self._keyed)
 
 
 def failure_of(response: httpx.Response) -> RequestFailed:

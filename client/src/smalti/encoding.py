@@ -88,7 +88,7 @@ class _Many:
     async def _take(self, job: JobInfo) -> None:
         left_s = max(0.0, self._ends_at - time.monotonic())
         job = await self._service.wait(job, left_s, progress=False, cancel_on_timeout=self._cancels)
-        result = await self._service.result_of(job, fetch=False)
+        result = await self._service.result_of(job, fetch=True)  # latents, where there are some
         self._results.append(result)
         self._bar.count(len(result.outputs))
 
@@ -99,11 +99,10 @@ def joined(results: list[Result]) -> Result:
     Raises: AnswerUnreadable where they are of different tokenizers.
     """
     first, *others = results
+    if first.latents is not None:
+        return _joined_latents(results)
     all_codes = [_codes_of(result) for result in results]
-    outputs: list[Output] = []
-    for result in results:
-        start = len(outputs)
-        outputs += [each.model_copy(update={"sample": start + each.sample}) for each in result.outputs]
+    outputs = _outputs_of(results)
     merged: dict[str, Any] = {"codes": [each for codes in all_codes for each in codes.codes or []]}
     if any(codes.lengths is not None for codes in all_codes):
         merged["lengths"] = [each for codes in all_codes for each in codes.lengths or []]
@@ -113,7 +112,7 @@ def joined(results: list[Result]) -> Result:
                 f"the service changed on the way: the first codes are of {first.pipeline}"
                 f" {all_codes[0].tokenizer}, others of {result.pipeline} {codes.tokenizer}; name the pipeline"
             )
-    warnings = list(dict.fromkeys(warning for result in results for warning in result.warnings))
+    warnings = _warnings_of(results)
     return first.model_copy(
         update={
             "outputs": outputs,
@@ -121,6 +120,40 @@ def joined(results: list[Result]) -> Result:
             "warnings": warnings,
         }
     )
+
+
+def _joined_latents(results: list[Result]) -> Result:
+    """Return results of encode as one, with their latents in one file. Raises: MissingPackage; NoBytes."""
+    import io
+
+    first = results[0]
+    all_latents = [result.latents for result in results if result.latents is not None]
+    arrays = [latents.numpy() for latents in all_latents]
+    tokenizers = {latents.tokenizer for latents in all_latents}
+    if len(arrays) < len(results) or len(tokenizers) > 1:
+        raise AnswerUnreadable("the service changed on the way: the latents are of several tokenizers")
+    import numpy
+
+    buffer = io.BytesIO()
+    numpy.save(buffer, numpy.concatenate(arrays))
+    shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
+    latents = all_latents[0].model_copy(update={"url": None, "shape": shape})
+    latents.take(buffer.getvalue())
+    changes = {"outputs": _outputs_of(results), "latents": latents, "warnings": _warnings_of(results)}
+    return first.model_copy(update=changes)
+
+
+def _outputs_of(results: list[Result]) -> list[Output]:
+    """Return the outputs of all, counted through."""
+    outputs: list[Output] = []
+    for result in results:
+        start = len(outputs)
+        outputs += [each.model_copy(update={"sample": start + each.sample}) for each in result.outputs]
+    return outputs
+
+
+def _warnings_of(results: list[Result]) -> list[str]:
+    return list(dict.fromkeys(warning for result in results for warning in result.warnings))
 
 
 def _codes_of(result: Result) -> Codes:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, Union
 
-from smalti.models import Codes, File, Result
+from smalti.models import Codes, File, Latents, Result
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -23,7 +23,7 @@ class BinaryFile(Protocol):
 
 # A str is a path; an array is (height, width[, 1, 3 or 4]) of uint8.
 Source: TypeAlias = Union[str, os.PathLike[str], bytes, BinaryFile, File, "Image", "npt.NDArray[Any]"]
-Encoded: TypeAlias = Union[Result, Codes, Mapping[str, Any], list[Any], "npt.NDArray[Any]"]
+Encoded: TypeAlias = Union[Result, Codes, Latents, Mapping[str, Any], list[Any], "npt.NDArray[Any]"]
 
 
 class WorkFields(TypedDict, total=False):
@@ -67,6 +67,8 @@ class EncodeFields(WorkFields, total=False):
     """What a request to encode may say, beside its sources."""
 
     effort: int
+    posterior: Literal["mean", "sample"]
+    seed: int
     return_psnr: bool
 
 

@@ -151,6 +151,51 @@ class Codes(Model):
         return numpy.asarray(codes, "uint16" if self.codebook_size <= 2**16 else "uint32")
 
 
+class Latents(Model):
+    """Latents of all samples, of a pipeline without codes; ``decode`` takes them back.
+
+    shape: (sample, d, *grid), NaN for a failed sample. url: None where several jobs made them.
+    """
+
+    url: str | None = None
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    tokenizer: str
+    lengths: list[int | None] | None = None
+
+    _data: Data | None = PrivateAttr(default=None)
+
+    def bytes(self) -> Data:
+        """Return the NumPy file of all samples.
+
+        Raises: NoBytes where it was not fetched.
+        """
+        if self._data is None:
+            raise NoBytes("these latents were not fetched: call client.fetch(result) first")
+        return self._data
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether they are here."""
+        return self._data is not None
+
+    def take(self, data: Data) -> None:
+        """Keep the file that was fetched."""
+        self._data = data
+
+    def numpy(self) -> "npt.NDArray[np.float32]":
+        """Return the latents of all samples as one array.
+
+        Raises: NoBytes; MissingPackage where NumPy is not installed.
+        """
+        try:
+            import numpy
+        except ImportError:
+            raise MissingPackage("numpy", "latents as arrays") from None
+        array: npt.NDArray[np.float32] = numpy.load(io.BytesIO(self.bytes()), allow_pickle=False)
+        return array
+
+
 class Result(Model):
     """What came of a job. ``seed`` is None where nothing was sampled."""
 
@@ -159,6 +204,7 @@ class Result(Model):
     seed: int | None = None
     outputs: list[Output] = []
     codes: Codes | None = None
+    latents: Latents | None = None
     warnings: list[str] = []
 
 
@@ -345,6 +391,8 @@ class Pipeline(Model):
     codebook_size: int | None = None
     num_codebooks: int | None = None
     tokenizer: str | None = None
+    latents: tuple[int, ...] | None = None
+    has_posterior: bool = False
     is_pinned: bool = False
     loads: tuple[PipelineLoad, ...] = ()
     example: Mapping[str, Any] | None = None

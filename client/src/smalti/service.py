@@ -141,10 +141,13 @@ class Service:
         return job.result
 
     async def fetch(self, result: Result) -> None:
-        """Get the bytes of all outputs that have any and are not fetched yet. Raises: NotFound."""
+        """Get the bytes of all outputs that have any, and latents, if not fetched yet. Raises: NotFound."""
         for output in result.outputs:
             if output.url is not None and not output.is_fetched:
                 output.take(await self._bytes_of(output, output.url))
+        latents = result.latents
+        if latents is not None and latents.url is not None and not latents.is_fetched:
+            latents.take((await self.connection.request(Call("GET", latents.url))).content)
 
     async def pipelines(self) -> list[Pipeline]:
         """Return what there is to ask for, the default first."""

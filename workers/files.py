@@ -1,7 +1,10 @@
 """Outputs as files: what workers store and the command line writes, to the same bytes."""
 
+import numpy as np
+
 from models.media.base import medium_of
 from models.media.provenance import Provenance, SourceType
+from workers.arrays import npy_bytes
 from workers.compute import Finished
 from workers.messages import Resolved
 
@@ -17,6 +20,16 @@ def encode_output(request: Resolved, finished: Finished, index: int, *, tells_pr
     array = medium.from_signal(sample.signal)
     provenance = _provenance(request, finished, index) if tells_provenance else None
     return medium.save(array, request.format, background=request.background, provenance=provenance)
+
+
+def latents_file(finished: Finished) -> bytes:
+    """Return the NumPy file of a job's latents (sample, d, *grid); NaN for a sample that failed."""
+    assert finished.latents is not None
+    array = np.full(finished.latents.shape, np.nan, np.float32)
+    for index, sample in enumerate(finished.samples):
+        if sample.latents is not None:
+            array[index] = sample.latents
+    return npy_bytes(array)
 
 
 def _provenance(request: Resolved, finished: Finished, index: int) -> Provenance:

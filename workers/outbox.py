@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 import numpy as np
 import redis
 
-from models.media.base import Array, medium_of
-from workers.arrays import npy_bytes
+from models.media.base import medium_of
 from workers.compute import Finished, Preview
 from workers.errors import InternalError, ServiceError
-from workers.files import encode_output
+from workers.files import encode_output, latents_file
 from workers.messages import (
     CodesInfo,
     JobError,
@@ -300,7 +299,7 @@ class Outbox:
         """Store the latents of all samples as one file, NaN for those that failed; return where it is."""
         info = finished.latents
         assert info is not None
-        self._results.put_latents(job_id, npy_bytes(latents_of(finished)), info.tokenizer)
+        self._results.put_latents(job_id, latents_file(finished), info.tokenizer)
         return info.model_copy(update={"url": f"/jobs/{job_id}/latents"})
 
     def _persist(self, send: Callable[[], Answer]) -> Answer | None:
@@ -322,16 +321,6 @@ class Outbox:
                 logger.warning("the queue server is away (%s); results are kept", type(error).__name__)
                 time.sleep(wait_s)
                 wait_s = min(2 * wait_s, MAX_BACKOFF_S)
-
-
-def latents_of(finished: Finished) -> Array:
-    """Return the latents (sample, d, *grid) of a job; NaN for a sample that failed."""
-    assert finished.latents is not None
-    array = np.full(finished.latents.shape, np.nan, np.float32)
-    for index, sample in enumerate(finished.samples):
-        if sample.latents is not None:
-            array[index] = sample.latents
-    return array
 
 
 def _encode_preview(preview: Preview) -> PreviewImage | None:

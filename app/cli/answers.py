@@ -1,5 +1,6 @@
 """What commands ask for and get, whether it is computed here or by a service."""
 
+import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -32,11 +33,16 @@ class Made:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a request. result: as JSON. options: that were chosen for it, where that is known."""
+    """What came of a request.
+
+    result: as JSON. options: that were chosen for it, where that is known. latents: what reads their NumPy
+    file, where it has some.
+    """
 
     result: dict[str, Any]
     outputs: Sequence[Made] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    latents: Callable[[], bytes] | None = None
 
 
 class Place(Protocol):
@@ -95,6 +101,19 @@ def say_warnings(answers: Sequence[Answer]) -> None:
 def tell_json(value: object) -> None:
     """Write one line of JSON to standard output."""
     typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def array_of(path: Path) -> Any:
+    """Return the array of a NumPy file.
+
+    Raises: CommandError.
+    """
+    import numpy as np
+
+    try:
+        return np.load(io.BytesIO(read_file(path)), allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError) as error:
+        raise CommandError(f"{path} is not a NumPy file (.npy) of numbers") from error
 
 
 def read_file(path: Path) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from app.cli.answers import Answer, Asked, Made, read_file
+from app.cli.answers import Answer, Asked, Made, array_of, read_file
 from app.cli.exit_status import status_of
 from app.cli.terminal import API_KEY_VARIABLE, CommandError, given, say
 
@@ -85,7 +85,7 @@ class AtService:
             from smalti import SmaltiError
 
             answers: list[Answer | Exception] = []
-            sendable = [_fields_of(asked) for asked in requests]
+            sendable = [_fields_of(operation, asked) for asked in requests]
             for asked, answer in zip(
                 requests, client.map(operation, sendable, return_errors=return_errors), strict=True
             ):
@@ -99,7 +99,7 @@ class AtService:
     def _wait(
         self, client: "Client", operation: Literal["generate", "encode", "decode"], asked: Asked
     ) -> Answer:
-        job = client.submit(operation, **_fields_of(asked))
+        job = client.submit(operation, **_fields_of(operation, asked))
         try:
             return _answer_of(job.wait(progress=sys.stderr.isatty()))
         except KeyboardInterrupt:
@@ -107,9 +107,11 @@ class AtService:
             raise
 
 
-def _fields_of(asked: Asked) -> dict[str, Any]:
+def _fields_of(operation: str, asked: Asked) -> dict[str, Any]:
     fields = given(dict(asked.fields))
-    if asked.path is not None:
+    if asked.path is not None and operation == "decode":
+        fields["codes"] = array_of(asked.path)
+    elif asked.path is not None:
         fields["source"] = read_file(asked.path) if str(asked.path) == "-" else asked.path
     if asked.mask is not None:
         fields["mask"] = read_file(asked.mask) if str(asked.mask) == "-" else asked.mask
@@ -124,4 +126,7 @@ def _answer_of(result: "Result") -> Answer:
         )
         for output in result.outputs
     ]
-    return Answer(result.model_dump(mode="json"), made)
+    latents = result.latents
+    is_here = latents is not None and latents.is_fetched
+    read = latents.bytes if latents is not None and is_here else None
+    return Answer(result.model_dump(mode="json"), made, latents=read)

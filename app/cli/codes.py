@@ -1,6 +1,6 @@
 """`smalti encode` and `smalti decode`: here and now, or by a service; folders of codes in ``bulk.py``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +11,7 @@ from app.cli.answers import (
     Asked,
     Place,
     answer_of,
+    array_of,
     place_of,
     require_success,
     say_warnings,
@@ -35,11 +36,20 @@ def encode(
     ],
     pipeline: PipelineName = None,
     effort: Annotated[int, typer.Option(help="Sweeps over the image in search of better codes.")] = 0,
+    posterior: Annotated[
+        str | None, typer.Option(help="Of latents: mean, or sample, drawn from their distribution.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of a sample of latents; drawn and told if left out.")
+    ] = None,
     return_psnr: Annotated[
         bool, typer.Option("--return-psnr", help="Also tell how well the codes decode, in dB.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write shards of codes here: see docs/codes.md.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write shards of codes here: see docs/codes.md. Latents: a file, x.npy."
+        ),
     ] = None,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Only every N-th shard, from the I-th: for N machines.")
@@ -70,6 +80,10 @@ def encode(
     """
     options = BulkOptions(shard, shard_size, flips, crops, pack, column, decoders, estimate)
     fields = {"pipeline": pipeline, "effort": effort, "return_psnr": return_psnr}
+    fields |= given({"posterior": posterior, "seed": seed})
+    if out is not None and out.suffix == ".npy":
+        encode_latents(list(map(Path, sources)), out, fields, place_of(url))
+        return
     if out is not None:
         if url is not None:
             raise CommandError("--out DIR encodes on this machine: leave out --url, or --out")
@@ -90,6 +104,7 @@ def encode(
     if len(paths) == 1:
         answer = answer_of(place.answers("encode", [Asked(fields, paths[0])])[0])
         require_success([answer])
+        _require_place(answer)
         say_warnings([answer])
         tell_json(answer.result)
         return
@@ -106,6 +121,28 @@ def encode(
         )
 
 
+def encode_latents(paths: Sequence[Path], out: Path, fields: Mapping[str, object], place: Place) -> None:
+    """Encode a file to latents, write these, and print the result, which tells the tokenizer."""
+    if len(paths) != 1:
+        raise CommandError(f"--out FILE.npy takes one picture, got {len(paths)}")
+    answer = answer_of(place.answers("encode", [Asked(fields, paths[0])])[0])
+    require_success([answer])
+    say_warnings([answer])
+    if answer.latents is None:
+        raise CommandError("this pipeline encodes to codes, not to latents: leave out --out")
+    try:
+        out.write_bytes(answer.latents())
+    except OSError as error:
+        raise CommandError(f"--out {out} can't be written: {error.strerror}") from error
+    tell_json({"file": str(out), **answer.result})
+
+
+def _require_place(answer: Answer) -> None:
+    """Check that latents are somewhere. Raises: CommandError."""
+    if answer.latents is not None and answer.result["latents"]["url"] is None:
+        raise CommandError("this pipeline encodes to latents, which are a file: add --out FILE.npy")
+
+
 def _encode_several(place: Place, requests: Sequence[Asked]) -> list[ExitStatus]:
     """Encode files together and print a line each; return what became of those that couldn't be."""
     answers = place.answers("encode", requests, return_errors=True)
@@ -119,6 +156,7 @@ def _encode_several(place: Place, requests: Sequence[Asked]) -> list[ExitStatus]
             continue
         try:
             require_success([answer])
+            _require_place(answer)
         except CommandError as error:
             say(f"{asked.path}: {error}")
             failed.append(error.exit_status)
@@ -129,7 +167,10 @@ def _encode_several(place: Place, requests: Sequence[Asked]) -> list[ExitStatus]
 
 def decode(
     codes: Annotated[
-        Path, typer.Argument(help="What `smalti encode` wrote: a file, or a folder; - is standard input.")
+        Path,
+        typer.Argument(
+            help="What `smalti encode` wrote: a file, a folder, or latents as .npy; - is standard input."
+        ),
     ],
     out: Annotated[
         Path,
@@ -141,11 +182,14 @@ def decode(
     format: Annotated[
         str | None, typer.Option(help="Of a folder's pictures: png, webp or jpeg; png if left out.")
     ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Of latents as .npy: the fingerprint that `smalti encode` told.")
+    ] = None,
     url: Url = None,
     as_json: Json = False,
     show: Show = None,
 ) -> None:
-    """Turn codes into images, here and now, or by the service at --url."""
+    """Turn codes or latents into images, here and now, or by the service at --url."""
     if codes.is_dir():
         if url is not None:
             raise CommandError("a folder of codes is decoded on this machine: leave out --url")
@@ -154,13 +198,21 @@ def decode(
     if format is not None:
         raise CommandError("--format is for folders of codes: of files, --out names the format")
     outputs = Outputs(out, as_json=as_json, show=show)
-    bodies = read_codes(codes)
-    numbers = [body["codes"] for body in bodies]
-    outputs.require_room(sum(len(each) if isinstance(each, list) else 1 for each in numbers))
     choices = given({"pipeline": pipeline, "format": outputs.format})
-    answers = list(
-        map(answer_of, place_of(url).answers("decode", [Asked({**body, **choices}) for body in bodies]))
-    )
+    if codes.suffix == ".npy":
+        if tokenizer is None:
+            raise CommandError("latents need --tokenizer: `smalti encode` told it")
+        array = array_of(codes)
+        outputs.require_room(len(array) if array.ndim > 3 else 1)
+        asked = [Asked({"tokenizer": tokenizer, **choices}, codes)]
+    elif tokenizer is not None:
+        raise CommandError("--tokenizer is for latents as .npy: codes tell theirs")
+    else:
+        bodies = read_codes(codes)
+        numbers = [body["codes"] for body in bodies]
+        outputs.require_room(sum(len(each) if isinstance(each, list) else 1 for each in numbers))
+        asked = [Asked({**body, **choices}) for body in bodies]
+    answers = list(map(answer_of, place_of(url).answers("decode", asked)))
     say_warnings(answers)
     files = outputs.write(answers)
     if as_json:

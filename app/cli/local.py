@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from app.cli.answers import Answer, Asked, Made, read_file
@@ -16,7 +16,7 @@ from workers.arrays import NPY_MEDIA_TYPE
 from workers.catalog import Catalog
 from workers.compute import Finished, Work
 from workers.errors import ServiceError
-from workers.files import encode_output
+from workers.files import encode_output, latents_file
 from workers.messages import (
     BlobReference,
     DecodeRequest,
@@ -104,6 +104,8 @@ class Local:
                 fields = dict(asked.fields)
                 if operation == "generate":  # a request says that it has files
                     fields |= {file.role: base64.b64encode(data).decode() for file, data in files}
+                elif operation == "decode" and files:
+                    fields["latents"] = {"file": str(asked.path)[:64]}
                 works[number] = self.prepare(request_of(operation, fields), [file for file, _ in files])
             except (ServiceError, CommandError) as error:
                 if not return_errors:
@@ -143,7 +145,8 @@ class Local:
         made = [
             Made(reader(number), str(sample.error) if sample.error else None) for number, sample in samples
         ]
-        return Answer(result.model_dump(mode="json"), made, request.options)
+        latents = None if finished.latents is None else partial(latents_file, finished)
+        return Answer(result.model_dump(mode="json"), made, request.options, latents)
 
     def _engine(self, name: str) -> "Engine":
         from workers.engine.loading import load_engine  # brings torch, for which no mistake should wait

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import redis
 import torch
 from PIL import Image
 
+from app.cli.main import _Run, cli
+from app.cli.terminal import CommandError
 from models.autoencoders.kl import KlAutoencoder, KlConfig
 from models.autoencoders.tiny import TinyAutoencoder, TinyConfig
 from models.checkpoint import save_checkpoint
@@ -273,3 +276,31 @@ def test_the_python_client_takes_latents_there_and_back(service) -> None:
         assert [output.bytes() for output in client.decode(both).outputs] == whole * 2
         with pytest.raises(InvalidRequest, match="latents: must be 3 x 8 x 8"):
             client.decode(latents[:, :2], tokenizer=encoded.latents.tokenizer)
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_the_command_line_writes_latents_and_reads_them_back(
+    service, weights, fingerprints, tmp_path, monkeypatch, capsys, is_local
+) -> None:
+    monkeypatch.setenv("SMALTI_WEIGHTS_DIR", str(weights))
+    monkeypatch.setenv("SMALTI_DATA_DIR", str(tmp_path))
+    place = [] if is_local else ["--url", str(service.base_url)]
+    source, kept, out = tmp_path / "a.png", tmp_path / "a.npy", tmp_path / "b.png"
+    source.write_bytes(base64.b64decode(picture(50)))
+
+    def smalti(*arguments: object) -> int:
+        return cli(list(map(str, [*arguments, *place])), standalone_mode=False, obj=_Run())
+
+    smalti("encode", source, "--pipeline", "kl", "--seed", 5, "--out", kept)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["latents"]["tokenizer"], told["seed"]) == (fingerprints[0], 5)
+    job = encode(service, source=base64.b64encode(source.read_bytes()).decode(), seed=5)
+    assert kept.read_bytes() == service.get(job["result"]["latents"]["url"]).content
+    smalti("decode", kept, "--tokenizer", fingerprints[0], "--out", out)
+    decoded = service.post("/decode", json=job, headers={"Accept": "image/png"})
+    assert out.read_bytes() == decoded.content
+    with pytest.raises(CommandError, match="latents need --tokenizer"):
+        smalti("decode", kept, "--out", out)
+    if is_local:
+        with pytest.raises(CommandError, match=r"add --out FILE\.npy"):
+            smalti("encode", source, "--pipeline", "kl")

@@ -21,6 +21,7 @@ from app.settings import AppSettings
 from tests.app.conftest import problem_of, serving, settings_for, wait_until, working
 from tests.fake_engine import FakeEngine
 from workers.queue import embedded_server
+from workers.results import ResultStore
 from workers.settings import SettingsError
 
 SECRETS, LINES = {}, []
@@ -34,9 +35,14 @@ def bearer(name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {SECRETS[name]}"}
 
 
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("keys") / "data"
+
+
 @pytest.fixture(scope="module", params=["", "/smalti"], ids=["plain", "below a path"])
-def client(request, tmp_path_factory) -> Iterator[httpx.Client]:
-    folder = tmp_path_factory.mktemp("keys")
+def client(request, data_dir) -> Iterator[httpx.Client]:
+    folder = data_dir.parent
     server = embedded_server.start(folder / "redis")
     (folder / "keys").write_text("# who may ask\n\n" + "\n".join(LINES[1:]))
     settings = settings_for(
@@ -250,3 +256,17 @@ def test_a_file_of_keys_that_is_missing_is_told(tmp_path: Path):
     settings = AppSettings(api_keys_file=tmp_path / "none")
     with pytest.raises(SettingsError, match="SMALTI_API_KEYS_FILE"):
         load_keys(settings.api_keys, settings.api_keys_file)
+
+
+def test_latents_are_decoded_for_the_key_of_their_job_alone(client, data_dir):
+    job = generate(client, "ada").json()
+    ResultStore(data_dir / "results").put_latents(job["id"], b"no file", "0" * 16)
+    path = f"/jobs/{job['id']}/latents"
+    for name, status in (("ada", 200), ("root", 200), ("bob", 404)):
+        assert client.get(path, headers=bearer(name)).status_code == status
+    about = {"url": path, "shape": [1, 4, 4, 4], "tokenizer": "0" * 16}
+    for latents in ({"job": job["id"]}, about):
+        told = client.post("/decode", json={"latents": latents}, headers=bearer("bob")).json()["detail"]
+        assert f"latents: there is no job {job['id']}" in told
+        found = client.post("/decode", json={"latents": latents}, headers=bearer("ada"))
+        problem_of(found, 422, "invalid_latents")  # as the pipeline has codes

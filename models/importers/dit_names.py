@@ -12,6 +12,7 @@ from models.importers.class_labels import class_names
 from models.importers.compvis import made, size_of
 from models.importers.keys import shapes_of, take, without
 from models.networks.class_dit import ClassDiT, ClassDiTConfig, pair_turns, sine_positions
+from models.networks.layers import MAX_INPUTS
 from models.options import ConfigError, Options
 from models.priors.class_prior import ClassPriorConfig
 from models.priors.schedules import Schedule
@@ -171,6 +172,12 @@ def imported(
         notes += (
             f"Guidance acts on the first {guided_channels} of {channels} channels, as in the authors' code;"
             " import with --set guided_channels=… for others.",
+        )
+    if network.hidden_size > MAX_INPUTS:
+        notes += (
+            f"With {network.hidden_size} channels, each picture of a batch has matrix products of its own on"
+            " a CPU in bfloat16, so that its bytes don't depend on the others: eight took 1.5 times as long"
+            " at 768 channels, 1.8 times at 1,152. A lone picture costs no more.",
         )
     labels = {"class": class_names(network.num_labels)}
     return Imported("prior", kind, config, tensors, defaults, labels, **figures, notes=notes)

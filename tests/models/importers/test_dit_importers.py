@@ -94,6 +94,7 @@ def test_a_full_size_has_every_published_name_and_shape(
     with torch.device("meta"):
         assert set(imported.tensors) == set(ClassDiT(network).state_dict())
     assert imported.labels["class"][207] == "golden retriever"
+    assert any("matrix products of its own" in note for note in imported.notes) == (hidden > 480)
 
 
 def test_a_dit_without_a_variance_or_named_so_is_a_sit() -> None:

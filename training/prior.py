@@ -21,7 +21,7 @@ from models.networks.code_transformer import CodeTransformer, CodeTransformerCon
 from models.networks.dit import DiT, DiTConfig
 from models.networks.text_encoder import TENSORS_FILE, PromptEncoder, find_minilm
 from models.options import ConfigError, Options, requested
-from models.pipeline import PRIOR_FILE, save_pipeline
+from models.pipeline import AUTOENCODER_FILE, PRIOR_FILE, save_pipeline
 from models.priors.autoregressive import autoregressive_loss
 from models.priors.base import Prior
 from models.priors.flow import flow_loss
@@ -76,6 +76,10 @@ def _problems(config: PriorConfig) -> Iterator[str | None]:
     yield preflight.unusable_output(config.output)
     yield preflight.missing_file("tokenizer", config.tokenizer)
     yield preflight.missing_file("start_from", config.start_from)
+    if config.shares_with is not None:
+        shared = config.output.parent / config.shares_with / AUTOENCODER_FILE
+        if config.tokenizer.resolve() != shared.resolve():
+            yield f"shares_with: the tokenizer must be {shared} then, got {config.tokenizer}"
     is_prompted = is_captioned(Path(config.data))
     if config.example_prompt is not None and not is_prompted:
         yield f"example_prompt: {config.data} has no captions, so the prior takes no prompt: leave it out"
@@ -251,6 +255,7 @@ def prior_spec(
         prior=config.family,
         defaults=config.defaults,
         example_prompt=config.example_prompt,
+        shares_with=config.shares_with,
     )
 
 

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from models.options import AutoregressiveOptions, Count, FlowOptions, MaskedOptions, Options, UnitTime
+from models.spec import FolderName
 from training.data.bad_files import MAX_BAD_SHARE
 from training.fit import FitConfig
 from training.network import NetworkSettings
@@ -25,6 +26,7 @@ class PriorConfig(FitConfig):
     ``prior.safetensors`` whose weights the run starts with, instead of random ones. With
     ``horizontal_flips`` each image is also learnt from flipped; not in a folder with captions, where what is
     said of an image may not hold of its mirror image, nor in one of codes, which has its own (``--flips``).
+    ``shares_with`` names the pipeline beside ``output`` whose tokenizer it is, which is not copied then.
     """
 
     family: ClassVar[str]
@@ -38,6 +40,7 @@ class PriorConfig(FitConfig):
     text_encoder: Path | None = None
     start_from: Path | None = None
     example_prompt: str | None = None
+    shares_with: FolderName | None = None
     batch_size: Count = 256
     num_steps: Count = 4000
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -51,6 +51,7 @@ PAUSED = f"{PREFIX}:paused"  # is there while no job is to be claimed
 HEALTH = f"{PREFIX}:health"  # written to see whether the server takes writes
 SEPARATOR = "\n"  # of the pipelines in a worker's hash
 _CALLS_PER_SWEEP = 40  # a sweep over an image in search of codes costs about as many calls of a prior
+_CALLS_IN_TURN = 36  # of a flow prior: so long take the 196 short calls for 14×14 codes
 WORKERS = f"{RQ_KEY_PREFIX}:workers"  # the keys of all workers, as RQ keeps them
 STATUSES = {
     RQStatus.QUEUED: JobStatus.QUEUED,
@@ -213,7 +214,8 @@ def read_request(job: Mapping[str, Any]) -> Resolved:
 
 def _cost(request: Resolved) -> int:
     """Return how much work a request is, in calls of a model for a sample: for estimates."""
-    calls: int = request.options.get("num_steps", 0)
+    has_no_steps = "temperature" in request.options  # codes are drawn one after another
+    calls: int = request.options.get("num_steps", _CALLS_IN_TURN if has_no_steps else 0)
     return request.num_samples * (1 + calls + _CALLS_PER_SWEEP * request.effort)
 
 

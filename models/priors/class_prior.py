@@ -13,7 +13,8 @@ from models.networks.class_dit import ClassDiT, ClassDiTConfig
 from models.noise import draw_noise
 from models.options import CHECKED, ConfigError, Count, FlowOptions
 from models.priors.flow import NUMBERS, PLACES, FlowStage, denoised
-from models.priors.samplers import guide, take_step
+from models.priors.known import After
+from models.priors.samplers import guide, take_step, times_after
 from models.priors.schedules import NUM_NETWORK_NUMBERS, DiffusionSchedule, Schedule
 from models.stage import Run, Sample
 
@@ -75,6 +76,12 @@ class ClassStage(FlowStage):
             (each.call.t, scale, *each.call.coefficients, *each.numbers)
             for each in self._schedule.calls(options, strength)
         )
+
+    def _numbers_of_known(
+        self, options: FlowOptions
+    ) -> tuple[tuple[tuple[float, ...], ...], tuple[After, ...]]:
+        numbers = self._numbers(options, options.strength)
+        return numbers, tuple(map(After, times_after([t for t, *_ in numbers])))
 
     def _advance(self, plan: Tensor) -> Tensor:
         """Return the next x, memory and data (rows, 3, d, *grid) of a plan's rows."""

@@ -17,8 +17,8 @@ from models.conditioning import Conditions, drop_conditions
 from models.networks.dit import DiT
 from models.noise import draw_noise
 from models.options import FlowOptions
-from models.priors.known import KnownParts, interpolate
-from models.priors.samplers import guide, is_guided, make_calls, take_step, times_after
+from models.priors.known import After, KnownParts, interpolate, resampled_calls
+from models.priors.samplers import guide, is_guided, make_calls, take_step
 from models.replay import Replayed
 from models.stage import NotFinite, Rows, Run, Sample, padded
 from models.transfers import send
@@ -82,7 +82,7 @@ class _Course:
     slot: int
     numbers: tuple[tuple[float, ...], ...]  # t, guidance scale, coefficients
     guided: tuple[bool, ...]  # which calls need the unconditional row, too
-    times_after: tuple[float, ...] | None = None  # of each call, where parts of the sample are known
+    afters: tuple[After, ...] = ()  # of each call, where parts of the sample are known
 
 
 class _Shaped(Protocol):
@@ -140,7 +140,11 @@ class FlowStage:
         assert spec.null is not None
         slot = self._free.pop()
         is_edit = sample.source is not None
-        numbers = self._numbers(options, options.strength if is_edit else 1.0)
+        afters: tuple[After, ...] = ()
+        if is_edit and spec.mask is not None:
+            numbers, afters = self._numbers_of_known(options)
+        else:
+            numbers = self._numbers(options, options.strength if is_edit else 1.0)
         if is_edit or sample.value is None:
             noise = draw_noise(self._shape, spec.seed, sample.index)
         else:
@@ -159,18 +163,24 @@ class FlowStage:
         self._conditions.write(self._num_slots + slot, spec.null)
         scale, interval = options.guidance_scale, options.guidance_interval
         can_be_guided = not spec.conditions.equals(spec.null)
-        times = [t for t, *_ in numbers]
         sample.state = _Course(
             slot,
             numbers,
-            tuple(can_be_guided and is_guided(t, scale, interval) for t in times),
-            tuple(times_after(times)) if spec.mask is not None else None,
+            tuple(can_be_guided and is_guided(t, scale, interval) for t, *_ in numbers),
+            afters,
         )
 
     def _numbers(self, options: FlowOptions, strength: float) -> tuple[tuple[float, ...], ...]:
         """Return the numbers of each call: t, the guidance scale and the sampler's coefficients."""
         calls = make_calls(options, strength)
         return tuple((call.t, options.guidance_scale, *call.coefficients) for call in calls)
+
+    def _numbers_of_known(
+        self, options: FlowOptions
+    ) -> tuple[tuple[tuple[float, ...], ...], tuple[After, ...]]:
+        """Return the numbers of each call, and what follows it, of a sample in which parts are known."""
+        calls, afters = zip(*resampled_calls(options, options.strength), strict=True)
+        return tuple((call.t, options.guidance_scale, *call.coefficients) for call in calls), afters
 
     def num_calls(self, sample: Sample) -> int:
         course: _Course = sample.state
@@ -280,18 +290,22 @@ class FlowStage:
         """Put what is known of samples into what a call gave for them (B, 3, d, *grid).
 
         This is done for x at the time that the call leaves it at, also amid a step of Heun's, which then
-        looks from there; and for the data, which is shown.
+        looks from there; and for the data, which is shown. Then x goes back, where its step is taken again.
         """
-        rows, slots, times = [], [], []
-        for row, sample in enumerate(samples):
-            course: _Course = sample.state
-            if course.times_after is not None:
-                rows.append(row)
-                slots.append(course.slot)
-                times.append(course.times_after[sample.calls_done])
-        if rows:
-            x_and_data = values[rows][:, ::2]  # (rows, 2, d, *grid)
-            values[rows, 0], values[rows, 2] = self._known.restore(x_and_data, slots, times).unbind(1)
+        rows = [row for row, sample in enumerate(samples) if sample.state.afters]
+        if not rows:
+            return
+        courses: list[_Course] = [samples[row].state for row in rows]
+        afters = [course.afters[samples[row].calls_done] for row, course in zip(rows, courses, strict=True)]
+        slots, times = [course.slot for course in courses], [after.time for after in afters]
+        x_and_data = values[rows][:, ::2]  # (rows, 2, d, *grid)
+        values[rows, 0], values[rows, 2] = self._known.restore(x_and_data, slots, times).unbind(1)
+        for row, after in zip(rows, afters, strict=True):
+            if after.back_to is not None:
+                of_x, of_noise = after.shares
+                sample = samples[row]
+                noise = draw_noise(self._shape, sample.spec.seed, sample.index, sample.calls_done + 1)
+                values[row, 0] = of_x * values[row, 0] + of_noise * send(noise, values.device)
 
 
 class FlowPrior:

@@ -3,13 +3,61 @@
 Time t: 0 is noise, 1 is data.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.options import FlowOptions
+from models.priors.samplers import SAMPLERS, Call, make_calls, time_grid, times_after
 from models.transfers import send
+
+_MAX_REPEATS = 3  # of a step
+_STEPS_FOR_A_REPEAT = 5  # of a request: of fewer than ten steps each is taken once
+
+
+@dataclass(frozen=True)
+class After:
+    """What follows a call: x is at ``time``, and goes back to ``back_to``, if set, with fresh noise."""
+
+    time: float
+    back_to: float | None = None
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Of x and of noise on the way back, whose sum has the noise of the time that it goes back to."""
+        if self.back_to is None:
+            return 1.0, 0.0
+        share = self.back_to / self.time
+        return share, math.sqrt(max(0.0, (1 - self.back_to) ** 2 - (share * (1 - self.time)) ** 2))
+
+
+def resampled_calls(options: FlowOptions, strength: float) -> list[tuple[Call, After]]:
+    """Return the calls of a sample in which parts are known, and what follows each.
+
+    Steps are taken up to three times, each time from fresh noise, so that what is new comes to fit what is
+    known; there are the fewer of them, so that it takes no more calls (RePaint, Lugmayr et al. 2022,
+    arXiv:2201.09865). It goes back by one step, and each step is taken as a sampler's first: DPM-Solver++ is
+    of first order then.
+    """
+    repeats = min(_MAX_REPEATS, options.num_steps // _STEPS_FOR_A_REPEAT)
+    if repeats <= 1:
+        calls = make_calls(options, strength)
+        return list(zip(calls, map(After, times_after([call.t for call in calls])), strict=True))
+    found: list[tuple[Call, After]] = []
+    for t, t_next in itertools.pairwise(
+        time_grid(options.num_steps // repeats, options.time_easing, strength)
+    ):
+        step = SAMPLERS[options.sampler]([t, t_next])
+        *amid, _ = times_after([call.t for call in step])
+        for number in range(repeats if t > 0 else 1, 0, -1):
+            afters = [*map(After, amid), After(t_next, t if number > 1 else None)]
+            found += zip(step, afters, strict=True)
+    return found
 
 
 def interpolate(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -25,8 +73,7 @@ class KnownParts:
     """Latents, noise and known places of running samples, in slots of tensors that stay where they are.
 
     After each call of the prior, what is known is put back as it is at that time, on the straight path from
-    the sample's own noise to its source's latents: replacement, as Lugmayr et al. 2022 (RePaint,
-    arXiv:2201.09865) have it, with one noise for all times.
+    the sample's own noise to its source's latents.
     """
 
     def __init__(self, num_slots: int, shape: Sequence[int], device: torch.device) -> None:

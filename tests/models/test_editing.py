@@ -1,6 +1,7 @@
 """Drawing a source anew, in whole or in parts: what comes back, and that no neighbour changes it."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from models.networks.dit import DiT, DiTConfig
 from models.options import FlowOptions
 from models.pipeline import Pipeline
 from models.priors.flow import FlowStage, draw_noise
-from models.priors.known import interpolate
+from models.priors.known import After, interpolate, resampled_calls
 from models.priors.samplers import SAMPLERS, make_calls, time_grid, times_after
 from models.stage import Sample, SampleSpec, run_directly, run_path
 from tests.tiny import PRIOR, TOKENIZER, save_untrained
@@ -101,7 +102,9 @@ def test_known_latents_come_back_exactly_and_stay_on_their_path(network, sampler
     sample, stage = edit(network, latents, options, mask), FlowStage(network, 1)
     stage.start(sample)
     noise = draw_noise(SHAPE, 7, 0)
-    for time in times_after([call.t for call in make_calls(options, 0.8)]):
+    for time in times_after(
+        [call.t for call in make_calls(options, 0.8)]
+    ):  # of so few steps each is taken once
         stage.step([sample], run_directly)
         expected = interpolate(latents[None], noise[None], torch.tensor([time]))[0]
         now = stage.latents([sample])[0]
@@ -112,6 +115,28 @@ def test_known_latents_come_back_exactly_and_stay_on_their_path(network, sampler
     assert torch.equal(sample.value, now)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_steps_are_taken_again_in_no_more_calls_where_there_are_enough(sampler) -> None:
+    options = FlowOptions(num_steps=15, sampler=sampler, time_easing=0.3)
+    calls = resampled_calls(options, 1.0)
+    assert calls[-1][1] == After(1)
+    assert len(calls) <= len(make_calls(options))
+    assert {after.back_to for _, after in calls} == {None, *time_grid(5, 0.3)[1:-1]}
+    assert len([after for _, after in calls if after.back_to is not None]) == 4 * 2
+    few = replace(options, num_steps=9)
+    assert [call for call, _ in resampled_calls(few, 1.0)] == make_calls(few)
+
+
+@pytest.mark.parametrize("back_to", [0.1, 0.5, 0.8])
+def test_going_back_gives_the_noise_of_that_time(back_to) -> None:
+    generator = torch.Generator().manual_seed(6)
+    latents, noise, fresh = (torch.randn(100_000, generator=generator) for _ in range(3))
+    of_x, of_noise = After(0.9, back_to).shares
+    x = of_x * interpolate(latents[None], noise[None], torch.tensor([0.9]))[0] + of_noise * fresh
+    assert (x - back_to * latents).std() == pytest.approx(1 - back_to, rel=0.02)  # 100,000 draws
+    assert (x * latents).mean() == pytest.approx(back_to, rel=0.05)
+
+
 @torch.inference_mode()
 def test_edits_share_calls_with_plain_samples_with_the_bits_of_each_alone(network) -> None:
     generator = torch.Generator().manual_seed(2)
@@ -120,7 +145,7 @@ def test_edits_share_calls_with_plain_samples_with_the_bits_of_each_alone(networ
     def make() -> list[Sample]:
         latents = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
         samples = [
-            edit(network, latents, FlowOptions(num_steps=5, strength=0.6, guidance_scale=2.0), mask, number)
+            edit(network, latents, FlowOptions(num_steps=12, strength=0.6, guidance_scale=2.0), mask, number)
             for number, mask in enumerate(masks)
         ]
         samples[0].value = samples[0].source = None

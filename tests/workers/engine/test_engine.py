@@ -38,7 +38,9 @@ def random_work(count: int, chance: random.Random, jobs: Jobs) -> list[Work]:
     for index in range(count):
         kind, name = chance.random(), str(index)
         if kind < 0.7:
-            pictures = [noise_image(chance.randrange(99), 12, 12, 1) for _ in range(chance.choice([0, 1, 2]))]
+            pictures = [
+                noise_image(chance.randrange(99), 12, 12, 1) for _ in range(chance.choice([0, 0, 1, 2]))
+            ]
             masks = [(each > 180).astype(np.uint8) * 255 for each in pictures[1:]]
             works.append(
                 (partial(jobs.edit, *pictures[:1], *masks) if pictures else jobs.generate)(

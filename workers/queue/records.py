@@ -51,7 +51,7 @@ PAUSED = f"{PREFIX}:paused"  # is there while no job is to be claimed
 HEALTH = f"{PREFIX}:health"  # written to see whether the server takes writes
 SEPARATOR = "\n"  # of the pipelines in a worker's hash
 _CALLS_PER_SWEEP = 40  # a sweep over an image in search of codes costs about as many calls of a prior
-_CALLS_IN_TURN = 36  # of a flow prior: so long take the 196 short calls for 14×14 codes
+_CALLS_IN_TURN = 60  # of a flow prior: so long take the 196 short calls for 14×14 codes
 WORKERS = f"{RQ_KEY_PREFIX}:workers"  # the keys of all workers, as RQ keeps them
 STATUSES = {
     RQStatus.QUEUED: JobStatus.QUEUED,

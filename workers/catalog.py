@@ -206,6 +206,7 @@ def _resolve_generate(
         raise InvalidRequest(f"{unknown[0]}: {spec.name} takes no {noun}; it takes {taken}")
     if request.num_outputs is not None and request.num_images is not None:
         raise InvalidRequest("num_images: is the older name of num_outputs; send one of the two")
+    _check_size(request, spec)
     _check_inputs(request)
     format = _format(request.format, spec.medium)
     if request.background == "transparent":
@@ -236,6 +237,15 @@ def _resolve_generate(
         return_codes=request.return_codes,
         **(common or {"pipeline": spec.name}),
     )
+
+
+def _check_size(request: GenerateRequest, spec: PipelineSpec) -> None:
+    """Raises: InvalidRequest when pictures of a size are asked for that the pipeline does not make."""
+    for field in ("width_px", "height_px"):
+        asked, own = getattr(request, field), getattr(spec.medium, field, None)
+        if asked is not None and asked != own:
+            makes = f"{own} only" if own else f"no pictures, but {spec.medium.medium}"
+            raise InvalidRequest(f"{field}: {spec.name} makes {makes}, got {asked}")
 
 
 def _check_inputs(request: GenerateRequest) -> None:

@@ -45,6 +45,7 @@ Label = Annotated[str, Field(max_length=64)] | Annotated[int, Strict(), Field(ge
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**53)]
 NumOutputs = Annotated[int, Strict(), Field(ge=1, le=MAX_SAMPLES_PER_JOB)]
+SizePx = Annotated[int, Strict(), Field(ge=1, le=8192)]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 WebhookUrl = Annotated[str, Field(max_length=2048)]
 FormatName = Annotated[str, Field(max_length=16)]
@@ -145,6 +146,10 @@ class GenerateRequest(ClientRequest, OptionFields):
         " 255 on, or transparent), else black. All other pixels come back exactly, as the fitted source has"
         " them.",
     )
+    width_px: SizePx | None = Field(
+        default=None, description="Of the pictures: the pipeline's own, as GET /pipelines tells it."
+    )
+    height_px: SizePx | None = Field(default=None, description="As `width_px`.")
     num_outputs: NumOutputs | None = Field(default=None, description="How many; one when left out.")
     num_images: NumOutputs | None = Field(
         default=None, description="The older name of `num_outputs`; both at once is refused."

@@ -230,6 +230,7 @@ def test_labels_of_every_kind_become_numbers(mixed):
         ({"labels": {"style": 0}, "style": 1}, r"style: is short for labels.style; send one of the two"),
         ({"labels": {"hue": 0}}, r"labels.hue: tiny takes no labels.hue; it takes class_label"),
         ({"num_images": 1, "num_outputs": 1}, r"num_images: is the older name of num_outputs"),
+        ({"width_px": 128}, r"width_px: tiny makes 8 only, got 128"),
         ({"format": "gif"}, r"format: image files are png, webp, jpeg, got 'gif'"),
         ({"prompt": "x", "background": "transparent", "format": "jpeg"}, r"got prompted as jpeg"),
     ],

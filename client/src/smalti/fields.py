@@ -41,6 +41,8 @@ class GenerateFields(WorkFields, total=False):
     source: Source
     mask: Source
     strength: float
+    width_px: int
+    height_px: int
 
     negative_prompt: str
     labels: Mapping[str, str | int]

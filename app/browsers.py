@@ -31,6 +31,7 @@ EXPOSED_HEADERS = (
     "Retry-After",
     "Smalti-Job-Id",
     "Smalti-Seed",
+    "Smalti-Tokenizer",
     "X-Request-Id",
 )
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")

@@ -238,7 +238,10 @@ PROBLEMS: dict[str, Problem] = {
             "not_acceptable", "Accept: this answer can be application/json, application/x-npy; got text/csv"
         ),
         problem_of("body_too_large", "the body is at most 65536 bytes, got 70000"),
-        problem_of("unsupported_media_type", "Content-Type: send application/json, got text/plain"),
+        problem_of(
+            "unsupported_media_type",
+            "Content-Type: send application/json or application/x-npy, got text/plain",
+        ),
         problem_of("invalid_request", f"{_BAD_FIELD.field}: {_BAD_FIELD.message}", errors=(_BAD_FIELD,)),
         problem_of("unknown_pipeline", "pipeline: there is no 'mnist'; known are fashion-mnist"),
         problem_of("invalid_image", "source: the bytes are not a PNG, JPEG or WebP file"),

@@ -77,7 +77,7 @@ def test_a_misspelt_setting_is_an_error():
     [
         (("generate", "--class-label", "bag", "--out", "bag"), "--out must end in .png"),
         (("generate", "--num-images", "1000", "--out", "x.png"), "num_images: "),
-        (("generate", "--sampler", "ddim", "--out", "x.png"), "sampler: "),
+        (("generate", "--sampler", "dpm", "--out", "x.png"), "sampler: "),
         (("encode", "no-such-file.png"), "no-such-file.png can't be read"),
         (("decode", "no-such-file.json", "--out", "x.png"), "no-such-file.json can't be read"),
         (("train", "tokenizer", "--config", "no-such-file.toml"), "no-such-file.toml can't be read"),

@@ -55,7 +55,7 @@ BODIES = {  # claim: (path, body, the detail's beginning)
     "long unknown names": (
         "/decode",
         json.dumps({f"{letter * 100_000}": 1 for letter in "abcdefghijklm"}),
-        "codes: is required; aaa",
+        "aaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     ),
     "wrong labels": (
         "/generate",

@@ -84,5 +84,5 @@ def test_the_documentation_has_the_prefix(client, prefix):
 def test_limits_of_bodies_hold_below_the_prefix(client, prefix):
     response = client.post(f"{prefix}/decode", json={"codes": [[[1]]], "tokenizer": "0" * 70_000})
     assert response.status_code == 422  # 4 MiB may come here, 64 KiB elsewhere
-    response = client.post(f"{prefix}/generate", json={"class_label": "0" * 70_000})
+    response = client.post(f"{prefix}/jobs/x/retry", json={"webhook_url": "0" * 70_000})
     problem_of(response, 413, "body_too_large")

@@ -29,9 +29,9 @@ from models.conditioning import Conditions
 from models.importers import diffusers_dit, diffusers_vq
 from models.importers.base import Source
 from models.networks.class_dit import ClassDiT
+from models.noise import draw_noise
 from models.options import DiffusionOptions
 from models.priors.class_prior import ClassPrior
-from models.priors.flow import draw_noise
 from models.stage import Sample, SampleSpec, run_path
 
 GUIDANCE_SCALE = 4.0

@@ -108,7 +108,8 @@ def sha256(file: Path) -> str:
 
 
 def _name(file: Path, source: Path) -> str:
-    return str(file.relative_to(source)) if file.is_relative_to(source) else file.name
+    is_inside = file != source and file.is_relative_to(source)
+    return str(file.relative_to(source)) if is_inside else file.name
 
 
 def _count(imported: Imported) -> int:

@@ -124,6 +124,8 @@ def test_the_card_tells_where_it_comes_from(tmp_path: Path, weights: Path) -> No
         "| codes | 4 × 4 of 32 |", str(tmp_path),
     ):  # fmt: skip
         assert (told in card) == (told != str(tmp_path)), told
+    take_over(source / "model.safetensors", weights / "one-file")
+    assert f"| model.safetensors | `{digest}` |" in (weights / "one-file" / "README.md").read_text()
     (source / "README.md").write_text("---\nlicense: [\n---\n")
     (source / "LICENSE.txt").write_text("\nMIT License\n\nCopyright\n")
     take_over(source, weights / "own", replaces=True)

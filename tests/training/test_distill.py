@@ -148,7 +148,7 @@ def test_a_teacher_is_not_distilled_on_other_labels(config: DistillConfig, tmp_p
 def test_old_paths_are_forgotten_and_every_window_is_learnt(config: DistillConfig) -> None:
     teacher = Pipeline.load(config.teacher)
     examples = Examples(
-        latents=torch.zeros(5, 4, 4, 4),
+        targets=torch.zeros(5, 4, 4, 4),
         labels=torch.zeros(5, 2, dtype=torch.long),
         captions=Captions(
             rows=torch.arange(5)[:, None],

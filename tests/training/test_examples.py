@@ -13,7 +13,7 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 def test_each_example_is_drawn_with_its_own_captions_and_all_of_them() -> None:
     own = ((0, 1, 2), (3,), (4, 5))
     examples = Examples(
-        latents=torch.zeros(3, 1, 2, 2),
+        targets=torch.zeros(3, 1, 2, 2),
         labels=torch.arange(3)[:, None],
         captions=Captions(
             rows=torch.tensor([[0, 1, 2], [3, 0, 0], [4, 5, 0]]),

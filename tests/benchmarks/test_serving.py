@@ -10,7 +10,8 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.timeout(300)  # ten processes; 15 seconds where nothing else runs
+@pytest.mark.ci
+@pytest.mark.timeout(300)  # ten processes, for a minute
 def test_the_benchmark_measures_and_reports(tiny_weights, tmp_path):
     (tmp_path / "README.md").write_text("Before\n<!-- results -->\nold\n<!-- end of results -->\nAfter\n")
     options = ["--weights", tiny_weights / "tiny", "--out", tmp_path, "--only", "a,c,e", "--scale", "0.01"]

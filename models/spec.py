@@ -11,13 +11,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from pydantic.dataclasses import dataclass
 
 from models.media.base import MEDIA, MediumSpec, medium_of
-from models.options import CHECKED, ConfigError, Count, Options, describe_invalid, read_options
+from models.options import CHECKED, ConfigError, Count, FlowOptions, Options, describe_invalid, read_options
 
 SPEC_FILE = "pipeline.json"
 SPEC_FORMAT = 2
 
 _FOLDER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SEARCHABLE = {"vq"}  # kinds of autoencoders
+_LATER = {"fingerprint": None, "has_posterior": False}  # fields of format 2 that its first version lacks
+_LATER_OPTIONS = {"strength": FlowOptions.strength}
 _LABELS_OF_FORMAT_1 = {"class": "class_names", "style": "style_names", "group": "group_names"}
 
 
@@ -134,7 +136,16 @@ class PipelineSpec:
 
     def save(self, path: Path) -> None:
         """Write ``pipeline.json``."""
-        path.write_text(json.dumps({"format": SPEC_FORMAT, **asdict(self)}, indent=2) + "\n")
+        path.write_text(json.dumps({"format": SPEC_FORMAT, **self._written()}, indent=2) + "\n")
+
+    def _written(self) -> dict[str, Any]:
+        """Return the fields, of those that came later only what is set, so that older versions read them."""
+        written = asdict(self)
+        for holder, later in ((written, _LATER), (written["defaults"], _LATER_OPTIONS)):
+            for name, unset in later.items():
+                if name in holder and holder[name] == unset:
+                    del holder[name]
+        return written
 
     @classmethod
     def load(cls, path: Path) -> "PipelineSpec":

@@ -27,38 +27,26 @@ from models.networks.layers import (
     turns,
     unpatchify,
 )
+from models.networks.transformer_config import TransformerConfig
 from models.options import CHECKED, ConfigError, Count, NotNegative
 
 
 @dataclass(frozen=True, config=CHECKED)
-class CodeTransformerConfig:
-    """The shape of a prior over codes, on a grid of 1, 2 or 3 axes.
+class CodeTransformerConfig(TransformerConfig):
+    """The shape of a prior over codes.
 
     A causal one predicts each code from those before it, rows first; any other one from all that are known.
-    Then a token may be a patch of ``patch_size`` codes a side. latent_channels: of the tokenizer's latents.
-    common_code: the most frequent one, which stands for what is not drawn yet in previews. label_sizes,
-    text_tokens and text_channels: as in ``DiTConfig``.
+    Then a token may be a patch of several codes. common_code: the most frequent one, which stands for what is
+    not drawn yet in previews.
     """
 
-    is_causal: bool
-    latent_channels: Count = 4
-    grid: Annotated[tuple[Count, ...], Field(min_length=1, max_length=3)] = (14, 14)
-    codebook_size: Annotated[int, Field(ge=2, le=2**20)] = 1024
-    patch_size: Count = 1
-    hidden_size: Count = 256
+    is_causal: bool = Field(kw_only=True)
     depth: Count = 6
-    num_heads: Count = 4
-    mlp_ratio: Annotated[float, Field(gt=0)] = 8 / 3
-    label_sizes: tuple[Count, ...] = ()
-    text_tokens: NotNegative = 0
-    text_channels: NotNegative = 0
+    codebook_size: Annotated[int, Field(ge=2, le=2**20)] = 1024
     common_code: NotNegative = 0
 
     def __post_init__(self) -> None:
-        if any(side % self.patch_size for side in self.grid):
-            raise ConfigError(
-                f"every side of grid must be a multiple of patch_size {self.patch_size}, got {self.grid}"
-            )
+        super().__post_init__()
         if self.is_causal and self.patch_size > 1:
             raise ConfigError(f"patch_size must be 1 where codes are drawn in turn, got {self.patch_size}")
         if self.hidden_size % self.codes_per_token:
@@ -66,26 +54,8 @@ class CodeTransformerConfig:
                 f"hidden_size must be a multiple of the {self.codes_per_token} codes of a patch,"
                 f" got {self.hidden_size}"
             )
-        if self.hidden_size % self.num_heads or self.head_size % 2 or self.head_size < 2 * len(self.grid):
-            raise ConfigError(
-                f"hidden_size {self.hidden_size} must give each of num_heads {self.num_heads} heads an"
-                f" even number of channels, at least {2 * len(self.grid)} for {len(self.grid)} axes"
-            )
-        if bool(self.text_tokens) != bool(self.text_channels):
-            raise ConfigError(
-                "text_tokens and text_channels must both be 0 or neither, got"
-                f" {self.text_tokens} and {self.text_channels}"
-            )
         if self.common_code >= self.codebook_size:
             raise ConfigError(f"common_code must be below {self.codebook_size}, got {self.common_code}")
-
-    @property
-    def takes_prompt(self) -> bool:
-        return self.text_tokens > 0
-
-    @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.num_heads
 
     @property
     def codes_per_token(self) -> int:

@@ -1,11 +1,13 @@
 """What a pipeline needs of a prior."""
 
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Generic, Protocol, Self, TypeVar
 
 from torch import nn
 
 from models.conditioning import Conditions
+from models.networks.code_transformer import CodeTransformer
+from models.networks.dit import DiT
 from models.stage import Stage
 
 
@@ -38,3 +40,35 @@ class Prior(Protocol):
 
     def make_stage(self, num_slots: int) -> Stage:
         """Return the stage that samples, for at most ``num_slots`` samples at a time."""
+
+
+Network = TypeVar("Network", DiT, CodeTransformer)
+
+
+class TransformerPrior(Generic[Network]):
+    """What a pipeline asks of a prior, as its transformer's configuration says it."""
+
+    network: Network
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(d, *grid) of one sample's latents."""
+        return (self.network.config.latent_channels, *self.network.config.grid)
+
+    @property
+    def label_sizes(self) -> tuple[int, ...]:
+        """The numbers of labels in each set."""
+        return self.network.config.label_sizes
+
+    @property
+    def text_shape(self) -> tuple[int, int] | None:
+        """(tokens, channels) of a prompt's states; None where it takes no prompt."""
+        config = self.network.config
+        return (config.text_tokens, config.text_channels) if config.takes_prompt else None
+
+    def null_conditions(self, num_rows: int = 1) -> Conditions:
+        """Return rows that ask for nothing: any label, no prompt."""
+        return self.network.null_conditions(num_rows)

@@ -17,6 +17,7 @@ from models.conditioning import Conditions, drop_conditions
 from models.networks.dit import DiT
 from models.noise import draw_noise
 from models.options import FlowOptions
+from models.priors.base import TransformerPrior
 from models.priors.known import After, KnownParts, interpolate, resampled_calls
 from models.priors.samplers import guide, is_guided, make_calls, take_step
 from models.replay import Replayed
@@ -308,11 +309,8 @@ class FlowStage:
                 values[row, 0] = of_x * values[row, 0] + of_noise * send(noise, values.device)
 
 
-class FlowPrior:
+class FlowPrior(TransformerPrior[DiT]):
     """A flow prior as a pipeline has it: the network, and the stage that samples with it."""
-
-    def __init__(self, network: DiT) -> None:
-        self.network = network
 
     @classmethod
     def load(cls, path: Path) -> "FlowPrior":
@@ -321,26 +319,6 @@ class FlowPrior:
         Raises: CheckpointError.
         """
         return cls(DiT.load(path))
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(d, *grid) of one sample's latents."""
-        return (self.network.config.latent_channels, *self.network.config.grid)
-
-    @property
-    def label_sizes(self) -> tuple[int, ...]:
-        """The numbers of labels in each set."""
-        return self.network.config.label_sizes
-
-    @property
-    def text_shape(self) -> tuple[int, int] | None:
-        """(tokens, channels) of a prompt's states; None where it takes no prompt."""
-        config = self.network.config
-        return (config.text_tokens, config.text_channels) if config.takes_prompt else None
-
-    def null_conditions(self, num_rows: int = 1) -> Conditions:
-        """Return rows that ask for nothing: any label, no prompt."""
-        return self.network.null_conditions(num_rows)
 
     def make_stage(self, num_slots: int) -> FlowStage:
         """Return the stage that samples, for at most ``num_slots`` samples at a time."""

@@ -29,10 +29,10 @@ install: $(VENV)/.dev  ## make .venv with everything for development
 serve: $(VENV)/.smalti  ## start the queue, the API and a worker; Ctrl-C stops them
 	@$(BIN)/smalti up $(ARGS)
 
-test: $(VENV)/.dev  ## prove that it works: under ten minutes on two cores
+test: $(VENV)/.dev  ## prove that it works: about ten minutes on two cores
 	$(PYTEST) $(ARGS)
 
-test-ci: $(VENV)/.dev  ## long mixes over the shipped weights, and fuzz: twelve minutes more
+test-ci: $(VENV)/.dev  ## long mixes over the shipped weights, and fuzz: a quarter of an hour more
 	$(PYTEST) --dist load -m ci $(ARGS)
 
 fuzz: $(VENV)/.dev  ## try the whole OpenAPI document with Schemathesis: some minutes

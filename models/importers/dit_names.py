@@ -176,8 +176,8 @@ def imported(
     if network.hidden_size > MAX_INPUTS:
         notes += (
             f"With {network.hidden_size} channels, each picture of a batch has matrix products of its own on"
-            " a CPU in bfloat16, so that its bytes don't depend on the others: eight took 1.5 times as long"
-            " at 768 channels, 1.8 times at 1,152. A lone picture costs no more.",
+            " a CPU in bfloat16, so that its bytes don't depend on the others: on a busy machine eight took"
+            " about 1.5 times as long at 768 channels, 1.8 times at 1,152. A lone picture costs no more.",
         )
     labels = {"class": class_names(network.num_labels)}
     return Imported("prior", kind, config, tensors, defaults, labels, **figures, notes=notes)

@@ -3,9 +3,10 @@
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -61,8 +62,17 @@ def own_redis(tmp_path: Path) -> Iterator[embedded_server.EmbeddedServer]:
 @pytest.fixture
 def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator["ThreadedMotoServer"]:
     """A server that speaks S3, empty, and the environment that leads to it."""
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
+    put, one_at_once = S3Response._key_response_put, threading.Lock()
+
+    def put_as_s3_does(*of_a_request: Any) -> Any:
+        """Look and write in one, as S3 does: moto's threads may each find nothing there, and all write."""
+        with one_at_once:
+            return put(*of_a_request)
+
+    monkeypatch.setattr(S3Response, "_key_response_put", put_as_s3_does)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

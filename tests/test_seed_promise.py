@@ -19,9 +19,9 @@ NEEDED = {"AVX512_CORE_BF16": "avx512_bf16", "AVX512_CORE": "avx512dq", "AVX2": 
 
 
 @pytest.mark.timeout(300)
-def test_40_short_mixes_on_the_shipped_weights(tmp_path: Path) -> None:
-    report = compare(40, tmp_path, num_probes=64, rows=(1, 4, 8, 32), max_steps=2, pool_size=15)
-    assert report.num_requests > 100
+def test_20_short_mixes_on_the_shipped_weights(tmp_path: Path) -> None:
+    report = compare(20, tmp_path, num_probes=64, rows=(1, 4, 8, 32), max_steps=2, pool_size=15)
+    assert report.num_requests > 50
     assert report.num_differing == 0, report
 
 

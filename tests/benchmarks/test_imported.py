@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "imported.py"
 
 
+@pytest.mark.ci
 def test_the_comparison_with_diffusers_measures_both_parts() -> None:
     options = ["--tiny", "--steps", "2", "--batch-sizes", "1,2", "--rounds", "1"]
     result = subprocess.run(

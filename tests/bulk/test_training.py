@@ -87,6 +87,7 @@ def test_a_folder_that_does_not_fit_is_refused(codes, tokenizer_file):
         read_codes(codes, fingerprint)
 
 
+@pytest.mark.ci
 def test_the_example_learns_from_codes_without_smalti(codes):
     script = Path(__file__).parents[2] / "examples" / "train_on_codes.py"
     source = f"import runpy, sys; sys.argv = ['x', {str(codes)!r}, '--steps', '40']\n"

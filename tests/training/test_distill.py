@@ -47,6 +47,7 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "losses.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.ci
 def test_the_student_is_a_pipeline_of_few_steps_nearer_to_its_teacher(config: DistillConfig) -> None:
     teacher_spec = PipelineSpec.load(config.teacher / "pipeline.json")
     student = Pipeline.load(train_distilled(config))
@@ -74,6 +75,7 @@ def test_the_student_is_a_pipeline_of_few_steps_nearer_to_its_teacher(config: Di
     assert errors[1] < errors[0]
 
 
+@pytest.mark.ci
 def test_distillation_resumes_to_the_same_losses(
     config: DistillConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

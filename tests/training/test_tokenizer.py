@@ -92,6 +92,7 @@ def test_adversarial_training_resumes_to_the_same_losses(
     assert logged(stopped.folder) == whole
 
 
+@pytest.mark.ci
 def test_a_decoder_trained_on_draws_better_from_the_same_codes(
     config: TokenizerTrainingConfig, captioned: Path
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_decoder_trained_on_draws_better_from_the_same_codes(
         )
 
 
+@pytest.mark.ci
 def test_a_decoder_also_learns_from_searched_codes(
     config: TokenizerTrainingConfig, captioned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +153,7 @@ def test_a_decoder_also_learns_from_searched_codes(
         train_tokenizer(replace(trained_on, folder=config.folder.parent / "x", batch_size=1))
 
 
+@pytest.mark.ci
 def test_a_tokenizer_trained_on_with_more_blocks_begins_as_the_finished_one(
     config: TokenizerTrainingConfig, captioned: Path
 ) -> None:

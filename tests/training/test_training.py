@@ -216,6 +216,7 @@ def test_a_misspelt_setting_is_named(tmp_path: Path, pictures: Path) -> None:
         load_config(path, TokenizerTrainingConfig)
 
 
+@pytest.mark.ci
 def test_two_processes_train_one_model(tmp_path: Path, pictures: Path) -> None:
     """torchrun with two processes ends, and with gradients averaged the loss is that of one process."""
     both = tokenizer_config(tmp_path, "both", pictures)

@@ -65,12 +65,7 @@ def compare_priors(
     config: dict[str, Any], steps: int, batch_sizes: Sequence[int], rounds: int
 ) -> Iterator[Row]:
     """Yield a row for each batch size."""
-    torch.manual_seed(0)
-    theirs = DiTTransformer2DModel(out_channels=8, **config).eval()
-    for parameter in theirs.parameters():  # those of the output are zero at first
-        torch.nn.init.normal_(parameter, std=0.02)
-    for block in theirs.transformer_blocks[1:]:
-        block.norm1.emb.load_state_dict(theirs.transformer_blocks[0].norm1.emb.state_dict())
+    theirs = random_dit(config)
     scheduler = DDIMScheduler(clip_sample=False)
     parts = {"scheduler": Source(Path("scheduler"), {}, dict(scheduler.config))}
     said = {**theirs.config, "_class_name": "DiTTransformer2DModel"}
@@ -95,6 +90,17 @@ def compare_priors(
             return sample_with_diffusers(theirs, scheduler, labels, steps)
 
         yield Row("prior", size, *taking_turns(ours, loop, size, rounds))
+
+
+def random_dit(config: dict[str, Any]) -> DiTTransformer2DModel:
+    """Return a transformer of diffusers with random weights."""
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(out_channels=8, **config).eval()
+    for parameter in transformer.parameters():  # those of the output are zero at first
+        torch.nn.init.normal_(parameter, std=0.02)
+    for block in transformer.transformer_blocks[1:]:
+        block.norm1.emb.load_state_dict(transformer.transformer_blocks[0].norm1.emb.state_dict())
+    return transformer
 
 
 @torch.inference_mode()

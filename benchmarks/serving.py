@@ -60,6 +60,7 @@ class Bench:
     device: str
     scale: float  # of every duration and count
     verdicts: Path  # of the check of the seed promise, which each service finds done
+    max_batch_size: int = MAX_BATCH_SIZE
 
     @property
     def environment(self) -> dict[str, str]:
@@ -75,7 +76,7 @@ class Bench:
             "SMALTI_DEVICE": self.device,
             "SMALTI_WEIGHTS_DIR": str(self.pipeline.parent.absolute()),
             "SMALTI_PIPELINES": self.pipeline.name,
-            "SMALTI_MAX_BATCH_SIZE": str(MAX_BATCH_SIZE),
+            "SMALTI_MAX_BATCH_SIZE": str(self.max_batch_size),
             "SMALTI_MAX_QUEUE_LENGTH": "100000",
             "SMALTI_MAX_WAIT_S": "200",
             "SMALTI_LOG_LEVEL": "WARNING",
@@ -291,6 +292,7 @@ def saturate(
     bodies: list[Figures],
     seconds: float,
     weight_of: Any = lambda body: 1,
+    num_connections: int = NUM_CONNECTIONS,
 ) -> float:
     """Return what is done a second, by weight, with as many requests on their way as there are connections.
 
@@ -303,7 +305,7 @@ def saturate(
         address,
         headers,
         bodies,
-        num_connections=NUM_CONNECTIONS,
+        num_connections=num_connections,
         seconds=end_s + bench.seconds(2),
     )
     done = sum(

@@ -22,11 +22,12 @@ from typing import Any
 from diffusers import AutoencoderTiny, DDIMScheduler, DiTPipeline
 from imported import DIT_S_2, DIT_TINY, random_dit
 from over_http import wait_for_check
-from serving import IMAGE, Bench, free_port, running, saturate, say, smalti_up, wait_until_ready
+from serving import JOB, Bench, free_port, running, saturate, say, smalti_up, wait_until_ready
 
 HERE = Path(__file__).parent
 MAX_BATCH_SIZE = 8
 CHECK_TIMEOUT_S = 300.0
+WAITED_FOR = {**JOB, "Accept": "image/png"}
 NUM_STEPS = {8: 0.30, 16: 0.30, 32: 0.25, 50: 0.15}  # how often
 REQUESTS = {
     "20 steps": lambda draw: 20,
@@ -93,7 +94,7 @@ def main() -> None:
                     ]
                     say(f"{server.__name__}: {kind}")
                     rows[kind][server.__name__] = saturate(
-                        bench, address, IMAGE, bodies, asked.seconds, num_connections=asked.connections
+                        bench, address, WAITED_FOR, bodies, asked.seconds, num_connections=asked.connections
                     )
                     say(json.dumps({"requests": kind, server.__name__: rows[kind][server.__name__]}))
     print("| requests | Smalti, images/s | LitServe around diffusers, images/s | ratio |\n|---|---|---|---|")

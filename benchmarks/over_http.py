@@ -98,7 +98,7 @@ def wait_for_check(address: str, timeout_s: float) -> None:
     """Wait until the worker has a verdict on its seed promise; say so if it has none in time."""
     ends_at = time.monotonic() + timeout_s
     while time.monotonic() < ends_at:
-        pipelines = httpx.get(f"{address}/pipelines", timeout=10).json()["pipelines"]
+        pipelines = httpx.get(f"{address}/pipelines", timeout=10).json()
         verdicts = [verdict for each in pipelines for verdict in each["seed_verdicts"]]
         if verdicts and all(verdict["how"] != "full_batches" for verdict in verdicts):
             return

@@ -63,20 +63,20 @@ def score_with_lite0(
 
     test: what is compared with; train: what the pipeline learned from.
     """
-    of_test, of_train = _features(judge, test, "test"), _features(judge, train, "train")
+    of_test, of_train = lite0_features(judge, test, "test"), lite0_features(judge, train, "train")
     reference = measure_statistics(of_test)
 
     def score(features: torch.Tensor) -> Lite0SampleScores:
         distance = frechet_distance(measure_statistics(features), reference)
         return Lite0SampleScores(len(features), distance, class_score(judge.classify(features).softmax(1)))
 
-    of_generated = _features(judge, generated, "generated")
+    of_generated = lite0_features(judge, generated, "generated")
     return Lite0Scores(
         perceptual_distance=mean_perceptual_distance(judge, test_reconstructions, test),
-        real=score(_features(judge, real, "real")),
-        reconstructions=score(_features(judge, reconstructions, "reconstructed")),
+        real=score(lite0_features(judge, real, "real")),
+        reconstructions=score(lite0_features(judge, reconstructions, "reconstructed")),
         generated=score(of_generated),
-        paired_test_reconstructions=score(_features(judge, test_reconstructions, "paired")),
+        paired_test_reconstructions=score(lite0_features(judge, test_reconstructions, "paired")),
         nearest_train_ratio=distance_ratio(of_generated, of_test, of_train),
     )
 
@@ -100,7 +100,7 @@ def class_score(probabilities: torch.Tensor) -> float:
     return float(torch.stack(scores).mean())
 
 
-def _features(judge: Lite0, images: torch.Tensor, title: str) -> torch.Tensor:
+def lite0_features(judge: Lite0, images: torch.Tensor, title: str) -> torch.Tensor:
     """Return features (N, 1280) of images, enlarged or made smaller to what the judge was trained at."""
     batches = tqdm(images.split(_BATCH_SIZE), desc=f"Lite0, {title}", unit="batch", leave=False)
     size = (_TRAINED_PX, _TRAINED_PX)

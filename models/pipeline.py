@@ -9,19 +9,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.autoencoders.base import Autoencoder, Probabilistic
+from models.autoencoders.base import Autoencoder, Probabilistic, Quantizing
+from models.autoencoders.shuffle import ShuffleAutoencoder
 from models.autoencoders.stages import DecodeStage, EncodeStage, LatentsStage, PsnrStage, SearchStage
 from models.autoencoders.vq import Tokenizer, channels_last
 from models.checkpoint import Unfilled, fingerprint, save_checkpoint
 from models.conditioning import Conditions
 from models.eight_bits import to_eight_bits
+from models.media.image import ImageSpec
 from models.networks.code_transformer import CodeTransformer
 from models.networks.dit import DiT
 from models.networks.text_encoder import PromptEncoder
 from models.options import ConfigError, Options, Precision
 from models.priors.base import Prior
 from models.registry import AUTOENCODERS, PRIORS, load_kind
-from models.spec import SPEC_FILE, PipelineSpec
+from models.spec import SPEC_FILE, CodesSpec, PipelineSpec
 from models.stage import Sample, SampleSpec, Stage, run_path
 
 AUTOENCODER_FILE = "tokenizer.safetensors"
@@ -189,10 +191,43 @@ class Pipeline:
         return torch.stack([sample.value for sample in samples if sample.value is not None])
 
 
+def autoencoder_spec(name: str, kind: str, autoencoder: Autoencoder) -> PipelineSpec:
+    """Return what ``pipeline.json`` says of an autoencoder of pictures, of this kind, without a prior.
+
+    Raises: ConfigError where its pictures are neither grey nor in colour.
+    """
+    channels, height_px, width_px = autoencoder.signal_shape
+    if channels not in (1, 3):
+        raise ConfigError(f"pictures have 1 or 3 channels, this autoencoder's have {channels}")
+    codes = _codes_spec(autoencoder)
+    return PipelineSpec(
+        name=name,
+        makes=(ImageSpec(width_px=width_px, height_px=height_px, channels=1 if channels == 1 else 3),),
+        latents=tuple(autoencoder.latent_shape),
+        autoencoders={"image": kind},
+        codes=codes,
+        fingerprint=None if codes else autoencoder.fingerprint(),
+        has_posterior=isinstance(autoencoder, Probabilistic),
+    )
+
+
+def _codes_spec(autoencoder: Autoencoder) -> CodesSpec | None:
+    """Return what ``pipeline.json`` says of codes, None where there is no codebook."""
+    if not isinstance(autoencoder, Quantizing):
+        return None
+    device = next(autoencoder.parameters()).device if isinstance(autoencoder, torch.nn.Module) else None
+    with torch.inference_mode():
+        codes = autoencoder.quantize(torch.zeros(1, *autoencoder.latent_shape, device=device)).codes
+    num_codebooks = 1 if codes.dim() == len(autoencoder.latent_shape) else codes.shape[1]
+    size: int = autoencoder.config.codebook_size  # type: ignore[attr-defined]
+    grid = tuple(autoencoder.latent_shape[1:])
+    return CodesSpec(grid=grid, size=size, fingerprint=autoencoder.fingerprint(), num_codebooks=num_codebooks)
+
+
 def save_pipeline(
     folder: Path,
     spec: PipelineSpec,
-    tokenizer: Tokenizer,
+    autoencoder: ShuffleAutoencoder,
     network: DiT | CodeTransformer,
     prompt_encoder: PromptEncoder | None = None,
     *,
@@ -204,7 +239,7 @@ def save_pipeline(
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not spec.shares_with:
-        save_checkpoint(folder / AUTOENCODER_FILE, tokenizer.exported(), tokenizer.config)
+        save_checkpoint(folder / AUTOENCODER_FILE, autoencoder.exported(), autoencoder.config)
         if prompt_encoder is not None:
             prompt_encoder.save(folder)
     halves = {name: tensor.to(torch.bfloat16) for name, tensor in network.state_dict().items()}

@@ -11,6 +11,7 @@ from models.options import ConfigError
 
 AUTOENCODERS = {
     "vq": "models.autoencoders.vq:Tokenizer",
+    "vae": "models.autoencoders.vae:VariationalAutoencoder",
     "vqgan": "models.autoencoders.vqgan:Vqgan",
     "kl": "models.autoencoders.kl:KlAutoencoder",
     "tiny": "models.autoencoders.tiny:TinyAutoencoder",

@@ -117,6 +117,11 @@ class PipelineSpec:
         return self.fingerprint if self.codes is None else self.codes.fingerprint
 
     @property
+    def codebook_size(self) -> int | None:
+        """How many codes there are; None where there are none."""
+        return self.codes.size if self.codes else None
+
+    @property
     def edits(self) -> bool:
         """Whether it also draws pictures that come in anew, or parts of them."""
         return self.medium.medium == "image" and "strength" in self.defaults.requestable and bool(self.prior)

@@ -1,5 +1,6 @@
 """Pipelines and a text encoder small enough for tests, untrained and always the same."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,14 @@ import torch
 from tokenizers import Tokenizer as WordTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+from models.autoencoders.vae import VariationalAutoencoder
 from models.autoencoders.vq import Tokenizer, TokenizerConfig
-from models.media.image import ImageSpec
 from models.networks.code_transformer import CodeTransformer, CodeTransformerConfig
 from models.networks.dit import DiT, DiTConfig
+from models.networks.shuffle_autoencoder import ShuffleConfig
 from models.networks.text_encoder import PromptEncoder, TextEncoder, TextEncoderConfig
 from models.options import FAMILIES, FlowOptions
-from models.pipeline import save_pipeline
-from models.spec import CodesSpec, PipelineSpec
+from models.pipeline import autoencoder_spec, save_pipeline
 
 TOKENIZER = TokenizerConfig(  # 16×16 colour, 4×4 codes
     image_channels=3,
@@ -90,14 +91,21 @@ def tiny_prompt_encoder() -> PromptEncoder:
 
 def save_untrained(
     folder: Path,
-    tokenizer_config: TokenizerConfig,
+    autoencoder_config: ShuffleConfig,
     prior_config: DiTConfig | CodeTransformerConfig,
     prompt_encoder: PromptEncoder | None = None,
     **fields: Any,
 ) -> None:
-    """Write a pipeline of random weights; ``fields`` are of ``PipelineSpec``: labels, example_prompt."""
+    """Write a pipeline of random weights; ``fields`` are of ``PipelineSpec``: labels, example_prompt.
+
+    Its autoencoder is a tokenizer, or variational where the configuration isn't a tokenizer's.
+    """
     generator = torch.Generator().manual_seed(0)
-    tokenizer = Tokenizer(tokenizer_config)
+    autoencoder: Tokenizer | VariationalAutoencoder
+    if isinstance(autoencoder_config, TokenizerConfig):
+        autoencoder = Tokenizer(autoencoder_config)
+    else:
+        autoencoder = VariationalAutoencoder(autoencoder_config)
     prior: DiT | CodeTransformer
     if isinstance(prior_config, DiTConfig):
         prior, family, defaults = DiT(prior_config), "flow", FLOW
@@ -105,29 +113,16 @@ def save_untrained(
         prior = CodeTransformer(prior_config)
         family = "autoregressive" if prior_config.is_causal else "masked"
         defaults = FAMILIES[family]()
-    for module in (tokenizer, prior):
+    for module in (autoencoder, prior):
         for parameter in module.parameters():
             parameter.data.normal_(std=0.2, generator=generator)
-    tokenizer.quantizer.codebook.normal_(generator=generator)
-    spec = PipelineSpec(
-        name=folder.name,
-        makes=(
-            ImageSpec(
-                width_px=tokenizer_config.image_size_px,
-                height_px=tokenizer_config.image_size_px,
-                channels=tokenizer_config.image_channels,
-            ),
-        ),
-        latents=tokenizer.latent_shape,
-        codes=CodesSpec(
-            grid=tokenizer_config.grid,
-            size=tokenizer_config.codebook_size,
-            fingerprint=tokenizer.fingerprint(),
-        ),
-        autoencoders={"image": "vq"},
+    if isinstance(autoencoder, Tokenizer):
+        autoencoder.quantizer.codebook.normal_(generator=generator)
+    spec = replace(
+        autoencoder_spec(folder.name, autoencoder.kind, autoencoder),
         prior=family,
         takes_prompt=prior_config.takes_prompt,
         defaults=defaults,
         **fields,
     )
-    save_pipeline(folder, spec, tokenizer, prior, prompt_encoder)
+    save_pipeline(folder, spec, autoencoder, prior, prompt_encoder)

@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from models.autoencoders.shuffle import ShuffleAutoencoder
 from models.conditioning import Conditions, stack_conditions
 from models.networks.dit import DiT
 from models.options import Count, FlowOptions, UnitTime
@@ -143,7 +144,7 @@ def _train(config: DistillConfig, run: Run) -> None:
         loss_of,
         save_preview=lambda average, step: save_samples(
             config.folder / "samples" / f"{step:07d}.png",
-            teacher.tokenizer,
+            teacher.autoencoder,
             average,
             examples.preview_conditions.to(processes.device),
             teacher.spec.prior or "",
@@ -158,7 +159,8 @@ def _train(config: DistillConfig, run: Run) -> None:
     )
     if processes.is_main:
         check_exported(student.state_dict(), config.output / PRIOR_FILE)
-        save_pipeline(config.output, spec, teacher.tokenizer, student, in_eight_bits=config.in_eight_bits)
+        assert isinstance(teacher.autoencoder, ShuffleAutoencoder)  # as the prior isn't imported either
+        save_pipeline(config.output, spec, teacher.autoencoder, student, in_eight_bits=config.in_eight_bits)
 
 
 def _read_data(teacher: Pipeline, config: DistillConfig) -> TrainingData:
@@ -166,7 +168,7 @@ def _read_data(teacher: Pipeline, config: DistillConfig) -> TrainingData:
 
     Raises: TrainingError when the data has no captions and the teacher wants some, or the reverse.
     """
-    channels, image_size_px, _ = teacher.tokenizer.signal_shape
+    channels, image_size_px, _ = teacher.autoencoder.signal_shape
     data = read_training_data(
         config.data,
         image_size_px=image_size_px,

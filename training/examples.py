@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from models.autoencoders.shuffle import ShuffleAutoencoder
 from models.autoencoders.vq import Tokenizer
 from models.conditioning import Conditions
 from models.networks.text_encoder import PromptEncoder, find_minilm, import_minilm
@@ -138,7 +139,7 @@ def read_training_data(
     )
 
 
-def read_coded_data(folder: Path, tokenizer: Tokenizer) -> TrainingData:
+def read_coded_data(folder: Path, tokenizer: ShuffleAutoencoder) -> TrainingData:
     """Read a folder of codes that this tokenizer made; see ``code_folder.read_codes``.
 
     Raises: DataError.
@@ -169,7 +170,7 @@ def load_text_encoder(folder: Path | None, cache: Path) -> PromptEncoder:
 
 
 def encode_examples(
-    tokenizer: Tokenizer | None,
+    autoencoder: ShuffleAutoencoder | None,
     data: TrainingData,
     encoder: PromptEncoder | None,
     *,
@@ -179,20 +180,28 @@ def encode_examples(
 ) -> Examples:
     """Encode images and captions; the captions' states are kept in the folder ``cache``.
 
-    Images become latents, or codes. Without a tokenizer, they are left out. Flipped images are not added
-    where there are captions, which may not hold of a mirror image, nor to codes, which have those that they
-    were made with.
+    Images become latents, or a tokenizer's codes. Without an autoencoder, they are left out. Flipped images
+    are not added where there are captions, which may not hold of a mirror image, nor to codes, which have
+    those that they were made with.
     """
     if data.codes is not None:
-        assert tokenizer is not None
-        targets = data.codes.int() if as_codes else look_up(tokenizer, data.codes)
+        assert isinstance(autoencoder, Tokenizer)
+        targets = data.codes.int() if as_codes else look_up(autoencoder, data.codes)
         return Examples(targets, data.labels, None, Conditions(data.preview_labels))
     labels = data.labels
-    encode = tokenize_images if as_codes else encode_images
-    targets = torch.zeros(len(labels), 0) if tokenizer is None else encode(tokenizer, data.images)
+
+    def encode(images: Tensor) -> Tensor:
+        if autoencoder is None:
+            return torch.zeros(len(images), 0)
+        if as_codes:
+            assert isinstance(autoencoder, Tokenizer)
+            return tokenize_images(autoencoder, images)
+        return encode_images(autoencoder, images)
+
+    targets = encode(data.images)
     if encoder is None:
-        if with_flips and tokenizer is not None:
-            targets = torch.cat([targets, encode(tokenizer, data.images.flip(-1))])
+        if with_flips and autoencoder is not None:
+            targets = torch.cat([targets, encode(data.images.flip(-1))])
             labels = labels.repeat(2, 1)
         return Examples(targets, labels, None, Conditions(data.preview_labels))
     texts = list(dict.fromkeys(text for captions in data.captions for text in captions))
@@ -214,11 +223,11 @@ def encode_examples(
 
 
 @torch.inference_mode()
-def encode_images(tokenizer: Tokenizer, images: Tensor) -> Tensor:
-    """Return latents (N, d, h, w) bfloat16 of uint8 ``images`` (N, C, H, W)."""
-    device = tokenizer.latent_mean.device
+def encode_images(autoencoder: ShuffleAutoencoder, images: Tensor) -> Tensor:
+    """Return latents (N, d, h, w) bfloat16 of uint8 ``images`` (N, C, H, W); of a distribution, its mean."""
+    device = autoencoder.latent_mean.device
     batches = [scale_to_unit(batch).to(device) for batch in images.split(500)]
-    return torch.cat([tokenizer.encode(batch).to("cpu", torch.bfloat16) for batch in batches])
+    return torch.cat([autoencoder.encode(batch).to("cpu", torch.bfloat16) for batch in batches])
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from models.autoencoders.shuffle import ShuffleAutoencoder
 from models.autoencoders.vq import Tokenizer
 from models.networks.code_transformer import CodeTransformerConfig
 from models.networks.dit import DiTConfig
@@ -46,13 +47,16 @@ class NetworkSettings:
 
 
 def network_config(
-    settings: NetworkSettings, tokenizer: Tokenizer, label_names: LabelNames, encoder: PromptEncoder | None
+    settings: NetworkSettings,
+    autoencoder: ShuffleAutoencoder,
+    label_names: LabelNames,
+    encoder: PromptEncoder | None,
 ) -> DiTConfig:
-    """Return the shape of a prior for a tokenizer's latents, sets of labels, and prompts.
+    """Return the shape of a prior for an autoencoder's latents, sets of labels, and prompts.
 
     Raises: TrainingError naming a setting that doesn't agree with them.
     """
-    found = _found(tokenizer, label_names, encoder)
+    found = _found(autoencoder, label_names, encoder)
     return _agreeing(DiTConfig, settings, found, {"patch_size": _PATCH_SIZE})
 
 
@@ -70,8 +74,10 @@ def code_network_config(
     return _agreeing(CodeTransformerConfig, settings, found, {"patch_size": 1 if is_causal else _PATCH_SIZE})
 
 
-def _found(tokenizer: Tokenizer, label_names: LabelNames, encoder: PromptEncoder | None) -> dict[str, Any]:
-    latent_channels, *grid = tokenizer.latent_shape
+def _found(
+    autoencoder: ShuffleAutoencoder, label_names: LabelNames, encoder: PromptEncoder | None
+) -> dict[str, Any]:
+    latent_channels, *grid = autoencoder.latent_shape
     return {
         "latent_channels": latent_channels,
         "grid": tuple(grid),

@@ -12,22 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.autoencoders.base import Autoencoder, Quantizing
+from models.autoencoders.shuffle import ShuffleAutoencoder
 from models.autoencoders.stages import DecodeStage
 from models.autoencoders.vq import Tokenizer
 from models.checkpoint import fingerprint
 from models.conditioning import Conditions
-from models.media.image import ImageSpec
 from models.networks.code_transformer import CodeTransformer, CodeTransformerConfig
 from models.networks.dit import DiT, DiTConfig
 from models.networks.text_encoder import TENSORS_FILE, PromptEncoder, find_minilm
 from models.options import ConfigError, Options, requested
-from models.pipeline import AUTOENCODER_FILE, PRIOR_FILE, save_pipeline
+from models.pipeline import AUTOENCODER_FILE, PRIOR_FILE, autoencoder_spec, save_pipeline
 from models.priors.autoregressive import autoregressive_loss
 from models.priors.base import Prior
 from models.priors.flow import flow_loss
 from models.priors.masked import masked_loss
 from models.registry import PRIORS, load_kind
-from models.spec import SPEC_FILE, CodesSpec, PipelineSpec
+from models.spec import SPEC_FILE, PipelineSpec
 from models.stage import Sample, SampleSpec, run_path
 from training import preflight
 from training.checkpoints import check_exported, file_digest
@@ -46,6 +47,7 @@ from training.examples import (
     take,
 )
 from training.fit import PriorNetwork, fit
+from training.latents import load_autoencoder
 from training.network import code_network_config, network_config
 from training.precision import autocast, fast_dtype
 from training.prior_configs import (
@@ -99,15 +101,20 @@ def _problems(config: PriorConfig) -> Iterator[str | None]:
 def _train(config: PriorConfig, run: Run) -> None:
     """Take the steps that are left, and write the pipeline."""
     processes = run.processes
-    tokenizer = Tokenizer.load(config.tokenizer).to(processes.device)
+    tokenizer = load_autoencoder(config.tokenizer).to(processes.device)
+    if config.family != PriorTrainingConfig.family and not isinstance(tokenizer, Quantizing):
+        raise TrainingError(
+            f"tokenizer: {config.tokenizer} has no codes, which priors of the family {config.family} learn:"
+            f" take --family {PriorTrainingConfig.family}"
+        )
     folder_of_codes = code_folder(config.data)
     if folder_of_codes is not None:
         data = read_coded_data(folder_of_codes, tokenizer)
     else:
         data = read_training_data(
             config.data,
-            image_size_px=tokenizer.config.image_size_px,
-            channels=tokenizer.config.image_channels,
+            image_size_px=tokenizer.signal_shape[1],
+            channels=tokenizer.signal_shape[0],
             max_bad_share=config.max_bad_share,
         )
     encoder = load_text_encoder(config.text_encoder, config.folder) if data.captions else None
@@ -236,22 +243,13 @@ def data_digest(data: TrainingData) -> str:
 
 
 def prior_spec(
-    config: PriorConfig, tokenizer: Tokenizer, label_names: LabelNames, *, takes_prompt: bool
+    config: PriorConfig, tokenizer: ShuffleAutoencoder, label_names: LabelNames, *, takes_prompt: bool
 ) -> PipelineSpec:
     """Return the specification of the pipeline that a training ends in."""
-    channels, height_px, width_px = tokenizer.signal_shape
-    return PipelineSpec(
-        name=config.output.name,
-        makes=(ImageSpec(width_px=width_px, height_px=height_px, channels=1 if channels == 1 else 3),),
-        latents=tokenizer.latent_shape,
-        codes=CodesSpec(
-            grid=tokenizer.config.grid,
-            size=tokenizer.config.codebook_size,
-            fingerprint=tokenizer.fingerprint(),
-        ),
+    return replace(
+        autoencoder_spec(config.output.name, tokenizer.kind, tokenizer),
         labels=label_names,
         takes_prompt=takes_prompt,
-        autoencoders={"image": "vq"},
         prior=config.family,
         defaults=config.defaults,
         example_prompt=config.example_prompt,
@@ -260,11 +258,12 @@ def prior_spec(
 
 
 def _shape(
-    config: PriorConfig, tokenizer: Tokenizer, label_names: LabelNames, encoder: PromptEncoder | None
+    config: PriorConfig, tokenizer: ShuffleAutoencoder, label_names: LabelNames, encoder: PromptEncoder | None
 ) -> DiTConfig | CodeTransformerConfig:
-    given = config.prior, tokenizer, label_names, encoder
     if config.family == PriorTrainingConfig.family:
-        return network_config(*given)
+        return network_config(config.prior, tokenizer, label_names, encoder)
+    assert isinstance(tokenizer, Tokenizer)
+    given = config.prior, tokenizer, label_names, encoder
     return code_network_config(*given, is_causal=config.family == AutoregressiveTrainingConfig.family)
 
 
@@ -285,7 +284,7 @@ def _first_network(config: PriorConfig, shape: DiTConfig | CodeTransformerConfig
 @torch.inference_mode()
 def save_samples(
     path: Path,
-    tokenizer: Tokenizer,
+    autoencoder: Autoencoder,
     network: PriorNetwork,
     conditions: Conditions,
     family: str,
@@ -303,6 +302,6 @@ def save_samples(
     prior: Prior = load_kind(PRIORS, family)(network)
     with autocast(conditions.labels.device):
         run_path([prior.make_stage(len(samples))], samples)
-    run_path([DecodeStage(tokenizer, len(samples))], samples)
+    run_path([DecodeStage(autoencoder, len(samples))], samples)
     images = torch.stack([sample.value for sample in samples if sample.value is not None])
     save_grid(path, images.cpu(), num_columns=8)

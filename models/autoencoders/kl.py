@@ -12,12 +12,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from models.autoencoders.gaussians import split_moments
 from models.autoencoders.quantizers import keep_infinite
 from models.checkpoint import fingerprint, load_checkpoint, load_into, set_fields
 from models.networks.ldm_autoencoder import Channels, LdmConfig, LdmDecoder, LdmEncoder
 from models.options import CHECKED, ConfigError
-
-_LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -106,9 +105,8 @@ class KlAutoencoder(nn.Module):
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation (B, d, h, w) float32, scaled, of ``images`` in [-1, 1]."""
-        moments = self.to_moments(self.encoder(images)).float()  # (B, 2·d, h, w)
-        mean, log_variance = moments.chunk(2, 1)
-        std = (log_variance.clamp(*_LOG_VARIANCE_RANGE) / 2).exp()
+        mean, log_variance = split_moments(self.to_moments(self.encoder(images)))
+        std = (log_variance / 2).exp()
         return (mean - self.latent_mean) / self.latent_std, std / self.latent_std
 
     def encode(self, images: Tensor) -> Tensor:

@@ -2,23 +2,21 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.autoencoders.base import Autoencoder, Probabilistic, Quantizing
+from models.autoencoders.base import Autoencoder
 from models.checkpoint import Unfilled, load_tensors, save_checkpoint
 from models.importers.base import Imported, ImportFailed
-from models.media.image import ImageSpec
 from models.options import Options
-from models.pipeline import AUTOENCODER_FILE, PRIOR_FILE, Pipeline
+from models.pipeline import AUTOENCODER_FILE, PRIOR_FILE, Pipeline, autoencoder_spec
 from models.registry import AUTOENCODERS, PRIORS, load_kind
-from models.spec import SPEC_FILE, CodesSpec, PipelineSpec
+from models.spec import SPEC_FILE, PipelineSpec
 
 _MEAN, _STD = "latent_mean", "latent_std"
 _SIZE = "image_size_px"  # of every autoencoder of pictures
@@ -69,15 +67,8 @@ def build(
             joined = _resized(joined, folder, tuple(loaded.latent_shape), wanted)
             loaded = _loaded(joined)
             note(f"Its pictures are {loaded.signal_shape[-1]} px instead, as the prior's latents ask.")
-    codes = _codes(loaded)
-    PipelineSpec(
-        name=name,
-        makes=(_pictures(loaded.signal_shape),),
-        latents=tuple(loaded.latent_shape),
-        autoencoders={"image": joined.kind},
-        codes=codes,
-        fingerprint=None if codes else loaded.fingerprint(),
-        has_posterior=isinstance(loaded, Probabilistic),
+    replace(
+        autoencoder_spec(name, joined.kind, loaded),
         labels={} if prior is None else prior.labels,
         prior=None if prior is None else prior.kind,
         defaults=(prior.defaults if prior else None) or Options(),
@@ -164,22 +155,3 @@ def _other_figures(tensors: dict[str, Tensor], prior: Imported) -> dict[str, Ten
         if not torch.allclose(own.float(), wanted.float(), rtol=_TOLERANCE, atol=_TOLERANCE):
             changed[name] = wanted.to(own.dtype).contiguous()
     return changed
-
-
-def _pictures(signal_shape: tuple[int, ...]) -> ImageSpec:
-    channels, height_px, width_px = signal_shape
-    if channels not in (1, 3):
-        raise ImportFailed(f"pictures have 1 or 3 channels, this autoencoder's have {channels}")
-    return ImageSpec(width_px=width_px, height_px=height_px, channels=cast(Literal[1, 3], channels))
-
-
-def _codes(autoencoder: Autoencoder) -> CodesSpec | None:
-    """Return what ``pipeline.json`` says of codes, None where there is no codebook."""
-    if not isinstance(autoencoder, Quantizing):
-        return None
-    with torch.inference_mode():
-        codes = autoencoder.quantize(torch.zeros(1, *autoencoder.latent_shape)).codes
-    num_codebooks = 1 if codes.dim() == len(autoencoder.latent_shape) else codes.shape[1]
-    size: int = autoencoder.config.codebook_size  # type: ignore[attr-defined]
-    grid = tuple(autoencoder.latent_shape[1:])
-    return CodesSpec(grid=grid, size=size, fingerprint=autoencoder.fingerprint(), num_codebooks=num_codebooks)

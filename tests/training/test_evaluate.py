@@ -8,7 +8,8 @@ from PIL import Image
 
 from models.autoencoders.vq import TokenizerConfig
 from models.networks.dit import DiTConfig
-from models.options import FlowOptions
+from models.networks.shuffle_autoencoder import ShuffleConfig
+from models.options import ConfigError, FlowOptions
 from models.spec import PipelineSpec
 from tests.tiny import save_untrained
 from training.data.dataset import ImageDataset
@@ -201,6 +202,38 @@ def save_images(dataset: ImageDataset, folder: Path) -> None:
         path = folder / CLASS_NAMES[label] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0].numpy()).save(path)
+
+
+@pytest.mark.ci
+def test_a_pipeline_without_codes_is_measured_without_their_use(
+    train: ImageDataset, test: ImageDataset, tmp_path: Path
+) -> None:
+    data, folder = tmp_path / "halves", tmp_path / "weights"
+    save_images(train, data / "train")
+    save_images(test, data / "test")
+    shape = ShuffleConfig(image_size_px=16, hidden_channels=8, num_blocks=1)
+    prior = DiTConfig(grid=(8, 8), hidden_size=32, depth=1, num_heads=2, label_sizes=(2,))
+    save_untrained(folder, shape, prior, labels={"class": CLASS_NAMES})
+    options = EvaluationOptions(
+        data=str(data),
+        num_images=10,
+        num_steps=2,
+        sampler="euler",
+        num_neighbours=3,
+        trainings=QUICK[:1],
+        classifier_folder=tmp_path / "classifiers",
+    )
+    evaluation = evaluate(folder, options)
+    written = json.loads((folder / "metrics.json").read_text())
+    assert written["tokenizer_fingerprint"] == PipelineSpec.load(folder / "pipeline.json").fingerprint
+    assert written["tokenizer"]["codebook_size"] is None
+    assert evaluation.tokenizer.psnr_db_mean_of_images > 0
+    assert evaluation.classifiers["residual-1"].generated.frechet_distance > 0
+    card = (folder / "README.md").read_text()
+    assert "### Autoencoder, 64 test images" in card
+    assert "| codes used" not in card
+    with pytest.raises(ConfigError, match="effort: weights can't search for codes"):
+        evaluate(folder, replace(options, effort=1))
 
 
 def test_evaluation_of_a_pipeline_is_written_into_its_folder(

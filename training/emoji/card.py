@@ -8,7 +8,7 @@ from torch import Tensor
 
 from training.data.dataset import scale_to_unit
 from training.emoji.dataset import EmojiDataset
-from training.evaluation.model_card import render_sampling, render_tokenizer
+from training.evaluation.model_card import render_sampling, render_tokenizer, title_of
 from training.evaluation.plots import GridBlock, save_captioned_grid, save_labelled_grid
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def render_emoji_evaluation(evaluation: "EmojiEvaluation") -> str:
         "",
         f"Made by `smalti evaluate` on {evaluation.data} (all figures: `metrics.json`).",
         "",
-        f"### Tokenizer, {tokenizer.num_images:,} images of emoji that training never showed",
+        f"### {title_of(tokenizer)}, {tokenizer.num_images:,} images of emoji that training never showed",
         "",
         *render_tokenizer(tokenizer, evaluation.searched, evaluation.effort),
         "",

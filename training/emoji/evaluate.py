@@ -92,7 +92,7 @@ def evaluate_emoji(
     doesn't know, or nothing of a split.
     """
     pipeline = load_pipeline(folder, options)
-    channels, image_size_px, _ = pipeline.tokenizer.signal_shape
+    channels, image_size_px, _ = pipeline.autoencoder.signal_shape
     data = load_emoji(
         Path(options.data),
         image_size_px=image_size_px,
@@ -130,7 +130,7 @@ def evaluate_emoji(
     generator = torch.Generator().manual_seed(options.seed)
     drawn = torch.tensor(train_rows)[torch.randperm(len(train_rows), generator=generator)[: len(new_rows)]]
     target = measure_statistics(real.features[new_rows])
-    reconstructions = reconstruct(pipeline.tokenizer, data.images, options)
+    reconstructions = reconstruct(pipeline.autoencoder, data.images, options)
     reconstructed = judge_images(judge, reconstructions.images[drawn])
     in_style, real_in_style = is_in_style(generated), is_in_style(new.images)
     reconstructed_in_style = is_in_style(reconstructions.images[new_rows])
@@ -147,7 +147,7 @@ def evaluate_emoji(
             scale_to_unit(data.images[unseen_rows]),
             reconstructions.images[unseen_rows],
             reconstructions.codes,  # of all images: usage is of the whole set
-            pipeline.tokenizer.config.codebook_size,
+            pipeline.spec.codebook_size,
         ),
         searched=score_searched(pipeline, data.images[unseen_rows], options) if options.effort else None,
     )

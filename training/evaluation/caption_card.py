@@ -9,7 +9,7 @@ from torch import Tensor
 
 from training.data.captioned import CaptionedDataset
 from training.data.dataset import scale_to_unit
-from training.evaluation.model_card import render_sampling, render_tokenizer
+from training.evaluation.model_card import render_sampling, render_tokenizer, title_of
 from training.evaluation.plots import save_captioned_grid
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def render_caption_evaluation(evaluation: "CaptionEvaluation") -> str:
         "",
         f"Made by `smalti evaluate` on {evaluation.data} (all figures: `metrics.json`).",
         "",
-        f"### Tokenizer, {evaluation.num_images:,} images kept from training",
+        f"### {title_of(evaluation.tokenizer)}, {evaluation.num_images:,} images kept from training",
         "",
         *render_tokenizer(evaluation.tokenizer, evaluation.searched, evaluation.effort),
         "",
@@ -40,7 +40,7 @@ def render_caption_evaluation(evaluation: "CaptionEvaluation") -> str:
         f"{evaluation.seconds_per_image:.3f} s an image in batches of {evaluation.batch_size} "
         f"({evaluation.device}, {evaluation.num_threads} threads).",
         "",
-        "| measure | generated | real, through the tokenizer | real |",
+        f"| measure | generated | real, through the {title_of(evaluation.tokenizer).lower()} | real |",
         "|---|---|---|---|",
     ]
     for name, scores in evaluation.labels.items():

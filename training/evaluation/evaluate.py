@@ -38,14 +38,13 @@ def evaluate(folder: Path, options: EvaluationOptions | None = None) -> Evaluati
     """Measure the pipeline in ``folder`` and write metrics.json, samples.png and the model card there.
 
     Every row is compared with the test images. real: training images that the classifiers never saw, the
-    floor. reconstructions: those same images through the tokenizer. generated: from the pipeline.
+    floor. reconstructions: those same images through the autoencoder. generated: from the pipeline.
     paired_test_reconstructions: of the very images they are compared with.
 
     Raises: ConfigError when the pipeline can't be measured, on this data or at all.
     """
     options = options or EvaluationOptions()
     pipeline = load_pipeline(folder, options)
-    tokenizer = pipeline.tokenizer
     train, test = _load_data(pipeline, options)
     split = split_for_classifiers(train)
     generator = torch.Generator().manual_seed(options.seed)
@@ -61,8 +60,8 @@ def evaluate(folder: Path, options: EvaluationOptions | None = None) -> Evaluati
             folder=options.classifier_folder,
             device=options.device,
         )
-    test_reconstructed = reconstruct(tokenizer, test.images, options)
-    drawn_reconstructed = reconstruct(tokenizer, drawn.images, options)
+    test_reconstructed = reconstruct(pipeline.autoencoder, test.images, options)
+    drawn_reconstructed = reconstruct(pipeline.autoencoder, drawn.images, options)
     labels = spread_labels(test.labels, options.num_images)
     started = time.perf_counter()
     generated = generate(pipeline, len(labels), lambda rows: Conditions(labels[rows, None]), options)
@@ -85,7 +84,7 @@ def evaluate(folder: Path, options: EvaluationOptions | None = None) -> Evaluati
         options,
         seconds_per_image=seconds_per_image,
         tokenizer=score_reconstructions(
-            test.images, test_reconstructed.images, test_reconstructed.codes, tokenizer.config.codebook_size
+            test.images, test_reconstructed.images, test_reconstructed.codes, pipeline.spec.codebook_size
         ),
         searched=score_searched(pipeline, test.images, options) if options.effort else None,
     )
@@ -174,7 +173,7 @@ def _load_data(pipeline: Pipeline, options: EvaluationOptions) -> tuple[ImageDat
 
     Raises: DataError when their classes are not the pipeline's.
     """
-    channels, image_size_px, _ = pipeline.tokenizer.signal_shape
+    channels, image_size_px, _ = pipeline.autoencoder.signal_shape
     test = load_dataset(options.data, "test", image_size_px=image_size_px, channels=channels)
     known = pipeline.spec.labels
     if list(known.values()) != [test.class_names]:

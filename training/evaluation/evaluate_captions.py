@@ -21,7 +21,7 @@ from training.evaluation.classifier import (
     load_or_train_classifiers,
     measure_accuracy,
 )
-from training.evaluation.images import generate_prompts, reconstruct, score_searched
+from training.evaluation.images import codes_of, generate_prompts, reconstruct, score_searched
 from training.evaluation.metrics import frechet_distance, measure_statistics, small_pixels
 from training.evaluation.options import EvaluationOptions
 from training.evaluation.preflight import load_pipeline
@@ -85,8 +85,8 @@ def evaluate_captions(
     classifiers = _label_classifiers(train, test, label_training or LABEL_TRAINING, options)
     generator = torch.Generator().manual_seed(options.seed)
     drawn = train.images[torch.randperm(len(train), generator=generator)[: len(test)]]
-    test_reconstructed = reconstruct(pipeline.tokenizer, test.images, options)
-    drawn_reconstructed = reconstruct(pipeline.tokenizer, drawn, options)
+    test_reconstructed = reconstruct(pipeline.autoencoder, test.images, options)
+    drawn_reconstructed = reconstruct(pipeline.autoencoder, drawn, options)
     started = time.perf_counter()
     generated = generate_prompts(
         pipeline,
@@ -118,8 +118,8 @@ def evaluate_captions(
         tokenizer=score_reconstructions(
             test.images,
             test_reconstructed.images,
-            torch.cat([test_reconstructed.codes, drawn_reconstructed.codes]),
-            pipeline.tokenizer.config.codebook_size,
+            codes_of(test_reconstructed, drawn_reconstructed),
+            pipeline.spec.codebook_size,
         ),
         searched=score_searched(pipeline, test.images, options) if options.effort else None,
     )
@@ -148,7 +148,7 @@ def evaluate_captions(
 
 def _load_data(pipeline: Pipeline, options: EvaluationOptions) -> tuple[CaptionedDataset, CaptionedDataset]:
     """Return the training images, and at most ``num_images`` of those kept from training."""
-    channels, image_size_px, _ = pipeline.tokenizer.signal_shape
+    channels, image_size_px, _ = pipeline.autoencoder.signal_shape
     data = load_captioned(
         Path(options.data),
         image_size_px=image_size_px,

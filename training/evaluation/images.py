@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from models.autoencoders.base import Autoencoder, Quantizing
 from models.autoencoders.code_search import search_codes
-from models.autoencoders.vq import Tokenizer
 from models.conditioning import Conditions, stack_conditions
 from models.pipeline import Pipeline
 from training.data.dataset import scale_to_unit
@@ -21,22 +21,34 @@ _SEARCHED_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """codes: (N, h, w). images: (N, C, H, W) float in [-1, 1]. Both on the CPU."""
+    """images: (N, C, H, W) float in [-1, 1]. codes: (N, h, w), None without a codebook. Both on the CPU."""
 
-    codes: Tensor
     images: Tensor
+    codes: Tensor | None
 
 
 @torch.inference_mode()
-def reconstruct(tokenizer: Tokenizer, images: Tensor, options: EvaluationOptions) -> Reconstructed:
-    """Put images, (N, C, H, W) uint8 or float in [-1, 1], through the tokenizer and its codebook."""
+def reconstruct(autoencoder: Autoencoder, images: Tensor, options: EvaluationOptions) -> Reconstructed:
+    """Put images, (N, C, H, W) uint8 or float in [-1, 1], through an autoencoder, and its codebook if any.
+
+    Of a distribution of latents, the mean is decoded.
+    """
     codes, reconstructions = [], []
     for start in tqdm(range(0, len(images), options.batch_size), desc="reconstruct", unit="batch"):
         batch = scale_to_unit(images[start : start + options.batch_size]).to(options.device)
-        quantized = tokenizer.quantize(tokenizer.encode(batch))
-        codes.append(quantized.codes.cpu())
-        reconstructions.append(tokenizer.decode(quantized.latents).cpu())
-    return Reconstructed(torch.cat(codes), torch.cat(reconstructions))
+        latents = autoencoder.encode(batch)
+        if isinstance(autoencoder, Quantizing):
+            quantized = autoencoder.quantize(latents)
+            codes.append(quantized.codes.cpu())
+            latents = quantized.latents
+        reconstructions.append(autoencoder.decode(latents).cpu())
+    return Reconstructed(torch.cat(reconstructions), torch.cat(codes) if codes else None)
+
+
+def codes_of(*reconstructed: Reconstructed) -> Tensor | None:
+    """Return the codes of all of them; None without a codebook."""
+    codes = [each.codes for each in reconstructed if each.codes is not None]
+    return torch.cat(codes) if codes else None
 
 
 def score_searched(pipeline: Pipeline, images: Tensor, options: EvaluationOptions) -> TokenizerMetrics:
@@ -46,8 +58,9 @@ def score_searched(pipeline: Pipeline, images: Tensor, options: EvaluationOption
         with autocast(pipeline.device):
             codes.append(search_codes(pipeline.tokenizer, batch.to(pipeline.device), options.effort))
     decoded = torch.cat([pipeline.tokenizer.decode_codes(batch).cpu() for batch in codes])
-    size = pipeline.tokenizer.config.codebook_size
-    return score_reconstructions(scale_to_unit(images), decoded, torch.cat(codes), size)
+    return score_reconstructions(
+        scale_to_unit(images), decoded, torch.cat(codes), pipeline.spec.codebook_size
+    )
 
 
 def generate(

@@ -66,7 +66,7 @@ def render_evaluation(evaluation: "Evaluation") -> str:
         "",
         f"Made by `smalti evaluate` on {evaluation.data} (all figures: `metrics.json`).",
         "",
-        f"### Tokenizer, {tokenizer.num_images:,} test images",
+        f"### {title_of(tokenizer)}, {tokenizer.num_images:,} test images",
         "",
         *render_tokenizer(tokenizer, evaluation.searched, evaluation.effort),
         "",
@@ -90,8 +90,9 @@ def render_evaluation(evaluation: "Evaluation") -> str:
         + ("the classifier's last features. " if has_judge else "these pixels. ")
         + ("*Real* are training images" + " that the classifier never saw" * has_judge)
         + ", so this row is the floor; *reconstructions* are "
-        "the same images through the tokenizer. The paired row holds reconstructions of the very images "
-        f"it is compared with. Neighbours, for the last four columns: {evaluation.num_neighbours}.",
+        f"the same images through the {title_of(tokenizer).lower()}. The paired row holds reconstructions of "
+        "the very images it is compared with. Neighbours, for the last four columns: "
+        f"{evaluation.num_neighbours}.",
     ]
     if evaluation.lite0 is not None:
         lines += ["", *_render_lite0(evaluation.lite0)]
@@ -199,10 +200,15 @@ def render_sampling(sampling: Options) -> str:
     return f"Sampler `{sampling.sampler}`, {sampling.num_steps} steps{easing}, {guidance}"
 
 
+def title_of(metrics: "TokenizerMetrics") -> str:
+    """Return what to call an autoencoder: with a codebook, a tokenizer."""
+    return "Autoencoder" if metrics.codebook_size is None else "Tokenizer"
+
+
 def render_tokenizer(
     metrics: "TokenizerMetrics", searched: "TokenizerMetrics | None", effort: int
 ) -> list[str]:
-    """Return the table of a tokenizer; ``searched`` is of codes searched for with ``effort``."""
+    """Return the table of an autoencoder; ``searched`` is of codes searched for with ``effort``."""
     lines = [
         "| measure | value |",
         "|---|---|",
@@ -216,8 +222,9 @@ def render_tokenizer(
             f"| {searched.psnr_db_mean_of_images:.2f} dB |",
             f"| SSIM, of these | {searched.ssim:.4f} |",
         ]
-    lines += [
-        f"| codes used, of {metrics.codebook_size:,} | {metrics.codebook_used_share:.1%} |",
-        f"| perplexity of the codes | {metrics.codebook_perplexity:.0f} |",
-    ]
+    if metrics.codebook_size is not None:
+        lines += [
+            f"| codes used, of {metrics.codebook_size:,} | {metrics.codebook_used_share:.1%} |",
+            f"| perplexity of the codes | {metrics.codebook_perplexity:.0f} |",
+        ]
     return lines

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from models.autoencoders.similarity import WINDOW_PX
-from models.autoencoders.vq import Tokenizer
 from models.options import ConfigError
 from models.pipeline import Pipeline
 from training.evaluation.model_card import CARD_FILE, read_card
@@ -22,13 +21,14 @@ def load_pipeline(folder: Path, options: EvaluationOptions) -> Pipeline:
     _check_device(options.device)
     pipeline = Pipeline.load(folder, device=options.device)
     name = pipeline.spec.name
-    if not isinstance(pipeline.autoencoder, Tokenizer):
-        raise ConfigError(f"{name} has no codebook of pictures: only pipelines with one are measured")
+    if pipeline.spec.medium.medium != "image":
+        raise ConfigError(f"{name} makes no pictures: only pipelines that do are measured")
     if pipeline.prior is None:
         raise ConfigError(f"{name} has no prior: there is nothing that it could generate")
-    if pipeline.tokenizer.config.image_size_px < WINDOW_PX:
-        size_px = pipeline.tokenizer.config.image_size_px
+    if (size_px := pipeline.autoencoder.signal_shape[1]) < WINDOW_PX:
         raise ConfigError(f"{name}: at least {WINDOW_PX} pixels a side can be measured, got {size_px}")
+    if options.effort and not pipeline.spec.can_search:
+        raise ConfigError(f"effort: {name} can't search for codes: leave it out")
     options.sampling(pipeline.spec.defaults)
     if options.with_lite0 and (problem := missing_weights()):
         raise ConfigError(problem)

@@ -41,7 +41,7 @@ _MIN_DISTANCE = 1e-6
 
 @dataclass(frozen=True)
 class TokenizerMetrics:
-    """Reconstruction of the test split.
+    """Reconstruction of the test split. Without a codebook, there are no figures of its use.
 
     psnr_db_mean_of_images: each image's PSNR, averaged. psnr_db_of_mean_error: PSNR of the squared error
     averaged over all images; lower, since the worst images weigh most.
@@ -51,9 +51,9 @@ class TokenizerMetrics:
     psnr_db_mean_of_images: float
     psnr_db_of_mean_error: float
     ssim: float
-    codebook_size: int
-    codebook_used_share: float
-    codebook_perplexity: float
+    codebook_size: int | None
+    codebook_used_share: float | None
+    codebook_perplexity: float | None
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Report:
         """Return what is known of any pipeline."""
         return Report(
             pipeline=pipeline.spec.name,
-            tokenizer_fingerprint=pipeline.tokenizer.fingerprint(),
+            tokenizer_fingerprint=pipeline.autoencoder.fingerprint(),
             data=options.data_name,
             sampling=options.sampling(pipeline.spec.defaults),
             seed=options.seed,
@@ -198,9 +198,12 @@ def score_samples(images: torch.Tensor, labels: torch.Tensor, reference: Referen
 
 
 def score_reconstructions(
-    images: torch.Tensor, reconstructions: torch.Tensor, codes: torch.Tensor, codebook_size: int
+    images: torch.Tensor,
+    reconstructions: torch.Tensor,
+    codes: torch.Tensor | None,
+    codebook_size: int | None,
 ) -> TokenizerMetrics:
-    """Score a tokenizer: images and reconstructions (N, C, H, W), codes (N, h, w)."""
+    """Score an autoencoder: images and reconstructions (N, C, H, W), codes (N, h, w) if it has some."""
     errors, similarities = [], []
     for start in range(0, len(images), _BATCH_SIZE):
         rows = slice(start, start + _BATCH_SIZE)
@@ -208,15 +211,17 @@ def score_reconstructions(
         errors.append(measure_squared_errors(reconstructions[rows], targets))
         similarities.append(measure_ssim(reconstructions[rows].double(), targets.double()))
     squared_errors = torch.cat(errors)
-    use = measure_codebook_use(codes, codebook_size)
+    use = None
+    if codes is not None and codebook_size is not None:
+        use = measure_codebook_use(codes, codebook_size)
     return TokenizerMetrics(
         num_images=len(images),
         psnr_db_mean_of_images=psnr_db(squared_errors).mean().item(),
         psnr_db_of_mean_error=psnr_db(squared_errors.mean()).item(),
         ssim=torch.cat(similarities).mean().item(),
         codebook_size=codebook_size,
-        codebook_used_share=use.used_share,
-        codebook_perplexity=use.perplexity,
+        codebook_used_share=use.used_share if use else None,
+        codebook_perplexity=use.perplexity if use else None,
     )
 
 

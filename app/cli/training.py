@@ -8,7 +8,7 @@ import typer
 from app.cli.terminal import CommandError, GuidanceScale, NumSteps, SamplerChoice, Temperature, given, say
 from workers.logs import show_log
 
-train = typer.Typer(help="Train a tokenizer, then a prior on its latents.", no_args_is_help=True)
+train = typer.Typer(help="Train a tokenizer or a KL autoencoder, then a prior.", no_args_is_help=True)
 data_sets = typer.Typer(help="Build data sets to train on.", no_args_is_help=True)
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="A TOML file, as in training/configs/.")]
@@ -30,6 +30,14 @@ def train_tokenizer(config: ConfigFile, resume: Resume = False, data: Data = Non
     from training.tokenizer_config import TokenizerTrainingConfig
 
     _train(train_tokenizer, TokenizerTrainingConfig, config, resume, data)
+
+
+@train.command("autoencoder")
+def train_autoencoder(config: ConfigFile, resume: Resume = False, data: Data = None) -> None:
+    """Train image ⇄ latents, without codes; prints the pipeline's folder."""
+    from training.autoencoder import AutoencoderTrainingConfig, train_autoencoder
+
+    _train(train_autoencoder, AutoencoderTrainingConfig, config, resume, data)
 
 
 @train.command("prior")

@@ -29,8 +29,9 @@ from training.folder_lock import hold
 from training.losses_log import Losses
 from training.network import NetworkSettings
 from training.prior import PriorTrainingConfig, train_prior
+from training.reconstruction import Stepper
 from training.stopping import Stopped
-from training.tokenizer import _Stepper, train_tokenizer
+from training.tokenizer import train_tokenizer
 from training.tokenizer_config import TokenizerTrainingConfig
 
 NUM_STEPS = 8
@@ -103,11 +104,11 @@ def test_all_that_is_wrong_is_said_at_once_and_nothing_is_written(
     lines = str(raised.value).split("\n")
     assert [line.partition(":")[0] for line in lines] == [
         "folder",
+        "adversarial_start",
         "start_from",
         "continuous_steps",
-        "adversarial_start",
     ]
-    assert "set at most 7" in lines[2]
+    assert "set at most 7" in lines[3]
     with pytest.raises(TrainingError, match=r"batch_size: 999 is more than the \d+ images"):
         train_tokenizer(replace(finished, folder=tmp_path / "run", batch_size=999))
     assert not (tmp_path / "run" / "losses.jsonl").exists()
@@ -282,14 +283,14 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_to_the_same_end(
     finished: TokenizerTrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     config = replace(finished, folder=tmp_path / "run", checkpoint_every_s=1000)
-    take = _Stepper.take
+    take = Stepper.take
 
-    def take_and_be_asked_to_stop(self: _Stepper, images: object, codes: object, step: int) -> object:
+    def take_and_be_asked_to_stop(self: Stepper, images: object, codes: object, step: int) -> object:
         if step == 3:
             os.kill(os.getpid(), number)
         return take(self, images, codes, step)
 
-    monkeypatch.setattr(_Stepper, "take", take_and_be_asked_to_stop)
+    monkeypatch.setattr(Stepper, "take", take_and_be_asked_to_stop)
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(Stopped, match=r"stopped after 4 of 8 steps.*--resume goes on") as raised:
         train_tokenizer(config)
@@ -343,7 +344,7 @@ def test_a_finished_run_says_so_and_computes_nothing(
     config: TokenizerTrainingConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr("training.tokenizer.load_dataset", lambda *_, **__: pytest.fail("read data"))
+    monkeypatch.setattr("training.reconstruction.load_dataset", lambda *_, **__: pytest.fail("read data"))
     os.utime(config.folder / "tokenizer.safetensors")
     assert train_tokenizer(config, resume=True) == config.folder / "tokenizer.safetensors"
     assert "all 8 steps are taken; the weights are in" in caplog.text

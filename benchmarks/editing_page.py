@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from models.media.image import IMAGE, ImageSpec
-from models.options import FlowOptions
+from models.options import FlowOptions, MaskedOptions
 from models.pipeline import Pipeline
 from models.stage import Sample, SampleSpec, run_path
 
@@ -55,7 +55,7 @@ def draw_page(pipeline: Pipeline) -> np.ndarray:
         mask = masks(pipeline)[number // 2]
         hole = torch.where(mask, torch.tensor(GREY / 127.5 - 1), source)
         rows.append([hole, *edit(pipeline, source, asked, [1.0] * NUM_SAMPLES, mask)])
-    strength = pipeline.spec.defaults.strength if isinstance(pipeline.spec.defaults, FlowOptions) else 1.0
+    strength = getattr(pipeline.spec.defaults, "strength", 1.0)
     for source in made[:3]:
         rows.append([source, *edit(pipeline, source, {}, [strength] * NUM_SAMPLES)])
     return np.concatenate(
@@ -110,7 +110,7 @@ def edit(
 ) -> list[Tensor]:
     """Return a picture for each strength; equal ones have different noise."""
     options = pipeline.spec.defaults
-    assert isinstance(options, FlowOptions)
+    assert isinstance(options, FlowOptions | MaskedOptions)
     conditions, null = pipeline.conditions(**asked), pipeline.conditions()
     samples = [
         Sample(

@@ -80,8 +80,8 @@ class OptionFields(BaseModel):
     strength: Strength | None = Field(
         default=None,
         description="With a `source`: how much of it is drawn anew. Sampling starts at this share of noise,"
-        " and takes this share of the steps, rounded, at least one. The pipeline's default when left out;"
-        " with a `mask`, 1.",
+        " a masked prior's with this share of the codes masked, and takes this share of the steps, rounded,"
+        " at least one. The pipeline's default when left out; with a `mask`, 1.",
     )
     temperature: Temperature | None = Field(
         default=None,
@@ -105,9 +105,15 @@ class OptionFields(BaseModel):
 
 @dataclass(frozen=True)
 class Options:
-    """What every family's options have in common; ``requestable`` names those that a request may set."""
+    """What every family's options have in common; ``requestable`` names those that a request may set.
+
+    A family with a ``strength`` among them also draws sources anew: their codes, with ``draws_codes``, else
+    their latents. Of another, ``why_no_edits`` may say what stands against it.
+    """
 
     requestable: ClassVar[tuple[str, ...]] = ()
+    draws_codes: ClassVar[bool] = False
+    why_no_edits: ClassVar[str | None] = None
 
     def variants(self) -> tuple[Self, ...]:
         """Return options that bring about every kind of call, for the check of the seed promise."""
@@ -213,6 +219,11 @@ class AutoregressiveOptions(Options):
         "min_p",
         "repetition_window",
     )
+    draws_codes: ClassVar[bool] = True
+    why_no_edits: ClassVar[str | None] = (
+        "it draws codes one after another, rows first, each to fit those before it alone, so what is known"
+        " further on would not be fitted; pipelines of flow, diffusion and masked priors can"
+    )
 
     guidance_scale: GuidanceScale = 1.0
     temperature: Temperature = 1.0
@@ -229,16 +240,24 @@ class MaskedOptions(Options):
     sampler: ``confidence`` keeps the surest draws of a step, on a cosine schedule (MaskGIT, Chang et al.
     2022, arXiv:2202.04200), where ``choice_temperature`` is of the Gumbel noise on how sure they are;
     ``ancestral`` keeps each with the same chance (MDLM, Sahoo et al. 2024, arXiv:2406.07524). temperature: of
-    the draws; 0 takes the likeliest code.
+    the draws; 0 takes the likeliest code. strength: of a source's codes, the share that is masked again.
     """
 
-    requestable: ClassVar[tuple[str, ...]] = ("num_steps", "guidance_scale", "sampler", "temperature")
+    requestable: ClassVar[tuple[str, ...]] = (
+        "num_steps",
+        "guidance_scale",
+        "sampler",
+        "temperature",
+        "strength",
+    )
+    draws_codes: ClassVar[bool] = True
 
     num_steps: NumSteps = 12
     sampler: CodeSamplerName = "confidence"
     guidance_scale: GuidanceScale = 1.0
     temperature: Temperature = 1.0
     choice_temperature: Annotated[float, Field(ge=0, le=100)] = 4.5
+    strength: Strength = 0.6
 
 
 FAMILIES: dict[str, type[Options]] = {

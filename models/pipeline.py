@@ -32,12 +32,15 @@ PRIOR_FILE = "prior.safetensors"
 
 @dataclass(frozen=True)
 class Stages:
-    """A pipeline's stages, with room for so many samples; an engine has its own, as they keep its samples."""
+    """A pipeline's stages, with room for so many samples; an engine has its own, as they keep its samples.
+
+    source: what a source that is drawn anew goes through, to codes or to latents, as the prior draws.
+    """
 
     encode: EncodeStage
     decode: DecodeStage
     psnr: PsnrStage
-    latents: LatentsStage
+    source: EncodeStage | LatentsStage
     sample: Stage | None = None
     search: SearchStage | None = None
 
@@ -56,7 +59,7 @@ class Stages:
         match operation:
             case "generate":
                 assert self.sample is not None, "this pipeline has no prior"
-                return (self.latents, self.sample, self.decode) if is_edit else (self.sample, self.decode)
+                return (self.source, self.sample, self.decode) if is_edit else (self.sample, self.decode)
             case "encode":
                 assert self.search is not None or not effort, "this pipeline has no codes"
                 first: Stage = self.search if effort and self.search is not None else self.encode
@@ -155,11 +158,13 @@ class Pipeline:
 
     def make_stages(self, num_slots: int) -> Stages:
         """Return stages with room for ``num_slots`` samples that are sampled at the same time."""
+        encode = EncodeStage(self.autoencoder, num_slots, self.device)
+        draws_codes = self.spec.defaults.draws_codes
         return Stages(
-            encode=EncodeStage(self.autoencoder, num_slots, self.device),
+            encode=encode,
             decode=DecodeStage(self.autoencoder, num_slots, self.device),
             psnr=PsnrStage(self.autoencoder, num_slots, self.device),
-            latents=LatentsStage(self.autoencoder, num_slots, self.device),
+            source=encode if draws_codes else LatentsStage(self.autoencoder, num_slots, self.device),
             sample=None if self.prior is None else self.prior.make_stage(num_slots),
             search=SearchStage(self.autoencoder) if isinstance(self.autoencoder, Tokenizer) else None,
         )

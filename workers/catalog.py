@@ -203,7 +203,10 @@ def _resolve_generate(
     if unknown := _unknown_fields(request, spec):
         noun = unknown[0].removesuffix("_label")
         taken = ", ".join(_known_fields(spec)) or "none of them"
-        raise InvalidRequest(f"{unknown[0]}: {spec.name} takes no {noun}; it takes {taken}")
+        message = f"{unknown[0]}: {spec.name} takes no {noun}; it takes {taken}"
+        if unknown[0] in EDIT_ROLES and spec.defaults.why_no_edits:
+            message = f"{unknown[0]}: {spec.name} takes no {noun}: {spec.defaults.why_no_edits}"
+        raise InvalidRequest(message)
     if request.num_outputs is not None and request.num_images is not None:
         raise InvalidRequest("num_images: is the older name of num_outputs; send one of the two")
     _check_size(request, spec)

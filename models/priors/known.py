@@ -69,6 +69,14 @@ def interpolate(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     return t * latents + (1 - t) * noise
 
 
+def new_places(mask: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Return which places of a grid are drawn anew (1, h, w), by a mask of pixels (1, H, W).
+
+    A place is known if none of its pixels is drawn anew.
+    """
+    return F.adaptive_max_pool2d(mask.float(), (grid[-2], grid[-1])) > 0
+
+
 class KnownParts:
     """Latents, noise and known places of running samples, in slots of tensors that stay where they are.
 
@@ -82,12 +90,8 @@ class KnownParts:
         self._is_known = torch.zeros(num_slots, 1, *shape[1:], dtype=torch.bool, device=device)
 
     def write(self, slot: int, latents: Tensor, noise: Tensor, mask: Tensor) -> None:
-        """Keep a sample's latents and noise (d, h, w), and its mask (1, H, W), true where it is drawn anew.
-
-        A place of the grid is known if none of its pixels is drawn anew.
-        """
-        grid = (self._is_known.shape[-2], self._is_known.shape[-1])
-        is_new = F.adaptive_max_pool2d(mask.float(), grid) > 0  # (1, h, w)
+        """Keep a sample's latents and noise (d, h, w), and its mask (1, H, W): see ``new_places``."""
+        is_new = new_places(mask, self._is_known.shape)  # (1, h, w)
         self._latents[slot] = latents
         self._noise[slot] = noise
         self._is_known[slot] = send(~is_new, self._is_known.device)

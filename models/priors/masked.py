@@ -16,6 +16,7 @@ from models.networks.code_transformer import CodeTransformer
 from models.options import MaskedOptions
 from models.priors.code_draws import draw_codes, generator_of
 from models.priors.code_prior import CodePrior
+from models.priors.known_codes import new_codes, num_edit_steps
 from models.replay import Replayed
 from models.stage import NotFinite, Rows, Run, Sample, padded
 from models.transfers import fetch, send
@@ -108,18 +109,25 @@ _PLAN_SIZE = 5  # slot, place in the conditions, row that guidance leads away fr
 
 @dataclass(frozen=True)
 class _Course:
-    """Where a running sample is kept, and what its draws come from."""
+    """Where a running sample is kept, and what its draws come from.
+
+    num_new: how many codes it fills in, in ``num_steps``.
+    """
 
     slot: int
     options: MaskedOptions
     is_guided: bool
     generator: torch.Generator
+    num_new: int
+    num_steps: int
 
 
 class MaskedStage:
     """Nothing → codes (*grid): one call of the network for each sample, each at a step of its own.
 
-    A call draws all masked codes; which of them are kept is decided after it, so it may be made again.
+    A call draws all masked codes; which of them are kept is decided after it, so it may be made again. Of a
+    sample with a source, the value is the source's codes: those that its mask leaves are kept from the start,
+    and of the others a share of 1 − ``strength``, drawn by the sample's generator.
     """
 
     reports_progress = True
@@ -139,24 +147,33 @@ class MaskedStage:
         self._replay = Replayed(self._advance, device)
 
     def start(self, sample: Sample) -> None:
-        """Give the sample a slot, with all of its codes masked."""
+        """Give the sample a slot, with the codes masked that are to be drawn."""
         spec = sample.spec
         options = spec.options
         assert isinstance(options, MaskedOptions)
         assert spec.conditions is not None
         assert spec.null is not None
         slot = self._free.pop()
+        generator = generator_of(spec.seed, sample.index)
+        num_new, num_steps = self._codes.shape[1], options.num_steps
         self._codes[slot] = self._network.no_code
+        if sample.source is not None:
+            is_new = new_codes(self._grid, spec.mask, options.strength, generator).flatten()
+            assert sample.value is not None
+            known = sample.value.flatten().cpu().masked_fill(is_new, self._network.no_code)
+            self._codes[slot] = send(known, self._codes.device)
+            sample.value = None
+            num_new = int(is_new.sum())
+            num_steps = num_edit_steps(options, num_new, len(is_new))
         self._conditions.write(slot, spec.conditions)
         self._conditions.write(self._num_slots + slot, spec.null)
         is_guided = options.guidance_scale != 1 and not spec.conditions.equals(spec.null)
-        generator = generator_of(spec.seed, sample.index)
-        sample.state = _Course(slot, options, is_guided, generator)
+        sample.state = _Course(slot, options, is_guided, generator, num_new, num_steps)
         self._draw_uniforms(sample.state)
 
     def num_calls(self, sample: Sample) -> int:
         course: _Course = sample.state
-        return course.options.num_steps
+        return course.num_steps
 
     def release(self, sample: Sample) -> None:
         """Free the sample's slot."""
@@ -182,7 +199,7 @@ class MaskedStage:
     def pretend(self, sample: Sample, calls_done: int) -> None:
         """Let a started sample be as if it had had so many calls, by random codes."""
         course: _Course = sample.state
-        share = calls_done / course.options.num_steps
+        share = calls_done / course.num_steps
         num_codes = self._codes.shape[1]
         codes = torch.randint(self._network.no_code, (num_codes,), generator=course.generator)
         is_masked = torch.rand(num_codes, generator=course.generator) >= share
@@ -255,7 +272,7 @@ class MaskedStage:
             sample.calls_done += 1
             if sample.error is None and not log_shares.isfinite().all():
                 sample.error = NotFinite(f"output {sample.index} became infinite or not a number")
-            elif sample.error is None and sample.calls_done == sample.state.options.num_steps:
+            elif sample.error is None and sample.calls_done == sample.state.num_steps:
                 sample.value = kept[-1].view(self._grid).to(self._codes.device)
             self._draw_uniforms(sample.state)
         self._codes[slots] = send(torch.stack(kept), self._codes.device)
@@ -267,9 +284,9 @@ class MaskedStage:
         options, step = course.options, sample.calls_done
         is_masked = before == self._network.no_code
         if options.sampler == "ancestral":
-            return keep_at_random(is_masked, step, options.num_steps, course.generator)
-        num_masked = num_masked_after(step, options.num_steps, len(before))
-        temperature = options.choice_temperature * (1 - (step + 1) / options.num_steps)
+            return keep_at_random(is_masked, step, course.num_steps, course.generator)
+        num_masked = num_masked_after(step, course.num_steps, course.num_new)
+        temperature = options.choice_temperature * (1 - (step + 1) / course.num_steps)
         return keep_surest(log_shares, is_masked, num_masked, temperature, course.generator)
 
 

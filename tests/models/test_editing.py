@@ -194,6 +194,6 @@ def test_known_pixels_are_those_of_the_source(pipeline) -> None:
 def test_a_source_is_encoded_to_latents_that_are_not_snapped(pipeline) -> None:
     source = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(5)) * 2 - 1
     sample = Sample(SampleSpec(), 0, source)
-    run_path([pipeline.make_stages(1).latents], [sample])
+    run_path([pipeline.make_stages(1).source], [sample])
     expected = pipeline.autoencoder.encode(source.expand(4, -1, -1, -1))[0]  # calls have four rows
     assert torch.equal(sample.value, expected)

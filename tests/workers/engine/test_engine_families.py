@@ -10,7 +10,7 @@ from models.options import AutoregressiveOptions
 from models.pipeline import Pipeline
 from models.stage import Sample, SampleSpec
 from tests.tiny import save_families
-from tests.workers.engine.engine_runs import Jobs, digest, run
+from tests.workers.engine.engine_runs import Jobs, digest, noise_image, run
 from workers.compute import Work
 from workers.engine.engine import Engine
 from workers.engine.lanes import Lanes
@@ -47,6 +47,16 @@ def mixed_works(weights: Path) -> list[Work]:
                 jobs.generate(
                     f"{name} {number}", pipeline=name, seed=number, num_outputs=1 + number % 3,
                     labels={"class": number % 3}, preview=number % 2 == 0, return_codes=True, **options,
+                )
+            )  # fmt: skip
+    source, mask = noise_image(3, 12, 12, 1), np.zeros((12, 12, 1), np.uint8)
+    mask[4:9, 2:7] = 255
+    for name in ("flow", "masked"):
+        for number, (part, strength) in enumerate(((None, 0.5), (mask, None), (mask, 0.8))):
+            works.append(
+                jobs.edit(
+                    source, part, f"{name} edit {number}", pipeline=name, seed=number, num_outputs=2,
+                    labels={"class": 1}, preview=True, return_codes=True, strength=strength,
                 )
             )  # fmt: skip
     return works
@@ -133,6 +143,13 @@ def test_options_that_a_family_lacks_or_cannot_take_are_refused(weights) -> None
         jobs.generate(pipeline="flow", sampler="ancestral")
     with pytest.raises(InvalidRequest, match="sampler: should be 'confidence' or 'ancestral', got 'heun'"):
         jobs.generate(pipeline="masked", sampler="heun")
+
+
+def test_a_pipeline_that_draws_in_turn_says_why_it_edits_nothing(weights) -> None:
+    with pytest.raises(
+        InvalidRequest, match="source: in-turn takes no source: it draws codes one after another, rows first"
+    ):
+        Jobs(weights).edit(noise_image(1, 12, 12, 1), pipeline="in-turn")
 
 
 def test_probes_of_the_seed_promise_have_a_past(pipelines) -> None:

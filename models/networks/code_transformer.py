@@ -1,12 +1,10 @@
 """A transformer over the codes of a grid: causal, with a cache of keys and values, or seeing all of them."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Annotated, Self, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import load_checkpoint, load_into
 from models.conditioning import Conditions, LabelEmbedding, TextEmbedding
+from models.networks.code_cache import KeyValueCache, attend_masked, untouched_zeros
 from models.networks.dit import modulate
 from models.networks.layers import (
     HeadNorm,
@@ -84,27 +83,24 @@ class Prefix:
     values: Tensor
 
 
-class CodeCache:
+class CodeCache(KeyValueCache):
     """What the blocks know of running rows: their prefixes, and the keys and values of codes so far.
 
-    A row is taken by ``begin`` and has its prompt's keys first, then a place for each code. On a CPU, memory
-    is touched when a row is first begun, and no sooner.
+    A row is taken by ``begin`` and has its prompt's keys first, then a place for each code.
     """
 
     def __init__(self, config: CodeTransformerConfig, num_rows: int, like: Tensor) -> None:
         size, depth, heads = config.hidden_size, config.depth, config.num_heads
         self.num_prompt = config.text_tokens
-        length = self.num_prompt + config.num_codes
-        self.modulation = _zeros((num_rows, depth, 6, 1, size), like)
-        self.final = _zeros((num_rows, 2, 1, size), like)
-        self.keys = _zeros((depth, num_rows, heads, length, config.head_size), like)
-        self.values = _zeros((depth, num_rows, heads, length, config.head_size), like)
+        super().__init__(depth, num_rows, heads, self.num_prompt + config.num_codes, config.head_size, like)
+        self.modulation = untouched_zeros((num_rows, depth, 6, 1, size), like)
+        self.final = untouched_zeros((num_rows, 2, 1, size), like)
 
     def begin(self, row: int, prefix: Prefix) -> None:
         """Give a row the one prefix, and nothing after it."""
         self.modulation[row], self.final[row] = prefix.modulation[0], prefix.final[0]
+        self.clear(row)
         for table, given in ((self.keys, prefix.keys), (self.values, prefix.values)):
-            table[:, row] = 0  # a NaN that a failed sample left would get through the mask
             table[:, row, :, : self.num_prompt] = given[0]
 
 
@@ -140,7 +136,7 @@ class CodeAttention(nn.Module):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Return (B, N, hidden). q: (B, heads, N, d). mask: added to the scores."""
-        return self.join(_attend(q, k, v, mask))
+        return self.join(attend_masked(q, k, v, mask))
 
     def join(self, mixed: Tensor) -> Tensor:
         """Return (B, N, hidden) of what was attended to, (B, heads, N, d)."""
@@ -203,6 +199,10 @@ class CodeTransformer(nn.Module):
         network = cls(config)
         load_into(network, tensors, path)
         return network
+
+    def make_cache(self, num_rows: int) -> CodeCache:
+        """Return a cache of so many rows."""
+        return CodeCache(self.config, num_rows, self.embed_places)
 
     @property
     def no_code(self) -> int:
@@ -271,21 +271,11 @@ class CodeTransformer(nn.Module):
         x = self._embed(codes[:, None, None], self.embed_places[positions][:, None])  # (B, 1, hidden)
         tables = self.cosines[positions][:, None].to(x.dtype), self.sines[positions][:, None].to(x.dtype)
         modulations = cache.modulation[rows]
-        places = cache.num_prompt + positions
-        is_later = torch.arange(cache.keys.shape[3], device=x.device) > places[:, None]  # (B, T + N)
-        mask = torch.zeros_like(is_later, dtype=x.dtype).masked_fill(is_later, -math.inf)[:, None, None]
-        runs = None if x.is_cuda else _runs(rows.tolist())
+        call = cache.call(rows, cache.num_prompt + positions)
         for number, block in enumerate(self._blocks):
             modulation = modulations[:, number]  # (B, 6, 1, hidden)
             q, k, v = block.attention.project(modulate(x, modulation[:, 0], modulation[:, 1]), tables)
-            keys, values = cache.keys[number], cache.values[number]
-            keys[rows, :, places], values[rows, :, places] = k[:, :, 0], v[:, :, 0]
-            if runs is None:
-                mixed = _attend(q, keys[rows], values[rows], mask)
-            else:  # without a copy of the cache
-                mixed = torch.cat(
-                    [_attend(q[at], keys[where], values[where], mask[at]) for at, where in runs]
-                )
+            mixed = cache.attend(number, q, k, v, call)  # (B, heads, 1, d)
             x = block.feed(x, block.attention.join(mixed), modulation)  # (B, 1, hidden)
         return self._to_logits(x, cache.final[rows])[:, 0]
 
@@ -320,29 +310,6 @@ class CodeTransformer(nn.Module):
             nn.init.zeros_(layer.weight)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Return (B, heads, N, d) of q, k, v (B, heads, N, d); by plain products in training on a CPU.
-
-    See ``layers.attend``.
-    """
-    if q.device.type != "cpu" or not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, heads, N, T + N)
-    if mask is not None:
-        scores = scores + mask
-    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
-
-
-def _runs(rows: Sequence[int]) -> list[tuple[slice, slice]]:
-    """Return the parts of a call whose rows of the cache follow each other: where they are, in both."""
-    starts = [0, *(i for i in range(1, len(rows)) if rows[i] != rows[i - 1] + 1)]
-    ends = [*starts[1:], len(rows)]
-    return [
-        (slice(start, end), slice(rows[start], rows[start] + end - start))
-        for start, end in zip(starts, ends, strict=True)
-    ]
-
-
 def _make_turns(config: CodeTransformerConfig) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines (N, 2, 1, d) by which queries and keys are turned."""
     token_grid = tuple(side // config.patch_size for side in config.grid)
@@ -351,11 +318,3 @@ def _make_turns(config: CodeTransformerConfig) -> tuple[Tensor, Tensor]:
     of_keys = (places - 1).clamp(min=0) if config.is_causal else places
     cosines, sines = (torch.stack([table, table[of_keys]], dim=1)[:, :, None] for table in tables)
     return cosines, sines
-
-
-def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return zeros; on a CPU of memory that the system gives when it is written."""
-    if like.device.type != "cpu":
-        return torch.zeros(shape, dtype=like.dtype, device=like.device)
-    num_bytes = math.prod(shape) * like.dtype.itemsize
-    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(like.dtype).view(shape)

@@ -3,13 +3,13 @@
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models.conditioning import Conditions, drop_conditions
-from models.networks.code_transformer import CodeCache, CodeTransformer, Prefix
 from models.options import AutoregressiveOptions
 from models.priors.code_draws import DrawSettings, draw_next, generator_of
 from models.priors.code_prior import CodePrior
@@ -37,6 +37,45 @@ def autoregressive_loss(
     return F.cross_entropy(predict(codes, kept).float(), codes)
 
 
+class _Shaped(Protocol):
+    """The codes that a network is made for."""
+
+    @property
+    def grid(self) -> tuple[int, ...]: ...
+    @property
+    def num_codes(self) -> int: ...
+    @property
+    def codebook_size(self) -> int: ...
+    @property
+    def common_code(self) -> int: ...
+
+
+class _Cache(Protocol):
+    """What a network knows of running rows; see ``CodeCache``."""
+
+    num_prompt: int
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def bytes_per_row(self) -> int: ...
+    def begin(self, row: int, prefix: Any, /) -> None: ...
+
+
+class _Network(Protocol):
+    """What a stage needs of a network; what a prefix is, is between it and its cache."""
+
+    cosines: Tensor
+
+    @property
+    def config(self) -> _Shaped: ...
+    @property
+    def no_code(self) -> int: ...
+    def make_cache(self, num_rows: int) -> _Cache: ...
+    def prefix(self, conditions: Conditions) -> Any: ...
+    def decode(self, codes: Tensor, positions: Tensor, rows: Tensor, cache: Any, /) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class _Course:
     """Where a running sample is kept. is_guided: whether it has a row of its nulls, too."""
@@ -57,7 +96,7 @@ class AutoregressiveStage:
 
     reports_progress = True
 
-    def __init__(self, network: CodeTransformer, num_slots: int) -> None:
+    def __init__(self, network: _Network, num_slots: int) -> None:
         self.fixed_rows: Sequence[int] | None = None
         self.max_samples = num_slots
         self._network = network
@@ -65,11 +104,11 @@ class AutoregressiveStage:
         self._free = list(range(num_slots))  # a heap: neighbours in the cache share a call's attention
         config, device = network.config, network.cosines.device
         self._grid, self._num_codes = config.grid, config.num_codes
-        self._cache = CodeCache(config, 2 * num_slots, network.embed_places)
+        self._cache = network.make_cache(2 * num_slots)
         self._codes = torch.full((num_slots, self._num_codes), network.no_code, device=device)
         self._uniforms = torch.zeros(num_slots, self._num_codes, 2, dtype=torch.float64).to(device)
         self._replay = Replayed(self._advance, device)
-        self._last_prefix: tuple[Conditions, Prefix] | None = None
+        self._last_prefix: tuple[Conditions, Any] | None = None
 
     def start(self, sample: Sample) -> None:
         """Give the sample a slot, with its conditions and the numbers that its draws are made by."""
@@ -126,7 +165,7 @@ class AutoregressiveStage:
             past = table[:, slot, :, start : start + calls_done]
             past.copy_(torch.randn(past.shape, generator=generator))
 
-    def _prefix(self, conditions: Conditions) -> Prefix:
+    def _prefix(self, conditions: Conditions) -> Any:
         """Return the prefix of one row; of several samples that ask for the same, it is made once."""
         if self._last_prefix is None or not self._last_prefix[0].equals(conditions):
             self._last_prefix = conditions, self._network.prefix(conditions)

@@ -266,6 +266,7 @@ FAMILIES: dict[str, type[Options]] = {
     "sit": FlowOptions,
     "autoregressive": AutoregressiveOptions,
     "masked": MaskedOptions,
+    "llamagen": AutoregressiveOptions,
 }
 
 

@@ -21,7 +21,7 @@ from models.networks.code_transformer import CodeTransformer
 from models.networks.dit import DiT
 from models.networks.text_encoder import PromptEncoder
 from models.options import ConfigError, Options, Precision
-from models.priors.base import Prior
+from models.priors.base import DrawsCodes, Prior
 from models.registry import AUTOENCODERS, PRIORS, load_kind
 from models.spec import SPEC_FILE, CodesSpec, PipelineSpec
 from models.stage import Sample, SampleSpec, Stage, run_path
@@ -282,6 +282,8 @@ def _check_fit(
     check("latents", tuple(spec.latents), tuple(prior.latent_shape))
     sizes: Sequence[int] = [len(names) for names in spec.labels.values()]
     check("numbers of labels", tuple(sizes), tuple(prior.label_sizes))
+    if isinstance(prior, DrawsCodes):
+        check("a number of codes", None if spec.codes is None else spec.codes.size, prior.codebook_size)
     check("takes_prompt", spec.takes_prompt, prior.text_shape is not None)
     if prompt_encoder is not None:
         config = prompt_encoder.config

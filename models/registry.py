@@ -20,6 +20,7 @@ PRIORS = {
     "flow": "models.priors.flow:FlowPrior",
     "autoregressive": "models.priors.autoregressive:AutoregressivePrior",
     "masked": "models.priors.masked:MaskedPrior",
+    "llamagen": "models.priors.llamagen:LlamaGenPrior",
     "dit": "models.priors.class_prior:ClassPrior",
     "sit": "models.priors.class_prior:ClassPrior",
 }
@@ -32,6 +33,7 @@ IMPORTERS = {  # a public format → the module that reads it; the first that kn
     "compvis-vq": "models.importers.compvis_vq",
     "diffusers-kl": "models.importers.diffusers_kl",
     "diffusers-vq": "models.importers.diffusers_vq",
+    "llamagen": "models.importers.llamagen_gpt",
     "llamagen-vq": "models.importers.llamagen_vq",
     "maskgit-vqgan": "models.importers.maskgit_vqgan",
     "open-magvit2": "models.importers.open_magvit2",

@@ -15,8 +15,9 @@ from models.checkpoint import Unfilled, load_tensors, save_checkpoint
 from models.importers.base import Imported, ImportFailed
 from models.options import Options
 from models.pipeline import AUTOENCODER_FILE, PRIOR_FILE, Pipeline, autoencoder_spec
+from models.priors.base import DrawsCodes, Prior
 from models.registry import AUTOENCODERS, PRIORS, load_kind
-from models.spec import SPEC_FILE, PipelineSpec
+from models.spec import SPEC_FILE, CodesSpec, PipelineSpec
 
 _MEAN, _STD = "latent_mean", "latent_std"
 _SIZE = "image_size_px"  # of every autoencoder of pictures
@@ -60,15 +61,20 @@ def build(
             " the folder beside this one"
         )
     loaded = _loaded(joined)
+    own_prior: Prior | None = None
     if prior is not None:
         save_checkpoint(folder / PRIOR_FILE, dict(prior.tensors), prior.config)
-        wanted = tuple(load_kind(PRIORS, prior.kind).load(folder / PRIOR_FILE).latent_shape)
+        own_prior = load_kind(PRIORS, prior.kind).load(folder / PRIOR_FILE)
+        wanted = tuple(own_prior.latent_shape)
         if wanted != tuple(loaded.latent_shape):
             joined = _resized(joined, folder, tuple(loaded.latent_shape), wanted)
             loaded = _loaded(joined)
             note(f"Its pictures are {loaded.signal_shape[-1]} px instead, as the prior's latents ask.")
+    spec = autoencoder_spec(name, joined.kind, loaded)
+    if isinstance(own_prior, DrawsCodes):
+        _check_codebook(own_prior.codebook_size, spec.codes)
     replace(
-        autoencoder_spec(name, joined.kind, loaded),
+        spec,
         labels={} if prior is None else prior.labels,
         prior=None if prior is None else prior.kind,
         defaults=(prior.defaults if prior else None) or Options(),
@@ -155,3 +161,13 @@ def _other_figures(tensors: dict[str, Tensor], prior: Imported) -> dict[str, Ten
         if not torch.allclose(own.float(), wanted.float(), rtol=_TOLERANCE, atol=_TOLERANCE):
             changed[name] = wanted.to(own.dtype).contiguous()
     return changed
+
+
+def _check_codebook(num_drawn: int, codes: CodesSpec | None) -> None:
+    """Check that an autoencoder has the codes that a prior draws. Raises: ImportFailed."""
+    if codes is None or (codes.size, codes.num_codebooks) != (num_drawn, 1):
+        has = "none" if codes is None else f"{codes.num_codebooks} codebook(s) of {codes.size:,}"
+        raise ImportFailed(
+            f"the prior draws from one codebook of {num_drawn:,} codes, the autoencoder has {has}: they don't"
+            " belong together"
+        )

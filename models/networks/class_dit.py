@@ -81,12 +81,13 @@ class ClassDiTConfig:
 class RMSNorm(nn.Module):
     """A root-mean-square norm that computes in float32 and has a weight (C,) (arXiv:1910.07467)."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, eps: float = NORM_EPS) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPS).to(x.dtype) * self.weight
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
 
 
 class ModulatedNorm(nn.Module):

@@ -1,7 +1,7 @@
 """What a pipeline needs of a prior."""
 
 from pathlib import Path
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
 
 from torch import nn
 
@@ -40,6 +40,15 @@ class Prior(Protocol):
 
     def make_stage(self, num_slots: int) -> Stage:
         """Return the stage that samples, for at most ``num_slots`` samples at a time."""
+
+
+@runtime_checkable
+class DrawsCodes(Protocol):
+    """What a prior adds that draws codes."""
+
+    @property
+    def codebook_size(self) -> int:
+        """The number of codes that it draws from."""
 
 
 Network = TypeVar("Network", DiT, CodeTransformer)

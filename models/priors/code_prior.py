@@ -13,6 +13,11 @@ class CodePrior(TransformerPrior[CodeTransformer]):
 
     is_causal: ClassVar[bool]
 
+    @property
+    def codebook_size(self) -> int:
+        """The number of codes that it draws from."""
+        return self.network.config.codebook_size
+
     @classmethod
     def load(cls, path: Path) -> Self:
         """Load one safetensors file that knows its own configuration.

@@ -89,7 +89,11 @@ NAME = r"must be the name of a folder, of 1 to 64 characters from a-z, 0-9, '.',
         ("codes", {"grid": [6, 6]}, "codes.size: is missing; codes.fingerprint: is missing"),
         ("codes", None, None),
         ("defaults", {"num_steps": 0}, "defaults of a flow prior: num_steps: should be greater than"),
-        ("prior", ["flow"], "prior: known are flow, dit, sit, autoregressive, masked, got ['flow']"),
+        (
+            "prior",
+            ["flow"],
+            "prior: known are flow, dit, sit, autoregressive, masked, llamagen, got ['flow']",
+        ),
         ("labels", {"class": ["a", "A"]}, "labels: the names of class must differ and not be empty, got"),
     ],
 )

@@ -124,6 +124,15 @@ class Pretending(Protocol):
         """Let a started sample be as if it had had so many calls, with random outcomes: for checks."""
 
 
+@runtime_checkable
+class Caching(Protocol):
+    """What a stage adds that keeps much for each running sample."""
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """The most memory that it keeps for a sample."""
+
+
 def padded(num_rows: int, fixed_rows: Sequence[int] | None) -> int:
     """Return how many rows a call of ``num_rows`` has: the next of the numbers it may have."""
     return num_rows if fixed_rows is None else min(each for each in fixed_rows if each >= num_rows)

@@ -110,6 +110,11 @@ class AutoregressiveStage:
         self._replay = Replayed(self._advance, device)
         self._last_prefix: tuple[Conditions, Any] | None = None
 
+    @property
+    def bytes_per_sample(self) -> int:
+        """The most memory that it keeps for a sample: keys and values, also those of its nulls."""
+        return 2 * self._cache.bytes_per_row
+
     def start(self, sample: Sample) -> None:
         """Give the sample a slot, with its conditions and the numbers that its draws are made by."""
         spec = sample.spec

@@ -107,8 +107,8 @@ class SeedCheck:
         candidates: Sequence[int],
         lanes: Lanes | None = None,
     ) -> None:
-        if num_probes < full_rows:
-            raise ValueError(f"num_probes is {num_probes}: a full call of {full_rows} rows needs as many")
+        if num_probes < 1:
+            raise ValueError(f"num_probes must be at least 1, got {num_probes}")
         if any(not 1 <= rows <= full_rows for rows in candidates):
             raise ValueError(f"candidates must be from 1 to {full_rows}, not {list(candidates)}")
         self._call = call

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 import models
-from models.options import Options
 from models.pipeline import Pipeline
-from models.stage import Pretending, Rows, Sample, SampleSpec, Stage
+from models.stage import Caching, Stage
 from workers.engine.lanes import Lanes
+from workers.engine.memory import SHARE, free_bytes
+from workers.engine.probes import bounded_probes, probe_calls
 from workers.engine.seed_check import SeedCheck, Verdict, VerdictStore, verdict_key
 from workers.messages import SeedVerdict
 
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 NUM_PROBES = 256  # rows, of every kind of calls: a number that differs does so in one of twelve or more
 ROWS_PER_SAMPLE = 2  # of a prior, where guidance is applied
-PROMPTS = (None, "a red apple", "two small dogs on a green hill", "rain", "the flag of a far country, waving")
 
 
 class SeedPromise:
@@ -85,7 +85,7 @@ class SeedPromise:
     @property
     def share_done(self) -> float:
         """How much of all checks is over, from 0 to 1."""
-        shares = [1.0 if each.verdict else each.share_done for each in self._checks.values()]
+        shares = [each.share_done if name in self._pending else 1.0 for name, each in self._checks.items()]
         return sum(shares) / len(shares) if shares else 1.0
 
     def advance(self, budget_s: float) -> None:
@@ -94,6 +94,14 @@ class SeedPromise:
             return
         name = self._pending[0]
         check = self._checks[name]
+        if not check.fits:
+            self._pending.remove(name)
+            logger.warning(
+                "pipeline=%s seed promise unchecked: its %d probes want %s bytes, which are not free;"
+                " full batches of %d rows",
+                name, check.num_probes, f"{check.num_bytes:,}", check.full_rows,
+            )  # fmt: skip
+            return
         verdict = check.advance(budget_s)
         if verdict is not None:
             if self._store:
@@ -146,7 +154,7 @@ class _PipelineCheck:
         self.verdict: Verdict | None = None
         self._pipeline = pipeline
         self._lanes = lanes
-        self._num_probes = max(num_probes, 2 * full_rows)
+        self.num_probes = bounded_probes(max(num_probes, 2 * full_rows), stage)
         self._candidates = candidates
         self._checks: list[SeedCheck] | None = None
 
@@ -157,7 +165,7 @@ class _PipelineCheck:
         settings: dict[str, str | int] = {
             "dtype": str(self._pipeline.dtype),
             "full_rows": self.full_rows,
-            "num_probes": self._num_probes,
+            "num_probes": self.num_probes,
             "candidates": str(self._candidates),
             "code": _code_digest(),
         }
@@ -168,13 +176,26 @@ class _PipelineCheck:
             settings,
         )
 
+    @property
+    def num_bytes(self) -> int:
+        """What the probes keep while they are checked, as far as it is much."""
+        return self.num_probes * self.stage.bytes_per_sample if isinstance(self.stage, Caching) else 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether the probes have been made, or there is memory for them."""
+        if self._checks is not None or not self.num_bytes:
+            return True
+        free = free_bytes(self._pipeline.device)
+        return free is None or self.num_bytes <= SHARE * free
+
     @torch.inference_mode()
     def advance(self, budget_s: float) -> Verdict | None:
         if self._checks is None:
             self._checks = [
                 SeedCheck(partial(_call, call), num_rows, self.full_rows, self._candidates, self._lanes)
                 for call, num_rows in probe_calls(
-                    self._pipeline, self._num_probes, (*self._candidates, self.full_rows)
+                    self._pipeline, self.num_probes, (*self._candidates, self.full_rows)
                 )
             ]
         *others, last = self._checks
@@ -210,53 +231,6 @@ def numbers_to_check(full_rows: int, *, is_captured: bool = False) -> tuple[int,
         found.append(rows)
         rows += 1 if rows < num_dense else (1 << rows.bit_length()) // (2 * per_doubling)
     return (*found, full_rows)
-
-
-def probe_calls(
-    pipeline: Pipeline, num_probes: int, fixed_rows: Sequence[int]
-) -> list[tuple[Callable[[list[int]], Tensor], int]]:
-    """Return calls of a pipeline's network over many rows of all kinds, and how many rows each has."""
-    calls: list[tuple[Callable[[list[int]], Tensor], int]] = []
-    # The plain kind, which most requests are of, comes last: its numbers serve as soon as they are proven.
-    for options in reversed(pipeline.spec.defaults.variants()):
-        stage = pipeline.make_stages(num_probes).sample
-        assert stage is not None
-        stage.fixed_rows = fixed_rows
-        samples = [Sample(_probe_spec(pipeline, options, index), index) for index in range(num_probes)]
-        captured: list[tuple[Callable[[list[int]], Tensor], int]] = []
-
-        def capture(
-            call: Callable[[list[int]], Tensor],
-            num_items: int,
-            fixed_rows: Sequence[int] | None,
-            sizes: Sequence[int] | None = None,
-            captured: list[tuple[Callable[[list[int]], Tensor], int]] = captured,
-        ) -> Rows:
-            captured.append((call, num_items))
-            first = call([0])
-            return Rows(first.expand(num_items, *first.shape[1:]).clone(), {})
-
-        for sample in samples:
-            stage.start(sample)
-        num_calls = min(stage.num_calls(sample) for sample in samples)
-        for index, sample in enumerate(samples):
-            sample.calls_done = index % max(1, num_calls - 2)  # at all times of a path
-            if isinstance(stage, Pretending):
-                stage.pretend(sample, sample.calls_done)
-        for _ in range(min(2, num_calls)):  # in the second, what is to be reused is there
-            stage.step(samples, capture)
-        calls.append(captured[-1])
-    return calls
-
-
-def _probe_spec(pipeline: Pipeline, options: Options, index: int) -> SampleSpec:
-    labels = {
-        name: (index * 7 + i) % (len(known) + 1)
-        for i, (name, known) in enumerate(pipeline.spec.labels.items())
-    }
-    conditions = pipeline.conditions(labels, PROMPTS[index % len(PROMPTS)])
-    # Guidance has nothing to lead away from, so that a sample is one row.
-    return SampleSpec(seed=index, options=options, conditions=conditions, null=conditions)
 
 
 def _call(call: Callable[[list[int]], Tensor], indices: Tensor) -> Tensor:

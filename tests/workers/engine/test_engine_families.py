@@ -12,10 +12,12 @@ from models.stage import Sample, SampleSpec
 from tests.tiny import save_families
 from tests.workers.engine.engine_runs import Jobs, digest, noise_image, run
 from workers.compute import Work
+from workers.engine import probes, seed_promise
 from workers.engine.engine import Engine
 from workers.engine.lanes import Lanes
 from workers.engine.previews import PreviewTimer
-from workers.engine.seed_promise import SeedPromise, probe_calls
+from workers.engine.probes import bounded_probes, probe_calls
+from workers.engine.seed_promise import SeedPromise
 from workers.errors import InvalidRequest
 
 NAMES = ("flow", "in-turn", "masked")
@@ -51,14 +53,13 @@ def mixed_works(weights: Path) -> list[Work]:
             )  # fmt: skip
     source, mask = noise_image(3, 12, 12, 1), np.zeros((12, 12, 1), np.uint8)
     mask[4:9, 2:7] = 255
-    for name in ("flow", "masked"):
-        for number, (part, strength) in enumerate(((None, 0.5), (mask, None), (mask, 0.8))):
-            works.append(
-                jobs.edit(
-                    source, part, f"{name} edit {number}", pipeline=name, seed=number, num_outputs=2,
-                    labels={"class": 1}, preview=True, return_codes=True, strength=strength,
-                )
-            )  # fmt: skip
+    for number, (part, strength) in enumerate(((None, 0.5), (mask, None), (mask, 0.8))):
+        works.append(
+            jobs.edit(
+                source, part, f"edit {number}", pipeline="masked", seed=number, labels={"class": 1},
+                preview=True, return_codes=True, strength=strength,
+            )
+        )  # fmt: skip
     return works
 
 
@@ -168,6 +169,35 @@ def test_probes_of_the_seed_promise_have_a_past(pipelines) -> None:
         torch.count_nonzero(stage._cache.keys[:, 0, :, :20]) > 0.9 * stage._cache.keys[:, 0, :, :20].numel()
     )
     assert not stage._cache.keys[:, 0, :, 20:].any()
+
+
+def checked(pipelines: dict[str, Pipeline]) -> Engine:
+    engine = Engine(pipelines, 8, promise=SeedPromise("on", num_probes=32), lanes=Lanes(1))
+    while engine.needs_check:
+        engine.check_seeds(60)
+    return engine
+
+
+def test_probes_of_a_prior_with_large_caches_are_fewer_than_rows_of_a_call(pipelines, monkeypatch) -> None:
+    stage = pipelines["in-turn"].make_stages(3).sample
+    assert stage.bytes_per_sample == 2 * 2 * 2 * 36 * 32 * 2  # nulls, keys and values, layers, codes
+    assert bounded_probes(256, stage) == 256
+    assert bounded_probes(256, pipelines["flow"].make_stages(3).sample) == 256
+    monkeypatch.setattr(probes, "CACHE_BYTES", 11 * stage.bytes_per_sample)
+    monkeypatch.setattr(probes, "MIN_PROBES", 3)
+    assert bounded_probes(256, stage) == 11
+    (verdict,) = checked({"in-turn": pipelines["in-turn"]}).seed_verdicts().values()
+    assert (verdict.how, verdict.is_kept) == ("checked", True)
+    assert 16 in verdict.rows
+
+
+def test_a_check_that_memory_is_too_small_for_is_left_out_and_told(pipelines, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(seed_promise, "free_bytes", lambda _: 10**5)
+    with caplog.at_level("WARNING"):
+        verdicts = checked({name: pipelines[name] for name in ("in-turn", "masked")}).seed_verdicts()
+    assert (verdicts["in-turn"].how, verdicts["in-turn"].rows) == ("full_batches", (16,))
+    assert verdicts["masked"].how == "checked"
+    assert "pipeline=in-turn seed promise unchecked: its 32 probes want 589,824 bytes" in caplog.text
 
 
 def test_memory_is_measured_with_the_caches_of_so_many_samples(weights, pipelines) -> None:

@@ -116,8 +116,8 @@ def test_an_output_that_lives_on_in_a_reused_buffer_is_no_trouble():
 
 
 def test_it_rejects_what_it_cannot_check():
-    with pytest.raises(ValueError, match="num_probes is 16"):
-        SeedCheck(row_by_row, 16, 32, [1])
+    with pytest.raises(ValueError, match="num_probes must be at least 1, got 0"):
+        SeedCheck(row_by_row, 0, 32, [1])
     with pytest.raises(ValueError, match="from 1 to 32"):
         SeedCheck(row_by_row, 64, 32, [33])
 

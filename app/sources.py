@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from app.files import FileNotKnown, FileStore, Upload
 from models.media.base import Array, InvalidMedia, MediumSpec, medium_of
+from models.media.image import ImageSpec
 from models.media.mask import load_mask, load_transparency, picture_size
 from models.spec import PipelineSpec
 from workers.errors import InvalidRequest, InvalidSource
@@ -35,12 +36,13 @@ MAX_SOURCES_MIB = 64  # of all files of a request
 class SourceFile:
     """A file as its client sent it. field: where, as an error calls it.
 
-    role: what it is for; transparency is a mask that is white where the picture is transparent.
+    role: what it is for. signal is to be encoded, source to be drawn again; transparency is a mask that is
+    white where the picture is transparent.
     """
 
     field: str
     content: bytes | str | Upload  # str: in base64
-    role: Literal["source", "mask", "transparency"] = "source"
+    role: Literal["signal", "source", "mask", "transparency"] = "source"
 
 
 def files_of(request: Request, uploads: FileStore, viewer: str | None) -> list[SourceFile]:
@@ -52,7 +54,8 @@ def files_of(request: Request, uploads: FileStore, viewer: str | None) -> list[S
     """
     match request:
         case EncodeRequest():
-            return find_files({"source": request.source, "image": request.image}, uploads, viewer)
+            files = find_files({"source": request.source, "image": request.image}, uploads, viewer)
+            return [replace(file, role="signal") for file in files]
         case GenerateRequest():
             files = find_files({"source": request.source, "mask": request.mask}, uploads, viewer)
             return [replace(file, role="mask") if file.field == "mask" else file for file in files]
@@ -124,12 +127,12 @@ async def store_sources(
     stored = []
     num_bytes = await asyncio.to_thread(announced)
     with services.decoders.admitted(sum(num_bytes)):
-        if _have_mask(files):
+        if _sizes_matter(files, pipeline):
             sizes = [
                 await decoded(file, its_bytes, picture_size)
                 for file, its_bytes in zip(files, num_bytes, strict=True)
             ]
-            _check_sizes(files, sizes)
+            _check_sizes(files, sizes, pipeline)
         for file, its_bytes in zip(files, num_bytes, strict=True):
             array = await decoded(file, its_bytes, *_reader(file, pipeline))
             stored.append(await asyncio.to_thread(store, array))
@@ -149,35 +152,43 @@ def fit_files(files: Sequence[SourceFile], pipeline: PipelineSpec) -> list[Array
         except InvalidMedia as error:
             raise _unusable(file, medium, error) from error
 
-    if _have_mask(files):
-        _check_sizes(files, [decoded(file, picture_size) for file in files])
+    if _sizes_matter(files, pipeline):
+        _check_sizes(files, [decoded(file, picture_size) for file in files], pipeline)
     return [decoded(file, *_reader(file, pipeline)) for file in files]
 
 
 def _reader(file: SourceFile, pipeline: PipelineSpec) -> tuple[Callable[..., Array], MediumSpec]:
     """Return what decodes a file, and what it is to be fitted to."""
     match file.role:
-        case "source":
+        case "signal":
             return medium_of(pipeline.medium.medium).load, pipeline.medium
+        case "source":
+            return medium_of(pipeline.medium.medium).load, pipeline.inputs["source"]
         case "mask":
             return load_mask, pipeline.inputs["mask"]
         case "transparency":
             return load_transparency, pipeline.inputs["mask"]
 
 
-def _have_mask(files: Sequence[SourceFile]) -> bool:
-    return any(file.role != "source" for file in files)
+def _sizes_matter(files: Sequence[SourceFile], pipeline: PipelineSpec) -> bool:
+    return len({file.role for file in files}) > 1 or (files[0].role == "source" and pipeline.needs_source)
 
 
-def _check_sizes(files: Sequence[SourceFile], sizes: Sequence[Array]) -> None:
-    """Raises: InvalidSource when a mask has another size than its source."""
-    (width, height), (mask_width, mask_height) = sizes
-    if (width, height) != (mask_width, mask_height):
-        raise InvalidSource(
-            "image",
-            f"{files[1].field}: must have the size of its source, {width} x {height} px,"
-            f" got {mask_width} x {mask_height} px",
-        )
+def _check_sizes(files: Sequence[SourceFile], sizes: Sequence[Array], pipeline: PipelineSpec) -> None:
+    """Raises: InvalidSource when a mask has another size than its source, or this another than is needed."""
+    size, *others = (f"{width} x {height} px" for width, height in sizes)
+    if pipeline.needs_source:
+        wanted = pipeline.takes["source"]
+        assert isinstance(wanted, ImageSpec)
+        if size != (needed := f"{wanted.width_px} x {wanted.height_px} px"):
+            raise InvalidSource(
+                "image", f"{files[0].field}: {pipeline.name} takes {needed}, got {size}; send it in that size"
+            )
+    for file, its_size in zip(files[1:], others, strict=True):
+        if its_size != size:
+            raise InvalidSource(
+                "image", f"{file.field}: must have the size of its source, {size}, got {its_size}"
+            )
 
 
 def _unusable(file: SourceFile, medium: str, error: InvalidMedia) -> InvalidSource:

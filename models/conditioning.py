@@ -1,6 +1,6 @@
-"""What a prior is asked for: labels and a prompt, each of which may be left out."""
+"""What a prior is asked for: labels, a prompt and a source, each of which may be left out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,49 +15,63 @@ class Conditions:
 
     labels: (B, K) int64, one column for each of the network's ``label_sizes``; a label equal to the size
     stands for "any". text: (B, T, channels), the states of a prompt's tokens and zeros after them; all
-    zeros stand for no prompt. None where the prior takes no prompt.
+    zeros stand for no prompt. None where the prior takes no prompt. source: (B, d, *grid), latents of a
+    picture that is drawn again, larger; all zeros stand for none. None where the prior takes no such picture.
     """
 
     labels: Tensor
     text: Tensor | None = None
+    source: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor | slice | list[int]) -> "Conditions":
-        return Conditions(self.labels[rows], None if self.text is None else self.text[rows])
+        return self._changed(lambda part: part[rows])
 
     def to(self, device: torch.device | str) -> "Conditions":
-        return Conditions(self.labels.to(device), None if self.text is None else self.text.to(device))
+        return self._changed(lambda part: part.to(device))
 
     def equals(self, other: "Conditions") -> bool:
         """Whether every row asks for the same as the row of ``other``."""
-        texts = (self.text, other.text)
-        has_same_text = texts[0] is texts[1] or (
-            texts[0] is not None and texts[1] is not None and torch.equal(texts[0], texts[1])
+        return all(
+            mine is theirs or (mine is not None and theirs is not None and torch.equal(mine, theirs))
+            for mine, theirs in zip(self._parts, other._parts, strict=True)
         )
-        return has_same_text and torch.equal(self.labels, other.labels)
 
     def clone(self) -> "Conditions":
         """Return rows that can be written."""
-        return Conditions(self.labels.clone(), None if self.text is None else self.text.clone())
+        return self._changed(torch.clone)
 
     def write(self, row: int, other: "Conditions") -> None:
         """Put the one row of ``other`` in the place of a row."""
-        self.labels[row] = other.labels[0]
-        if self.text is not None and other.text is not None:
-            self.text[row] = other.text[0]
+        for mine, theirs in zip(self._parts, other._parts, strict=True):
+            if mine is not None and theirs is not None:
+                mine[row] = theirs[0]
 
     def expand(self, num_rows: int) -> "Conditions":
         """Return one row ``num_rows`` times."""
-        text = None if self.text is None else self.text.expand(num_rows, -1, -1)
-        return Conditions(self.labels.expand(num_rows, -1), text)
+        return self._changed(lambda part: part.expand(num_rows, *[-1] * (part.ndim - 1)))
+
+    @property
+    def _parts(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return self.labels, self.text, self.source
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> "Conditions":
+        """Return conditions of which each part has been put through a function."""
+        text, source = (None if part is None else change(part) for part in (self.text, self.source))
+        return Conditions(change(self.labels), text, source)
 
 
 def stack_conditions(parts: Sequence[Conditions]) -> Conditions:
     """Return the rows of all ``parts`` below each other."""
     texts = [part.text for part in parts if part.text is not None]
-    return Conditions(torch.cat([part.labels for part in parts]), torch.cat(texts) if texts else None)
+    sources = [part.source for part in parts if part.source is not None]
+    return Conditions(
+        torch.cat([part.labels for part in parts]),
+        torch.cat(texts) if texts else None,
+        torch.cat(sources) if sources else None,
+    )
 
 
 class LabelEmbedding(nn.Module):
@@ -97,27 +111,37 @@ class TextEmbedding(nn.Module):
 
 
 def drop_conditions(
-    conditions: Conditions, null: Conditions, rate: float, generator: torch.Generator
+    conditions: Conditions,
+    null: Conditions,
+    rate: float,
+    generator: torch.Generator,
+    *,
+    source_rate: float = 0.0,
 ) -> Conditions:
     """Return ``conditions`` with parts replaced by those of ``null`` (one row), for training.
 
-    A share of ``rate`` of the rows loses everything. Where there are several conditions, each is also lost
-    on its own in a share of ``rate``, so that any of them may be left out of a request.
+    A share of ``rate`` of the rows loses labels and text. Where there are several of them, each is also lost
+    on its own in a share of ``rate``, so that any of them may be left out of a request. A source is lost in a
+    share of ``source_rate``, whatever else is.
     """
     num_rows, num_labels = conditions.labels.shape
     device = conditions.labels.device
     has_several = num_labels + (conditions.text is not None) > 1
 
-    def drawn(*shape: int) -> Tensor:
+    def drawn(rate: float, *shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, device=generator.device).to(device) < rate
 
-    is_empty = drawn(num_rows)
+    is_empty = drawn(rate, num_rows)
     lost_labels = is_empty[:, None].expand(num_rows, num_labels)
     lost_text = is_empty
     if has_several:
-        lost_labels = lost_labels | drawn(num_rows, num_labels)
-        lost_text = lost_text | drawn(num_rows)
+        lost_labels = lost_labels | drawn(rate, num_rows, num_labels)
+        lost_text = lost_text | drawn(rate, num_rows)
     labels = torch.where(lost_labels, null.labels, conditions.labels)
-    if conditions.text is None or null.text is None:
-        return Conditions(labels)
-    return Conditions(labels, torch.where(lost_text[:, None, None], null.text, conditions.text))
+    text, source = conditions.text, conditions.source
+    if text is not None and null.text is not None:
+        text = torch.where(lost_text[:, None, None], null.text, text)
+    if source is not None and null.source is not None:
+        lost = drawn(source_rate, num_rows).view(-1, *[1] * (source.ndim - 1))
+        source = torch.where(lost, null.source, source)
+    return Conditions(labels, text, source)

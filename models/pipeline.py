@@ -170,7 +170,10 @@ class Pipeline:
         )
 
     def conditions(self, labels: Mapping[str, int] | None = None, prompt: str | None = None) -> Conditions:
-        """Return one row of conditions: numbers of labels by set, and a prompt; what is left out is open."""
+        """Return one row of conditions: numbers of labels by set, and a prompt; what is left out is open.
+
+        A source is none of them: a sample brings it.
+        """
         assert self.prior is not None
         null = self.prior.null_conditions()
         asked = labels or {}
@@ -178,7 +181,7 @@ class Pipeline:
         text = null.text
         if self.prompt_encoder is not None and prompt is not None:
             text = self.prompt_encoder.encode(prompt).states[None].to(self.device)
-        return Conditions(torch.tensor([numbers], dtype=torch.long, device=self.device), text)
+        return Conditions(torch.tensor([numbers], dtype=torch.long, device=self.device), text, null.source)
 
     def generate(self, conditions: Conditions, seed: int, options: Options | None = None) -> Tensor:
         """Return signals (B, C, *size) float32 of ``conditions`` (B rows), all in one batch, on the CPU.
@@ -285,6 +288,7 @@ def _check_fit(
     if isinstance(prior, DrawsCodes):
         check("a number of codes", None if spec.codes is None else spec.codes.size, prior.codebook_size)
     check("takes_prompt", spec.takes_prompt, prior.text_shape is not None)
+    check("needs_source", spec.needs_source, prior.null_conditions().source is not None)
     if prompt_encoder is not None:
         config = prompt_encoder.config
         given = (config.max_tokens, config.hidden_size)

@@ -65,7 +65,8 @@ class CodesSpec:
 class PipelineSpec:
     """What a pipeline makes and takes.
 
-    makes: a specification for each medium that it makes; takes: by role ("source"), what comes in.
+    makes: a specification for each medium that it makes; takes: by role ("source"), what comes in: a source
+    of another size than what it makes must, as it draws that larger.
     latents: the shape (d, *grid) of what its prior samples. codes: None where the autoencoder has no
     codebook: what it encodes to are latents then, ``fingerprint`` tells it from all others, and
     ``has_posterior`` says whether latents can be drawn from a distribution. labels: the names in each set, by
@@ -122,9 +123,15 @@ class PipelineSpec:
         return self.codes.size if self.codes else None
 
     @property
+    def needs_source(self) -> bool:
+        """Whether all that it does is to draw a picture that comes in larger."""
+        return self.takes.get("source", self.medium) != self.medium
+
+    @property
     def edits(self) -> bool:
         """Whether it also draws pictures that come in anew, or parts of them."""
-        return self.medium.medium == "image" and "strength" in self.defaults.requestable and bool(self.prior)
+        can_edit = "strength" in self.defaults.requestable and bool(self.prior)
+        return self.medium.medium == "image" and can_edit and not self.needs_source
 
     @property
     def inputs(self) -> Mapping[str, MediumSpec]:

@@ -3,7 +3,7 @@
 import difflib
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Catalog:
 
     @classmethod
     def load(cls, weights_dir: Path, names: Sequence[str] | None = None) -> "Catalog":
-        """Read `<weights_dir>/*/pipeline.json`: those of `names`, in that order, or all, sorted by name.
+        """Read `<weights_dir>/*/pipeline.json`: those of `names`, in that order, or all, ``in_order``.
 
         Raises: ConfigError when there is none, one can't be used, or a name is unknown.
         """
@@ -70,7 +70,7 @@ class Catalog:
             )
         catalog = cls([CatalogEntry(PipelineSpec.load(file), file.parent) for file in files])
         try:
-            return cls([catalog[name] for name in names or sorted(catalog.names)])
+            return cls([catalog[name] for name in names] if names else in_order(catalog.entries))
         except UnknownPipeline as error:
             raise ConfigError(f"{weights_dir}: {error}") from error
 
@@ -192,6 +192,11 @@ class Catalog:
         )
 
 
+def in_order(entries: Iterable[CatalogEntry]) -> list[CatalogEntry]:
+    """Return pipelines by name, those last that do nothing without a source: none of them is the default."""
+    return sorted(entries, key=lambda entry: (entry.spec.needs_source, entry.spec.name))
+
+
 def _resolve_generate(
     request: GenerateRequest,
     spec: PipelineSpec,
@@ -210,7 +215,7 @@ def _resolve_generate(
     if request.num_outputs is not None and request.num_images is not None:
         raise InvalidRequest("num_images: is the older name of num_outputs; send one of the two")
     _check_size(request, spec)
-    _check_inputs(request)
+    _check_inputs(request, spec)
     format = _format(request.format, spec.medium)
     if request.background == "transparent":
         _check_transparency(spec, format)
@@ -221,7 +226,7 @@ def _resolve_generate(
         options = requested(spec.defaults.changed(given))
     except ConfigError as error:
         raise InvalidRequest(str(error)) from error
-    if request.source is None:
+    if request.source is None or spec.needs_source:
         options.pop("strength", None)
     elif request.mask is not None and request.strength is None:
         options["strength"] = 1.0
@@ -251,8 +256,17 @@ def _check_size(request: GenerateRequest, spec: PipelineSpec) -> None:
             raise InvalidRequest(f"{field}: {spec.name} makes {makes}, got {asked}")
 
 
-def _check_inputs(request: GenerateRequest) -> None:
-    """Raises: InvalidRequest when something goes with a source, and there is none."""
+def _check_inputs(request: GenerateRequest, spec: PipelineSpec) -> None:
+    """Raises: InvalidRequest when a source is wanted, or something goes with one, and there is none."""
+    if spec.needs_source:
+        if request.source is None:
+            raise InvalidRequest(
+                f"source: {spec.name} draws a picture of {_size_of(spec.takes['source'])} larger; send one"
+            )
+        if request.strength is not None:
+            raise InvalidRequest(
+                f"strength: {spec.name} draws all of a larger picture; leave it out, got {request.strength}"
+            )
     if request.source is None:
         for field, what in (("mask", "which part of it"), ("strength", "how much of it")):
             if getattr(request, field) is not None:
@@ -297,11 +311,15 @@ def _resolve_encode(
 
 def _default_tokenizer(spec: PipelineSpec) -> str:
     """Warn of a tokenizer that its client has not chosen."""
-    sizes = " x ".join(str(size) for name, size in asdict(spec.medium).items() if name.endswith("_px"))
     return (
-        f"pipeline: none was named, so {spec.name} encodes, at {sizes} px: what its tokenizer was not trained"
-        " on may lose much; return_psnr tells how much"
+        f"pipeline: none was named, so {spec.name} encodes, at {_size_of(spec.medium)}: what its tokenizer"
+        " was not trained on may lose much; return_psnr tells how much"
     )
+
+
+def _size_of(spec: MediumSpec) -> str:
+    """Return a picture's size in words."""
+    return " x ".join(str(size) for name, size in asdict(spec).items() if name.endswith("_px")) + " px"
 
 
 def _resolve_decode(
@@ -374,7 +392,8 @@ def _known_fields(spec: PipelineSpec) -> list[str]:
     """Return the fields that say what to show, of those that a pipeline takes."""
     short = [field for field, name in _SHORTHANDS.items() if name in spec.labels]
     others = [f"labels.{name}" for name in spec.labels if name not in _SHORTHANDS.values()]
-    return short + others + (["prompt", "negative_prompt"] if spec.takes_prompt else [])
+    needed = ["source"] if spec.needs_source else []
+    return needed + short + others + (["prompt", "negative_prompt"] if spec.takes_prompt else [])
 
 
 def _unknown_fields(request: GenerateRequest, spec: PipelineSpec) -> list[str]:
@@ -435,7 +454,7 @@ def _shown(value: Any) -> str:
 def _info(spec: PipelineSpec) -> PipelineInfo:
     schemas = option_schemas(spec.defaults)
     example = None
-    if spec.prior is not None:
+    if spec.prior is not None and not spec.needs_source:
         example = GenerateRequest(
             pipeline=spec.name,
             class_label=spec.labels["class"][-1] if "class" in spec.labels else None,
@@ -447,6 +466,7 @@ def _info(spec: PipelineSpec) -> PipelineInfo:
         name=spec.name,
         makes=tuple(map(_medium_info, spec.makes)),
         takes={role: _medium_info(each) for role, each in spec.inputs.items()},
+        needs_source=spec.needs_source,
         labels=spec.labels,
         takes_prompt=spec.takes_prompt,
         options={

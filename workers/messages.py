@@ -138,7 +138,8 @@ class GenerateRequest(ClientRequest, OptionFields):
     source: Source | None = Field(
         default=None,
         description="A picture to start from, as `strength` says: PNG, JPEG or WebP in base64, at most"
-        f" {MAX_SOURCE_MIB} MiB; or an upload, by its id. It is fitted as /encode does.",
+        f" {MAX_SOURCE_MIB} MiB; or an upload, by its id. It is fitted as /encode does; a pipeline that"
+        " `needs_source` draws it larger, and takes it in that size only.",
     )
     mask: Source | None = Field(
         default=None,
@@ -522,6 +523,10 @@ class PipelineInfo(Message):
     name: str
     makes: tuple[MediumInfo, ...]
     takes: Mapping[str, MediumInfo]
+    needs_source: bool = Field(
+        default=False,
+        description="Whether every request to it has to bring a `source`, of the very size in `takes`.",
+    )
     labels: Mapping[str, tuple[str, ...]]
     takes_prompt: bool = False
     options: Mapping[str, OptionInfo]

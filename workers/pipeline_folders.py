@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.options import ConfigError
 from models.spec import SPEC_FILE, PipelineSpec
-from workers.catalog import Catalog, CatalogEntry
+from workers.catalog import Catalog, CatalogEntry, in_order
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class PipelineFolders:
             entries, refused = [], {}
         if not entries:
             return cls(Catalog.load(weights_dir), weights_dir)  # which says why
-        catalog = Catalog(sorted(entries, key=lambda entry: entry.spec.name))
+        catalog = Catalog(in_order(entries))
         folders = cls(catalog, weights_dir)
         folders._tell(refused)
         catalog.replace(catalog.entries, refused)
@@ -87,7 +87,7 @@ class PipelineFolders:
         before = {entry.folder: entry for entry in self._catalog.entries}
         entries, refused = _read(steady, self._names, before)
         first = {name: number for number, name in enumerate(self._names or self._catalog.names)}
-        entries.sort(key=lambda entry: (first.get(entry.spec.name, len(first)), entry.spec.name))
+        entries = sorted(in_order(entries), key=lambda entry: first.get(entry.spec.name, len(first)))
         was = {entry.spec.name: entry.stamp for entry in before.values()}
         self._catalog.replace(entries, self._tell(refused))
         now_there = {entry.spec.name: entry.stamp for entry in entries}

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,7 @@ class Local:
         works: dict[int, Work] = {}
         for number, asked in enumerate(requests):
             try:
-                files = _files_of(asked)
+                files = _files_of(asked, operation)
                 fields = dict(asked.fields)
                 if operation == "generate":  # a request says that it has files
                     fields |= {file.role: base64.b64encode(data).decode() for file, data in files}
@@ -156,12 +157,13 @@ class Local:
         return self._engines[name]
 
 
-def _files_of(asked: Asked) -> list[tuple[SourceFile, bytes]]:
+def _files_of(asked: Asked, operation: Operation) -> list[tuple[SourceFile, bytes]]:
     """Return the files of a request, with their bytes. Raises: CommandError."""
     files: list[tuple[SourceFile, bytes]] = []
     if asked.path is not None:
         data = read_file(asked.path)
-        files.append((SourceFile(str(asked.path), data), data))
+        file = SourceFile(str(asked.path), data)
+        files.append((replace(file, role="signal") if operation == "encode" else file, data))
     if asked.mask is not None:
         data = read_file(asked.mask)
         files.append((SourceFile(str(asked.mask), data, role="mask"), data))

@@ -160,7 +160,7 @@ def _ask(address: str, check: str) -> dict[str, Any] | None:
 def _tell_ready(address: str, pipeline: PipelineInfo) -> None:
     """Print where the service is, and a command that asks it for something."""
     print(f"READY at {address}", flush=True)  # noqa: T201
-    if pipeline.example is None:  # it encodes and decodes only
+    if pipeline.example is None:  # it encodes and decodes only, or needs a source
         return
     made = pipeline.makes[0]
     media_type = medium_of(made.medium).formats[made.formats[0]]

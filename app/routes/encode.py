@@ -72,6 +72,7 @@ async def _read_form(http: HttpRequest) -> tuple[EncodeRequest, list[SourceFile]
     """
     fields, parts = await read_fields(http, ("source", "file"), MAX_SAMPLES_PER_JOB, ("image",))
     files = [
-        SourceFile(f"{name}[{number}]" if number else name, data) for number, (name, data) in enumerate(parts)
+        SourceFile(f"{name}[{number}]" if number else name, data, role="signal")
+        for number, (name, data) in enumerate(parts)
     ]
     return request_from(EncodeRequest, fields), files

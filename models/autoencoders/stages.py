@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.autoencoders.base import Autoencoder, Probabilistic, Quantizing
 from models.autoencoders.code_search import CALLS_PER_SWEEP, CodeSearch
+from models.autoencoders.enlarging import enlarge
 from models.autoencoders.vq import Tokenizer
 from models.noise import draw_noise
 from models.replay import Replayed
@@ -84,11 +85,17 @@ class EncodeStage(_OneCall):
 
 
 class LatentsStage(_OneCall):
-    """Signals (C, *size) → scaled latents (d, *grid), not snapped to any codebook."""
+    """Signals (C, *size) → scaled latents (d, *grid), not snapped to any codebook.
+
+    Pictures smaller than the autoencoder's are enlarged, each by itself: no neighbour changes its bits.
+    """
 
     def __init__(self, autoencoder: Autoencoder, max_samples: int, device: torch.device = _CPU) -> None:
         super().__init__(autoencoder, max_samples, device)
         self._encode = Replayed(autoencoder.encode, device)
+
+    def start(self, sample: Sample) -> None:
+        sample.value = enlarge(_value(sample)[None], self._autoencoder.signal_shape[1:])[0]
 
     def step(self, samples: Sequence[Sample], run: Run) -> None:
         signals = torch.stack([_value(sample) for sample in samples])

@@ -28,16 +28,20 @@ from models.networks.layers import (
     version_of,
 )
 from models.networks.transformer_config import TransformerConfig
-from models.options import CHECKED, Count
+from models.options import CHECKED, Count, NotNegative
 
 _OLDER_LABEL_SIZES = ("num_classes", "num_styles", "num_groups")
 
 
 @dataclass(frozen=True, config=CHECKED)
 class DiTConfig(TransformerConfig):
-    """The shape of a prior: a diffusion transformer over latents."""
+    """The shape of a prior: a diffusion transformer over latents.
+
+    source_channels: of the latents, on the same grid, of a picture to be drawn again; 0 where it takes none.
+    """
 
     patch_size: Count = 2
+    source_channels: NotNegative = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -106,7 +110,8 @@ class DiT(nn.Module):
 
     Unlike theirs: RMSNorm, normalised queries and keys, SwiGLU, axial RoPE, one modulation network for all
     blocks, and prompts. Labels act through the modulation. A prompt's tokens are attended to, and their mean
-    acts through the modulation, too.
+    acts through the modulation, too. A source's latents are further channels of the input (Saharia et al.
+    2021, arXiv:2104.07636), whose weights are zero at first.
     """
 
     cosines: Tensor
@@ -118,6 +123,10 @@ class DiT(nn.Module):
         size = config.hidden_size
         patch_channels = config.latent_channels * config.patch_size ** len(config.grid)
         self.embed_patches = Linear(patch_channels, size)
+        self.embed_source: Linear | None = None
+        if config.source_channels:
+            source_channels = config.source_channels * config.patch_size ** len(config.grid)
+            self.embed_source = Linear(source_channels, size, bias=False)
         self.embed_time = TimeEmbedding(size)
         self.embed_labels = nn.ModuleList(LabelEmbedding(number, size) for number in config.label_sizes)
         self.embed_text = TextEmbedding(config.text_channels, size) if config.takes_prompt else None
@@ -143,14 +152,22 @@ class DiT(nn.Module):
         load_into(network, tensors, path)
         return network
 
+    def taking_source(self, source_channels: int) -> "DiT":
+        """Return a network that takes sources, too, and until it is trained does what this one does."""
+        network = DiT(dataclasses.replace(self.config, source_channels=source_channels))
+        network.load_state_dict(self.state_dict(), strict=False)
+        return network
+
     def null_conditions(self, num_rows: int = 1) -> Conditions:
-        """Return rows that ask for nothing: any label, no prompt."""
-        config = self.config
-        labels = torch.tensor([config.label_sizes], dtype=torch.long, device=self.cosines.device)
-        text = None
+        """Return rows that ask for nothing: any label, no prompt, no source."""
+        config, device = self.config, self.cosines.device
+        labels = torch.tensor([config.label_sizes], dtype=torch.long, device=device)
+        text = source = None
         if config.takes_prompt:
-            text = torch.zeros(1, config.text_tokens, config.text_channels, device=self.cosines.device)
-        return Conditions(labels, text).expand(num_rows)
+            text = torch.zeros(1, config.text_tokens, config.text_channels, device=device)
+        if config.source_channels:
+            source = torch.zeros(1, config.source_channels, *config.grid, device=device)
+        return Conditions(labels, text, source).expand(num_rows)
 
     def forward(self, latents: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """Return the velocity (B, C, *grid) at latents (B, C, *grid) and t (B,): 0 is noise, 1 is data."""
@@ -166,6 +183,8 @@ class DiT(nn.Module):
         config = self.config
         dtype = self.embed_patches.weight.dtype
         x = self.embed_patches(patchify(latents.to(dtype), config.patch_size))  # (B, N, hidden)
+        if self.embed_source is not None and conditions.source is not None:
+            x = x + self.embed_source(patchify(conditions.source.to(dtype), config.patch_size))
         condition = self.embed_time(t)  # (B, hidden)
         for embed, labels in zip(self.embed_labels, conditions.labels.unbind(1), strict=True):
             condition = condition + embed(labels)
@@ -217,5 +236,7 @@ class DiT(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=1.0)
+        if self.embed_source is not None:
+            nn.init.zeros_(self.embed_source.weight)
         for layer in (self.modulate, self.final_modulate, self.to_velocity):
             nn.init.zeros_(layer.weight)

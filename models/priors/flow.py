@@ -5,7 +5,7 @@ Time t: 0 is noise, 1 is data.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -57,15 +57,16 @@ def flow_loss(
     time_mean: float,
     time_std: float,
     condition_dropout: float,
+    source_dropout: float = 0.0,
 ) -> Tensor:
     """Return the mean squared error of the predicted velocity at random times.
 
-    latents: (B, C, *grid) scaled. conditions: B rows; ``condition_dropout`` of them are left out
-    (``drop_conditions``) in favour of ``null``, one row.
+    latents: (B, C, *grid) scaled. conditions: B rows; ``condition_dropout`` of them are left out, and
+    ``source_dropout`` of their sources (``drop_conditions``), in favour of ``null``, one row.
     """
     noise = torch.randn(latents.shape, generator=generator, device=generator.device).to(latents.device)
     t = draw_times(len(latents), generator, mean=time_mean, std=time_std).to(latents.device)
-    kept = drop_conditions(conditions, null, condition_dropout, generator)
+    kept = drop_conditions(conditions, null, condition_dropout, generator, source_rate=source_dropout)
     predicted = predict(interpolate(latents, noise, t), t, kept)
     return F.mse_loss(predicted.float(), velocity(latents, noise))
 
@@ -132,15 +133,20 @@ class FlowStage:
         """Give the sample a slot, with its noise and conditions.
 
         It starts from the noise of (seed, index), or from noise (d, *grid) that it brings as its value. Of a
-        sample with a source, the value is the source's latents, and it starts on the way from noise to them.
+        sample with a source, the value is the source's latents: where the network takes some, they are a
+        condition; else it starts on the way from noise to them.
         """
         spec = sample.spec
-        options = spec.options
+        options, conditions = spec.options, spec.conditions
         assert isinstance(options, FlowOptions)
-        assert spec.conditions is not None
+        assert conditions is not None
         assert spec.null is not None
         slot = self._free.pop()
         is_edit = sample.source is not None
+        if is_edit and conditions.source is not None:
+            assert sample.value is not None
+            conditions = replace(conditions, source=send(sample.value, self._state.device)[None])
+            sample.value, is_edit = None, False
         afters: tuple[After, ...] = ()
         if is_edit and spec.mask is not None:
             numbers, afters = self._numbers_of_known(options)
@@ -160,10 +166,10 @@ class FlowStage:
             sample.value = None
         self._state[slot] = 0
         self._state[slot, 0] = start
-        self._conditions.write(slot, spec.conditions)
+        self._conditions.write(slot, conditions)
         self._conditions.write(self._num_slots + slot, spec.null)
         scale, interval = options.guidance_scale, options.guidance_interval
-        can_be_guided = not spec.conditions.equals(spec.null)
+        can_be_guided = not conditions.equals(spec.null)
         sample.state = _Course(
             slot,
             numbers,

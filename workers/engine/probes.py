@@ -1,9 +1,11 @@
 """The rows that a check of the seed promise compares: calls of every kind, at all times of a path."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
+from models.noise import draw_noise
 from models.options import Options
 from models.pipeline import Pipeline
 from models.stage import Caching, Pretending, Rows, Sample, SampleSpec, Stage
@@ -63,5 +65,8 @@ def _probe_spec(pipeline: Pipeline, options: Options, index: int) -> SampleSpec:
         for i, (name, known) in enumerate(pipeline.spec.labels.items())
     }
     conditions = pipeline.conditions(labels, PROMPTS[index % len(PROMPTS)])
+    if conditions.source is not None:
+        source = draw_noise(pipeline.spec.latents, 0, index)[None].to(pipeline.device)
+        conditions = replace(conditions, source=source)
     # Guidance has nothing to lead away from, so that a sample is one row.
     return SampleSpec(seed=index, options=options, conditions=conditions, null=conditions)

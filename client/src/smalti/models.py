@@ -384,6 +384,7 @@ class Pipeline(Model):
     name: str
     makes: tuple[MediumInfo, ...] = ()
     takes: Mapping[str, MediumInfo] = {}
+    needs_source: bool = False
     labels: Mapping[str, tuple[str, ...]] = {}
     takes_prompt: bool = False
     options: Mapping[str, OptionInfo] = {}

@@ -19,12 +19,14 @@ from models.conditioning import Conditions
 from models.networks.shuffle_autoencoder import ShuffleConfig
 from models.options import FlowOptions
 from models.pipeline import Pipeline
+from models.spec import PipelineSpec
 from tests.app.conftest import WAIT, serving_weights
 from training.autoencoder import AutoencoderTrainingConfig, train_autoencoder
 from training.bottlenecks import NormalLatents
 from training.config_file import TrainingError, load_config
 from training.data.dataset import scale_to_unit
 from training.data.sources import load_dataset
+from training.distill import DistillConfig, train_distilled
 from training.network import NetworkSettings
 from training.prior import train_prior
 from training.prior_configs import MaskedTrainingConfig, PriorTrainingConfig
@@ -119,20 +121,20 @@ def test_a_folder_of_another_pipeline_and_codes_that_arent_there_are_refused(
 def test_training_resumes_to_the_same_losses_and_bytes(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, stopped = (small(tmp_path / name, pictures, 30) for name in ("whole", "stopped"))
+    whole, stopped = (small(tmp_path / name, pictures, 20) for name in ("whole", "stopped"))
     train_autoencoder(whole)
     stopped = replace(stopped, checkpoint_every_s=0)
     calls = iter(range(100))
 
     def learn_for_a_while(*_: object) -> None:
-        if next(calls) == 12:
+        if next(calls) == 8:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(NormalLatents, "learn", learn_for_a_while)
         with pytest.raises(KeyboardInterrupt):
             train_autoencoder(stopped)
-    assert len(logged(stopped.folder)) == 12
+    assert len(logged(stopped.folder)) == 8
     train_autoencoder(stopped, resume=True)
     assert logged(stopped.folder) == logged(whole.folder)
     files = [(each.output / "tokenizer.safetensors").read_bytes() for each in (whole, stopped)]
@@ -167,57 +169,93 @@ def test_the_command_trains_with_all_losses(tmp_path: Path, pictures: Path) -> N
     assert isinstance(Pipeline.load(tmp_path / "made").autoencoder, VariationalAutoencoder)
 
 
-@pytest.mark.ci
-def test_a_flow_prior_learns_its_latents_and_both_are_served(
-    trained: AutoencoderTrainingConfig, tmp_path: Path, pictures: Path, redis_url: str
-) -> None:
+@pytest.fixture(scope="module")
+def drawn(
+    trained: AutoencoderTrainingConfig, tmp_path_factory: pytest.TempPathFactory, pictures: Path
+) -> PriorTrainingConfig:
+    """A flow prior on the latents, in the folder beside theirs."""
     prior = PriorTrainingConfig(
         prior=NetworkSettings(hidden_size=64, depth=2, num_heads=2),
         tokenizer=trained.output / "tokenizer.safetensors",
-        folder=tmp_path / "prior",
+        folder=tmp_path_factory.mktemp("drawn"),
         output=trained.output.parent / "drawn-squares",
         shares_with="squares",
         defaults=FlowOptions(num_steps=8, guidance_scale=1.0),
         data=str(pictures),
         batch_size=64,
-        num_steps=300,
+        num_steps=200,
         warmup_steps=10,
         ema_decay=0.98,
         is_compiled=False,
         horizontal_flips=False,
-        samples_every=300,
+        samples_every=200,
         num_threads=1,
     )
     train_prior(prior)
-    assert (prior.folder / "samples" / "0000300.png").exists()
-    pipeline = Pipeline.load(prior.output)
+    return prior
+
+
+@pytest.mark.ci
+def test_a_flow_prior_learns_its_latents(drawn: PriorTrainingConfig) -> None:
+    assert (drawn.folder / "samples" / "0000200.png").exists()
+    pipeline = Pipeline.load(drawn.output)
     assert pipeline.spec.labels == {"class": ("left", "right")}
     images = pipeline.generate(Conditions(torch.tensor([[0]] * 8 + [[1]] * 8)), seed=0)
     left_is_brighter = images[..., :6].mean((1, 2, 3)) > images[..., 6:].mean((1, 2, 3))
     assert left_is_brighter.tolist() == [True] * 8 + [False] * 8
 
-    weights = trained.output.parent
-    source = base64.b64encode((pictures / "left" / "0.png").read_bytes()).decode()
-    with serving_weights(redis_url, weights, tmp_path / "data") as service:
-        drawn = [latents_of(service, source, seed=seed) for seed in (3, 3, 4)]
-        assert np.array_equal(drawn[0], drawn[1])
-        assert not np.array_equal(drawn[0], drawn[2])
+
+@pytest.mark.ci
+def test_a_pipeline_without_codes_is_distilled(drawn: PriorTrainingConfig, tmp_path: Path) -> None:
+    config = DistillConfig(
+        teacher=drawn.output,
+        output=drawn.output.parent / "quick-squares",
+        folder=tmp_path / "run",
+        data=drawn.data,
+        num_windows=2,
+        teacher_steps_per_window=1,
+        num_steps=2,
+        batch_size=4,
+        is_compiled=False,
+        num_threads=1,
+    )
+    pipeline = Pipeline.load(train_distilled(config))
+    assert (pipeline.spec.shares_with, pipeline.spec.has_posterior) == ("squares", True)
+    assert isinstance(pipeline.autoencoder, VariationalAutoencoder)
+
+
+@pytest.mark.ci
+def test_it_encodes_decodes_and_generates_when_served(
+    trained: AutoencoderTrainingConfig, drawn: PriorTrainingConfig, tmp_path: Path, redis_url: str
+) -> None:
+    source = base64.b64encode((Path(drawn.data) / "left" / "0.png").read_bytes()).decode()
+    tokenizer = PipelineSpec.load(trained.output / "pipeline.json").fingerprint
+    with serving_weights(redis_url, trained.output.parent, tmp_path / "data") as service:
+        draws = [latents_of(service, source, seed=seed) for seed in (3, 3, 4)]
+        assert np.array_equal(draws[0], draws[1])
+        assert not np.array_equal(draws[0], draws[2])
         mean = latents_of(service, source, posterior="mean")
-        assert not np.array_equal(mean, drawn[0])
-        for latents in (mean, drawn[0]):
+        assert not np.array_equal(mean, draws[0])
+        for latents in (mean, draws[0]):
             assert latents.shape == (1, 4, 6, 6)
             decoded = service.post(
                 "/decode",
-                params={"pipeline": "squares", "tokenizer": pipeline.spec.fingerprint},
+                params={"pipeline": "squares", "tokenizer": tokenizer},
                 content=file_of(latents),
                 headers={**WAIT, "Content-Type": NPY, "Accept": "image/png"},
             )
-            assert decoded.status_code == 200, decoded.text
-            made = np.asarray(Image.open(io.BytesIO(decoded.content)).convert("L"), dtype=float)
-            assert made[3:9, 1:6].mean() > made[3:9, 6:11].mean() + 80
-        body = {"pipeline": "drawn-squares", "class_label": "left", "seed": 1}
-        generated = service.post("/generate", json=body, headers={**WAIT, "Accept": "image/png"})
-        assert generated.status_code == 200, generated.text
+            assert is_left(decoded)
+        asked = {"pipeline": "drawn-squares", "class_label": "left", "seed": 1}
+        for edit in ({}, {"source": source, "strength": 0.5}):
+            answer = service.post("/generate", json=asked | edit, headers={**WAIT, "Accept": "image/png"})
+            assert is_left(answer)
+
+
+def is_left(answer: httpx.Response) -> bool:
+    """Whether a picture came that is bright on the left."""
+    assert answer.status_code == 200, answer.text
+    made = np.asarray(Image.open(io.BytesIO(answer.content)).convert("L"), dtype=float)
+    return bool(made[3:9, 1:6].mean() > made[3:9, 6:11].mean() + 60)
 
 
 def latents_of(service: httpx.Client, source: str, **fields: object) -> np.ndarray:

@@ -21,6 +21,7 @@ _NUM_PAIRS = 6  # in a row of the picture
 def render_emoji_evaluation(evaluation: "EmojiEvaluation") -> str:
     """Return the evaluation as Markdown."""
     tokenizer, held_out, others = evaluation.tokenizer, evaluation.held_out, evaluation.real_in_other_styles
+    title = title_of(tokenizer)
     unseen = evaluation.unseen
     lines = [
         "## Evaluation",
@@ -29,7 +30,7 @@ def render_emoji_evaluation(evaluation: "EmojiEvaluation") -> str:
         "",
         f"Made by `smalti evaluate` on {evaluation.data} (all figures: `metrics.json`).",
         "",
-        f"### {title_of(tokenizer)}, {tokenizer.num_images:,} images of emoji that training never showed",
+        f"### {title}, {tokenizer.num_images:,} images of emoji that training never showed",
         "",
         *render_tokenizer(tokenizer, evaluation.searched, evaluation.effort),
         "",
@@ -51,7 +52,7 @@ def render_emoji_evaluation(evaluation: "EmojiEvaluation") -> str:
         f"another style reach; unseen emoji are in the first five "
         f"{unseen.recall_at_5 / unseen.chance_at_5:.1f} times as often as by chance.",
         "",
-        "| measure | generated | real, through the tokenizer | real |",
+        f"| measure | generated | real, through the {title.lower()} | real |",
         "|---|---|---|---|",
         f"| in the style asked for by a classifier of styles "
         f"| {evaluation.style_accuracy:.1%} | {evaluation.reconstructed_style_accuracy:.1%} "
@@ -63,7 +64,7 @@ def render_emoji_evaluation(evaluation: "EmojiEvaluation") -> str:
         f"| {evaluation.nearest_train_ratio:.2f} | | 1 |",
         "",
         "| style | held-out pairs | generated, first | real in other styles, first | in the style: generated "
-        "| real, through the tokenizer | real |",
+        f"| real, through the {title.lower()} | real |",
         "|---|---|---|---|---|---|---|",
     ]
     for style, scores in evaluation.by_style.items():

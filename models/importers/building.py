@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.autoencoders.base import Autoencoder
+from models.autoencoders.base import Autoencoder, Quantizing
 from models.checkpoint import Unfilled, load_tensors, save_checkpoint
 from models.importers.base import Imported, ImportFailed
 from models.options import Options
@@ -63,7 +64,8 @@ def build(
     loaded = _loaded(joined)
     own_prior: Prior | None = None
     if prior is not None:
-        save_checkpoint(folder / PRIOR_FILE, dict(prior.tensors), prior.config)
+        config = _with_grey(prior.config, loaded)
+        save_checkpoint(folder / PRIOR_FILE, dict(prior.tensors), config)
         own_prior = load_kind(PRIORS, prior.kind).load(folder / PRIOR_FILE)
         wanted = tuple(own_prior.latent_shape)
         if wanted != tuple(loaded.latent_shape):
@@ -161,6 +163,19 @@ def _other_figures(tensors: dict[str, Tensor], prior: Imported) -> dict[str, Ten
         if not torch.allclose(own.float(), wanted.float(), rtol=_TOLERANCE, atol=_TOLERANCE):
             changed[name] = wanted.to(own.dtype).contiguous()
     return changed
+
+
+@torch.inference_mode()
+def _with_grey(config: Any, autoencoder: Autoencoder) -> Any:
+    """Return the configuration of a prior, with grey for codes that a preview has not yet, where it has such.
+
+    That is the most frequent code of a grey picture; one that the prior doesn't know is refused later.
+    """
+    if not hasattr(config, "common_code") or not isinstance(autoencoder, Quantizing):
+        return config
+    latents = autoencoder.encode(torch.zeros(1, *autoencoder.signal_shape))
+    code = int(autoencoder.quantize(latents).codes.flatten().mode().values)
+    return replace(config, common_code=code) if code < config.codebook_size else config
 
 
 def _check_codebook(num_drawn: int, codes: CodesSpec | None) -> None:

@@ -1,6 +1,7 @@
 """Which importer reads a source: by its own account, or as a person says."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from typing import cast
 
@@ -15,8 +16,8 @@ def read_source(
 ) -> tuple[list[Imported], str]:
     """Return what a source holds, in the house's form, and the name of its format.
 
-    A pipeline of diffusers gives a prior and its autoencoder, where there are importers of both. A setting
-    "FORMAT.key" goes to that format alone.
+    A pipeline of diffusers gives a prior and its autoencoder, where there are importers of both; a note tells
+    which of its parts were left out. A setting "FORMAT.key" goes to that format alone.
 
     Raises: ImportFailed when no importer knows it, one finds that it doesn't fit, or a setting is of none.
     """
@@ -25,7 +26,9 @@ def read_source(
     given = {name: _Settings(settings, name) for name in IMPORTERS}
     read: dict[str, Imported] = {}  # by role
     names: list[str] = []
-    for each in (source, *source.parts.values()):
+    left_out: list[str] = []
+    for part, each in (("", source), *source.parts.items()):
+        num_read = len(names)
         for name in IMPORTERS if format_name is None else (format_name,):
             importer = cast(Importer, import_module(IMPORTERS[name]))
             if name in names or not importer.recognises(each):
@@ -34,12 +37,18 @@ def read_source(
             if imported.role not in read:
                 read[imported.role] = imported
                 names.append(name)
+        if part and each.tensors and len(names) == num_read:
+            left_out.append(f"{part} ({str(each.config.get('_class_name', 'of no class'))[:60]})")
     if not read:
         raise ImportFailed(_unknown(source, format_name))
     asked = {name for each in names for name in given[each].asked}
     if unused := [name for name in settings if name not in asked]:
         raise ImportFailed(f"--set {unused[0]}: there is no such setting of {' and '.join(names)}")
-    return list(read.values()), " and ".join(names)
+    first, *others = read.values()
+    if left_out:
+        note = f"Left out, as no importer that was tried reads it: {', '.join(left_out)}."
+        first = replace(first, notes=(*first.notes, note))
+    return [first, *others], " and ".join(names)
 
 
 class _Settings(dict[str, str]):

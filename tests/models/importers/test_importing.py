@@ -112,6 +112,17 @@ def test_both_parts_of_a_pipeline_come_in_one_folder(tmp_path: Path, weights: Pa
     )
 
 
+def test_a_part_that_no_importer_reads_is_named(tmp_path: Path, weights: Path) -> None:
+    """Of aMUSEd, say, whose tokenizer can be read alone."""
+    publish(tmp_path / "source" / "vqvae", "autoencoder")
+    folder = publish(tmp_path / "source" / "transformer", "prior")
+    (folder / "config.json").write_text('{"_class_name": "UVit2DModel"}')
+    (tmp_path / "source" / "model_index.json").write_text('{"vqvae": ["t", "A"], "transformer": ["t", "B"]}')
+    said = take_over(tmp_path / "source", weights / "own")
+    assert "note: Left out, as no importer that was tried reads it: transformer (UVit2DModel)." in said
+    assert Pipeline.load(weights / "own").prior is None
+
+
 def test_the_card_tells_where_it_comes_from(tmp_path: Path, weights: Path) -> None:
     source = publish(tmp_path / "source", "autoencoder")
     (source / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# Theirs\n")

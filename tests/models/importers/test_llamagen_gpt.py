@@ -6,18 +6,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from models.autoencoders.vq import Tokenizer
 from models.checkpoint import save_checkpoint
 from models.conditioning import Conditions
 from models.importers.base import ImportFailed, Source
+from models.importers.building import _with_grey
 from models.importers.formats import read_source
 from models.importers.importing import ImportRequest, import_checkpoint
-from models.networks.llamagen import LlamaGen
-from models.options import AutoregressiveOptions
+from models.networks.llamagen import LlamaGen, LlamaGenConfig
+from models.options import AutoregressiveOptions, FlowOptions
 from models.pipeline import Pipeline
 from models.priors.code_draws import least_kept
 from models.priors.llamagen import LlamaGenPrior
 from models.stage import Sample, SampleSpec, run_path
 from tests.models.importers.published import full_size, small, weights
+from tests.tiny import TOKENIZER
 
 SETTINGS = {"num_heads": "2", "image_size_px": "8", "downsample_factor": "2", "code_channels": "4"}
 
@@ -193,3 +196,13 @@ def test_a_tokenizer_of_other_codes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImportFailed, match=r"200 codes, the autoencoder has 1 codebook\(s\) of 100"):
         take_over(source, out / "c2i", settings=SETTINGS, autoencoder="vq")
     assert not (out / "c2i").exists()
+
+
+def test_a_preview_is_grey_where_nothing_is_drawn_yet() -> None:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(TOKENIZER).eval()
+    tokenizer.quantizer.codebook.normal_()
+    grey = tokenizer.quantize(tokenizer.encode(torch.zeros(1, 3, 16, 16))).codes
+    config = _with_grey(LlamaGenConfig(codebook_size=32), tokenizer)
+    assert (grey == config.common_code).sum() >= 8, "of 16"
+    assert _with_grey(FlowOptions(), tokenizer) == FlowOptions()

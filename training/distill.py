@@ -105,6 +105,8 @@ def _train(config: DistillConfig, run: Run) -> None:
     teacher = Pipeline.load(config.teacher, device=str(processes.device), dtype=dtype)
     if not isinstance(teacher.prior, FlowPrior):
         raise TrainingError(f"teacher: only a flow prior can be distilled, got {teacher.spec.prior}")
+    if teacher.spec.needs_source:
+        raise TrainingError(f"teacher: {teacher.spec.name} needs a source, which students are not given")
     data = _read_data(teacher, config)
     student = DiT.load(config.teacher / PRIOR_FILE).float().to(processes.device)
     defaults = FlowOptions(num_steps=config.num_windows, sampler="euler", guidance_scale=1.0)

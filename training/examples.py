@@ -51,13 +51,15 @@ class Examples:
     """What is learnt, labels (N, K), and captions to draw from.
 
     targets: latents (N, d, h, w) bfloat16, or codes (N, h, w) int32. captions: None where the prior takes no
-    prompt. Tensors may lie on a GPU, the preview's on the CPU.
+    prompt. sources: (N, kinds, d, h, w) bfloat16, of pictures that it is to draw larger. Tensors may lie on a
+    GPU, the preview's on the CPU.
     """
 
     targets: Tensor
     labels: Tensor
     captions: "Captions | None"
     preview_conditions: Conditions
+    sources: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -67,10 +69,22 @@ class Examples:
         captions = self.captions
         if captions is not None:
             captions = Captions(keep(captions.rows), keep(captions.counts), keep(captions.states))
-        return replace(self, targets=keep(self.targets), labels=keep(self.labels), captions=captions)
+        sources = None if self.sources is None else keep(self.sources)
+        kept = replace(self, targets=keep(self.targets), labels=keep(self.labels))
+        return replace(kept, captions=captions, sources=sources)
 
     def conditions(self, rows: Tensor, generator: torch.Generator) -> Conditions:
-        """Return the conditions of ``rows`` (B,), each with one of its captions at random."""
+        """Return the conditions of ``rows`` (B,), each with one of its captions and sources at random."""
+        asked = self._asked(rows, generator)
+        if self.sources is None:
+            return asked
+        sources = take(self.sources, rows)  # (B, kinds, d, h, w)
+        kinds = torch.randint(sources.shape[1], rows.shape, generator=generator, device=generator.device)
+        each = torch.arange(len(rows), device=sources.device)
+        return replace(asked, source=sources[each, kinds.to(sources.device)].float())
+
+    def _asked(self, rows: Tensor, generator: torch.Generator) -> Conditions:
+        """Return labels and captions of ``rows`` (B,)."""
         labels = take(self.labels, rows)
         if self.captions is None:
             return Conditions(labels)

@@ -51,12 +51,15 @@ def network_config(
     autoencoder: ShuffleAutoencoder,
     label_names: LabelNames,
     encoder: PromptEncoder | None,
+    *,
+    takes_source: bool = False,
 ) -> DiTConfig:
-    """Return the shape of a prior for an autoencoder's latents, sets of labels, and prompts.
+    """Return the shape of a prior for an autoencoder's latents, sets of labels, prompts and sources.
 
     Raises: TrainingError naming a setting that doesn't agree with them.
     """
     found = _found(autoencoder, label_names, encoder)
+    found["source_channels"] = found["latent_channels"] if takes_source else 0
     return _agreeing(DiTConfig, settings, found, {"patch_size": _PATCH_SIZE})
 
 

@@ -78,7 +78,7 @@ def other_pipeline(output: Path, spec: PipelineSpec) -> str | None:
         there = PipelineSpec.load(output / SPEC_FILE)
     except ConfigError as error:
         return f"output: {output} holds a pipeline that can't be read ({error}): name another folder"
-    for what in ("makes", "labels", "takes_prompt"):
+    for what in ("makes", "takes", "labels", "takes_prompt"):
         if getattr(there, what) != getattr(spec, what):
             return (
                 f"output: {output} holds another pipeline, whose {what} is {getattr(there, what)} and not"

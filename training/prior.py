@@ -18,6 +18,7 @@ from models.autoencoders.stages import DecodeStage
 from models.autoencoders.vq import Tokenizer
 from models.checkpoint import fingerprint
 from models.conditioning import Conditions
+from models.media.image import ImageSpec
 from models.networks.code_transformer import CodeTransformer, CodeTransformerConfig
 from models.networks.dit import DiT, DiTConfig
 from models.networks.text_encoder import TENSORS_FILE, PromptEncoder, find_minilm
@@ -57,6 +58,7 @@ from training.prior_configs import (
     PriorTrainingConfig,
 )
 from training.run import Processes, Run, batch_rows, generator_for
+from training.small_pictures import add_sources
 
 
 def train_prior(config: PriorConfig, *, resume: bool = False) -> Path:
@@ -78,6 +80,8 @@ def _problems(config: PriorConfig) -> Iterator[str | None]:
     yield preflight.unusable_output(config.output)
     yield preflight.missing_file("tokenizer", config.tokenizer)
     yield preflight.missing_file("start_from", config.start_from)
+    if _source_size_px(config) is not None and code_folder(config.data) is not None:
+        yield f"source_size_px: {config.data} has codes, and no pictures to make smaller: leave it out"
     if config.shares_with is not None:
         shared = config.output.parent / config.shares_with / AUTOENCODER_FILE
         if config.tokenizer.resolve() != shared.resolve():
@@ -122,10 +126,12 @@ def _train(config: PriorConfig, run: Run) -> None:
     spec = prior_spec(config, tokenizer, data.label_names, takes_prompt=shape.takes_prompt)
     torch.manual_seed(config.seed)
     network = _first_network(config, shape).to(processes.device)
+    source_size_px = _source_size_px(config)
     flips = 2 if config.horizontal_flips and not data.captions and data.codes is None else 1
     num_examples = len(data.labels) * flips
     preflight.check(
         (
+            _too_large(source_size_px, tokenizer),
             preflight.other_pipeline(config.output, spec),
             preflight.too_few(num_examples, config.batch_size, processes),
             preflight.too_full(config.folder, network),
@@ -139,7 +145,11 @@ def _train(config: PriorConfig, run: Run) -> None:
         with_flips=config.horizontal_flips,
         cache=config.folder,
         as_codes=isinstance(network, CodeTransformer),
-    ).kept_by(processes.keep)
+    )
+    if source_size_px is not None:
+        null = network.null_conditions()
+        examples = add_sources(examples, tokenizer, data.images, source_size_px, null)
+    examples = examples.kept_by(processes.keep)
     if isinstance(network, CodeTransformer):
         network.config = replace(network.config, common_code=most_frequent(examples.targets))
     compiler = Compiler(is_on=config.is_compiled)
@@ -218,9 +228,22 @@ def make_loss(
             time_mean=config.time_mean,
             time_std=config.time_std,
             condition_dropout=dropout,
+            source_dropout=config.source_dropout,
         )
 
     return loss_of
+
+
+def _source_size_px(config: PriorConfig) -> int | None:
+    """Return how large the pictures are that the prior learns to draw larger; None where it learns others."""
+    return config.source_size_px if isinstance(config, PriorTrainingConfig) else None
+
+
+def _too_large(source_size_px: int | None, tokenizer: ShuffleAutoencoder) -> str | None:
+    size_px = tokenizer.config.image_size_px
+    if source_size_px is None or source_size_px < size_px:
+        return None
+    return f"source_size_px: the tokenizer's pictures have {size_px}: less is needed, got {source_size_px}"
 
 
 def most_frequent(codes: Tensor) -> int:
@@ -246,8 +269,15 @@ def prior_spec(
     config: PriorConfig, tokenizer: ShuffleAutoencoder, label_names: LabelNames, *, takes_prompt: bool
 ) -> PipelineSpec:
     """Return the specification of the pipeline that a training ends in."""
+    pictures = autoencoder_spec(config.output.name, tokenizer.kind, tokenizer)
+    size_px = _source_size_px(config)
+    source = {}
+    if size_px is not None:
+        channels = tokenizer.config.image_channels
+        source["source"] = ImageSpec(width_px=size_px, height_px=size_px, channels=1 if channels == 1 else 3)
     return replace(
-        autoencoder_spec(config.output.name, tokenizer.kind, tokenizer),
+        pictures,
+        takes=source,
         labels=label_names,
         takes_prompt=takes_prompt,
         prior=config.family,
@@ -261,7 +291,8 @@ def _shape(
     config: PriorConfig, tokenizer: ShuffleAutoencoder, label_names: LabelNames, encoder: PromptEncoder | None
 ) -> DiTConfig | CodeTransformerConfig:
     if config.family == PriorTrainingConfig.family:
-        return network_config(config.prior, tokenizer, label_names, encoder)
+        takes_source = _source_size_px(config) is not None
+        return network_config(config.prior, tokenizer, label_names, encoder, takes_source=takes_source)
     assert isinstance(tokenizer, Tokenizer)
     given = config.prior, tokenizer, label_names, encoder
     return code_network_config(*given, is_causal=config.family == AutoregressiveTrainingConfig.family)
@@ -273,6 +304,8 @@ def _first_network(config: PriorConfig, shape: DiTConfig | CodeTransformerConfig
         return DiT(shape) if isinstance(shape, DiTConfig) else CodeTransformer(shape)
     if isinstance(shape, DiTConfig):
         network = DiT.load(config.start_from)
+        if shape.source_channels and not network.config.source_channels:
+            network = network.taking_source(shape.source_channels)
     else:
         network = CodeTransformer.load(config.start_from)
         network.config = replace(network.config, common_code=0)  # which is of the data

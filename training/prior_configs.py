@@ -57,13 +57,20 @@ class PriorConfig(FitConfig):
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class PriorTrainingConfig(PriorConfig):
-    """Of a flow prior. ``time_mean`` and ``time_std``: of the logits of its times."""
+    """Of a flow prior. ``time_mean`` and ``time_std``: of the logits of its times.
+
+    With ``source_size_px``, it learns to draw pictures of so many pixels a side larger, whose latents, once
+    they are enlarged, it is given; a share of ``source_dropout`` of the samples is trained without them.
+    Then ``start_from`` may be a prior that takes no such pictures.
+    """
 
     family: ClassVar[str] = "flow"
 
     defaults: FlowOptions = field(default_factory=FlowOptions)
     time_mean: float = 0.0
     time_std: Annotated[float, Field(gt=0)] = 1.0
+    source_size_px: Count | None = None
+    source_dropout: UnitTime = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

@@ -28,11 +28,22 @@ def measure(folder: Path, given: dict[str, Any]) -> str:
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, first['loc'])) or 'options'}: {first['msg']}") from error
+    is_of_emoji = is_captioned(Path(options.data)) and read_info(Path(options.data)).kind == "emoji"
+    if spec.needs_source:
+        from training.emoji.super_resolution import evaluate_super_resolution
+        from training.emoji.super_resolution_card import render_super_resolution
+
+        if not is_of_emoji:
+            raise ConfigError(
+                f"data: {spec.name} draws pictures larger, which is measured on emoji: give the folder of"
+                f" `smalti data emoji`, got {options.data}"
+            )
+        return render_super_resolution(evaluate_super_resolution(folder, options))
     if not spec.takes_prompt:
         return render_evaluation(evaluate(folder, options))
     if not is_captioned(Path(options.data)):
         raise ConfigError(f"data: {spec.name} takes prompts: give a folder with captions, got {options.data}")
-    if read_info(Path(options.data)).kind == "emoji":
+    if is_of_emoji:
         from training.emoji.card import render_emoji_evaluation
         from training.emoji.evaluate import evaluate_emoji
 

@@ -19,7 +19,8 @@ class PriorConfig(FitConfig):
     """What ``smalti train prior`` reads from its TOML file, whatever the family.
 
     ``data`` may be ``codes:DIR``, a folder of codes that this tokenizer made (``docs/codes.md``).
-    ``tokenizer`` is a ``tokenizer.safetensors``; ``output`` is the finished pipeline's folder, named as it.
+    ``tokenizer`` is a ``tokenizer.safetensors``, with ``pipeline.json`` beside it where it has no codes
+    (``training/latents.py``); ``output`` is the finished pipeline's folder, named as it.
     Where ``data`` is a folder with captions, the prior takes prompts, and ``text_encoder`` is a folder with
     ``text_encoder.safetensors``; without it, all-MiniLM-L6-v2 comes from its package. A share of
     ``condition_dropout`` of the samples is trained without conditions. ``start_from`` is a

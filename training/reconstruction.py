@@ -26,13 +26,7 @@ from training.lite0 import Lite0, perceptual_distance
 from training.losses import reconstruction_loss
 from training.precision import autocast
 from training.reconstruction_config import ReconstructionConfig
-from training.run import (
-    Processes,
-    Run,
-    batch_rows,
-    generator_for,
-    learning_rate_factor,
-)
+from training.run import Processes, Run, batch_rows, generator_for, learning_rate_factor
 from training.searched_codes import SearchedCodes
 
 logger = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
 """What our own autoencoders of pictures have in common, whatever is between their encoder and decoder."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -11,7 +12,7 @@ from models.checkpoint import load_checkpoint, load_into
 from models.networks.shuffle_autoencoder import Decoder, Encoder, ShuffleConfig
 
 
-class ShuffleAutoencoder(nn.Module):
+class ShuffleAutoencoder(nn.Module, ABC):
     """A frozen pair of functions between images and latents.
 
     Latents are scaled to zero mean and unit standard deviation per channel (``latent_mean``,
@@ -53,13 +54,13 @@ class ShuffleAutoencoder(nn.Module):
         """(C, *size) of one sample's signal."""
         return (self.config.image_channels, self.config.image_size_px, self.config.image_size_px)
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that tell this autoencoder from all others."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """Return scaled latents (B, d, h, w) float32 of ``images`` (B, C, H, W) in [-1, 1]."""
-        raise NotImplementedError
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images (B, C, H, W) float32 in [-1, 1] of scaled ``latents`` (B, d, h, w)."""

@@ -63,17 +63,19 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
     with torch.device("meta"):
         expected = shapes_of(LlamaGen(network).state_dict())
     table = {publisher_name(name): name for name in expected}
+    top_k = min(2000, network.codebook_size)
     row_bytes = 2 * 2 * network.depth * network.num_codes * network.hidden_size
     return Imported(
         "prior",
         "llamagen",
         network,
         take(_joined(tensors), table, expected),
-        AutoregressiveOptions(guidance_scale=4.0, top_k=min(2000, network.codebook_size)),
+        AutoregressiveOptions(guidance_scale=4.0, top_k=top_k),
         {"class": class_names(network.num_labels)},
         notes=(
             *notes,
-            "It samples as its authors' sample_c2i.py does: guided by 4, from the 2,000 likeliest codes.",
+            "It samples as its authors' sample_c2i.py does: guided by 4, from the"
+            f" {top_k:,} likeliest codes.",
             f"A picture takes {network.num_codes} calls, and while it is drawn, {row_bytes / 1e6:,.0f} MB of"
             " keys and values in bfloat16, twice as much where it is guided.",
         ),

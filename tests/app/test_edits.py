@@ -18,6 +18,7 @@ from app.sources import SourceFile
 from models.media.image import ImageSpec, encode_image, load_image
 from models.media.mask import load_mask
 from tests.app.conftest import job_of, png_of, problem_of, serving, serving_weights, working
+from tests.tiny import save_families
 from tests.waiting import wait_until
 from workers.messages import GenerateRequest
 from workers.queue import embedded_server
@@ -57,8 +58,11 @@ def pixels_in(data: bytes) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def weights(tiny_weights: Path, tmp_path_factory) -> Path:
-    """Two pipelines: "tiny", and "coder" that has no prior."""
-    folder = tmp_path_factory.mktemp("weights")
+    """Four pipelines: "tiny", "coder" that has no prior, and two that draw codes, "masked" and "in-turn"."""
+    folder, families = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("families")
+    save_families(families)
+    for name in ("masked", "in-turn"):
+        (folder / name).symlink_to(families / name)
     (folder / "tiny").symlink_to(tiny_weights / "tiny")
     spec = json.loads((tiny_weights / "tiny" / "pipeline.json").read_text())
     (folder / "coder").mkdir()
@@ -72,8 +76,9 @@ def weights(tiny_weights: Path, tmp_path_factory) -> Path:
 def client(weights: Path, tmp_path_factory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("service")
     server = embedded_server.start(folder / "redis")
+    names = ("tiny", "coder", "masked", "in-turn")
     try:
-        with serving_weights(server.url, weights, folder / "data", pipelines=("tiny", "coder")) as client:
+        with serving_weights(server.url, weights, folder / "data", pipelines=names) as client:
             yield client
     finally:
         server.stop()
@@ -92,6 +97,28 @@ def test_known_pixels_are_those_of_the_fitted_source(edited):
     assert is_same[~IS_NEW].all()
     assert is_same[IS_NEW].mean() < 0.2
     assert b"compositeWithTrainedAlgorithmicMedia" in edited
+
+
+def test_a_masked_pipeline_keeps_known_pixels_and_draws_the_others_by_the_seed(client):
+    whole = {name: value for name, value in BODY.items() if name != "mask"}
+    bodies = ({}, {"seed": 4}, {"strength": 0.5})
+    first, second, third = (
+        pixels_in(client.post("/generate", json={**BODY, "pipeline": "masked", **body}, headers=PNG).content)
+        for body in bodies
+    )
+    source = load_image(SOURCE, 12, 12, 1)
+    for each in (first, second, third):
+        assert (each == source)[~IS_NEW].all()
+        assert (each == source)[IS_NEW].mean() < 0.2
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, third)
+    drawn = {
+        client.post("/generate", json={**whole, "pipeline": "masked", "strength": share}, headers=PNG).content
+        for share in (0.2, 1)
+    }
+    plain = client.post("/generate", json={"pipeline": "masked", "seed": 3, "num_steps": 4}, headers=PNG)
+    assert len(drawn) == 2
+    assert any(np.array_equal(pixels_in(plain.content), pixels_in(each)) for each in drawn)
 
 
 def test_a_form_an_upload_and_json_give_the_same_bytes(client, edited):
@@ -138,11 +165,14 @@ def test_a_batch_edits_an_upload(client, edited):
 
 
 def test_pipelines_say_what_they_take(client):
-    tiny, coder = client.get("/pipelines").json()
+    tiny, coder, masked, in_turn = client.get("/pipelines").json()
     assert tiny["takes"]["source"]["sizes"] == {"width_px": 12, "height_px": 12, "channels": 1}
     assert list(tiny["takes"]) == ["source", "mask"]
     assert tiny["options"]["strength"]["default"] == 0.6
     assert (coder["takes"], coder["options"]) == ({}, {})
+    assert (masked["takes"], masked["options"]["strength"]) == (tiny["takes"], tiny["options"]["strength"])
+    assert in_turn["takes"] == {}
+    assert "strength" not in in_turn["options"]
 
 
 def test_a_strength_that_is_left_out_is_the_pipelines_own_and_1_with_a_mask(client, edited):
@@ -163,6 +193,11 @@ def test_a_strength_that_is_left_out_is_the_pipelines_own_and_1_with_a_mask(clie
         ({"strength": 0}, "invalid_request", "strength: should be greater than 0, got 0"),
         ({"strength": 1.5}, "invalid_request", "strength: should be less than or equal to 1, got 1.5"),
         ({"pipeline": "coder"}, "invalid_request", "pipeline: coder has no prior"),
+        (
+            {"pipeline": "in-turn"},
+            "invalid_request",
+            "source: in-turn takes no source: it draws codes one after another, rows first",
+        ),
         ({"source": "AAAA"}, "invalid_image", "source: the bytes are not a PNG, JPEG or WebP file"),
         ({"source": "%%%%"}, "invalid_image", "source: is not valid base64"),
         ({"mask": text_of(SOURCE[:99])}, "invalid_image", "mask: "),

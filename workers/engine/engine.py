@@ -24,7 +24,7 @@ from models.stage import Capturing, Stage
 from workers.compute import Finished, Preview, Slots, Work
 from workers.engine.jobs import Job, Running, Served, finish, make_job
 from workers.engine.lanes import Lanes
-from workers.engine.memory import FEW, measure_fit
+from workers.engine.memory import FEW, measure_fit, slots_that_fit
 from workers.engine.previews import PreviewTimer
 from workers.engine.rows import RowBatches
 from workers.engine.seed_promise import ROWS_PER_SAMPLE, SeedPromise
@@ -144,11 +144,14 @@ class Engine:
     def _serve(self, name: str, pipeline: Pipeline) -> None:
         if pipeline.device not in self._lanes:
             self._lanes[pipeline.device] = self._lanes_given or Lanes.for_device(pipeline.device)
+        kinds = len(PRIORITIES)  # samples of one kind may be parked
+        stage = pipeline.prior.make_stage(1) if pipeline.prior is not None else None
+        num_slots = slots_that_fit(stage, pipeline.device, self._max_batch_size, kinds)
         self._served[name] = Served(
             pipeline,
-            pipeline.make_stages(len(PRIORITIES) * self._max_batch_size),  # those of one kind may be parked
-            RowBatches(ROWS_PER_SAMPLE * self._max_batch_size, self._lanes[pipeline.device]),
-            self._max_batch_size,
+            pipeline.make_stages(kinds * num_slots),
+            RowBatches(ROWS_PER_SAMPLE * num_slots, self._lanes[pipeline.device]),
+            num_slots,
         )
         self._watch(name)
 
@@ -159,7 +162,7 @@ class Engine:
             return
         probe = partial(start_and_step, pipeline)
         few = 2 if self._jobs else FEW  # which those that run wait for
-        num_slots = yield from measure_fit(probe, pipeline.device, self._max_batch_size, few)
+        num_slots = yield from measure_fit(probe, pipeline.device, served.num_slots, few)
         if num_slots != served.num_slots:
             served = self._served[name] = Served(pipeline, served.stages, served.run, num_slots)
             self._watch(name)

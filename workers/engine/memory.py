@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from models.stage import Caching, Stage
+
 SHARE = 0.8  # of what is free; other processes want some, and memory comes in pieces
 FEW = 8  # images, which tell more of the memory that each takes than fewer do
 
@@ -42,6 +44,17 @@ def measure_fit(
         else:
             return min(at_most, 1 + int(SHARE * free * (few - 1) / growth)) if growth > 0 else at_most
     return 1
+
+
+def slots_that_fit(stage: Stage | None, device: torch.device, at_most: int, per_sample: int) -> int:
+    """Return how many samples there is memory for, of a stage that keeps much for each; else ``at_most``.
+
+    per_sample: slots for each. A GPU gives their memory at once, before anything can be measured.
+    """
+    free = free_bytes(device)
+    if not isinstance(stage, Caching) or free is None:
+        return at_most
+    return max(1, min(at_most, int(SHARE * free / (per_sample * stage.bytes_per_sample))))
 
 
 def _peak_bytes(device: torch.device, compute: Callable[[int], object], num_images: int) -> int:

@@ -12,7 +12,7 @@ from models.stage import Sample, SampleSpec
 from tests.tiny import save_families
 from tests.workers.engine.engine_runs import Jobs, digest, noise_image, run
 from workers.compute import Work
-from workers.engine import probes, seed_promise
+from workers.engine import memory, probes, seed_promise
 from workers.engine.engine import Engine
 from workers.engine.lanes import Lanes
 from workers.engine.previews import PreviewTimer
@@ -198,6 +198,20 @@ def test_a_check_that_memory_is_too_small_for_is_left_out_and_told(pipelines, mo
     assert (verdicts["in-turn"].how, verdicts["in-turn"].rows) == ("full_batches", (16,))
     assert verdicts["masked"].how == "checked"
     assert "pipeline=in-turn seed promise unchecked: its 32 probes want 589,824 bytes" in caplog.text
+
+
+def test_slots_of_large_caches_are_only_as_many_as_memory_has_room_for(
+    weights, pipelines, monkeypatch
+) -> None:
+    in_turn = {"in-turn": pipelines["in-turn"]}
+    work = Jobs(weights).generate(pipeline="in-turn", seed=1, num_outputs=7)
+    wanted = digest(run(Engine(in_turn, 8), [work])["x"])
+    of_one = pipelines["in-turn"].make_stages(1).sample.bytes_per_sample
+    monkeypatch.setattr(memory, "free_bytes", lambda _: int(3.5 * 2 * of_one / memory.SHARE))
+    engine = Engine({**in_turn, "flow": pipelines["flow"]}, 8)
+    assert [engine._served[name].num_slots for name in ("in-turn", "flow")] == [3, 8]
+    assert engine._served["in-turn"].stages.sample.max_samples == 6
+    assert digest(run(engine, [work])["x"]) == wanted
 
 
 def test_memory_is_measured_with_the_caches_of_so_many_samples(weights, pipelines) -> None:

@@ -250,7 +250,7 @@ def test_an_edit_goes_on_with_another_worker_and_gives_the_same_bytes(redis_url,
         return Engine({"tiny": Pipeline.load(tiny_weights / "tiny")})
 
     settings = AppSettings(redis_url=redis_url, weights_dir=tiny_weights, data_dir=tmp_path)
-    long = {**BODY, "num_steps": 200, "sampler": "heun"}
+    long = {**BODY, "num_steps": 60, "sampler": "heun"}
     with serving(create_app(settings)) as client:
         with working(settings, engine()):
             plain = client.post("/generate", json=long, headers=PNG).content

@@ -2,7 +2,7 @@
 
     python benchmarks/style_change.py runs/emoji [--page docs/editing-style.png]
 
-Sources are pictures that training never showed, and each is asked for in the next style that has its emoji:
+Sources are pictures that training never showed, and each is asked for in another style that has its emoji:
 by image to image, as the service does it, and by FlowEdit, which it does not offer. The judges are those of
 `smalti evaluate`, trained on real pictures alone, and kept in runs/classifiers.
 """
@@ -82,26 +82,23 @@ def main() -> None:
 
 
 def choose(data: EmojiDataset, num_images: int) -> Changes:
-    """Return pictures of which there are real ones in other styles, each with the next of these styles."""
-    row_of = {(data.styles[row].item(), data.code_points[row]): row for row in range(len(data))}
-    num_styles = len(data.style_names)
-    rows, real, styles = [], [], []
-    for row in data.rows("held_out", "unseen"):
-        own, code_point = int(data.styles[row]), data.code_points[row]
-        others = [(own + step) % num_styles for step in range(1, num_styles)]
-        style = next((each for each in others if (each, code_point) in row_of), None)
-        if style is not None:
-            rows.append(row)
-            styles.append(style)
-            real.append(row_of[style, code_point])
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED))[:num_images].tolist()
-    chosen = [rows[place] for place in order]
+    """Return pictures that training never showed, each with another style that has its emoji."""
+    new = data.where("held_out", "unseen")
+    row_of = {(int(data.styles[row]), data.code_points[row]): row for row in range(len(data))}
+    chosen: list[tuple[int, int]] = []  # a row of ``new``, and the style asked for
+    for row in torch.randperm(len(new), generator=torch.Generator().manual_seed(0)).tolist():
+        known = [style for style in range(len(data.style_names)) if (style, new.code_points[row]) in row_of]
+        others = [style for style in known if style != new.styles[row]]
+        if others and len(chosen) < num_images:
+            chosen.append((row, others[row % len(others)]))
+    rows, styles = map(list, zip(*chosen, strict=True))
+    real = [row_of[style, new.code_points[row]] for row, style in chosen]
     return Changes(
-        scale_to_unit(data.images[chosen]),
-        [data.code_points[row] for row in chosen],
-        data.styles[chosen],
-        torch.tensor([styles[place] for place in order]),
-        scale_to_unit(data.images[[real[place] for place in order]]),
+        scale_to_unit(new.images[rows]),
+        [new.code_points[row] for row in rows],
+        new.styles[rows],
+        torch.tensor(styles),
+        scale_to_unit(data.images[real]),
     )
 
 

@@ -10,6 +10,7 @@ import litserve
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 from fastapi import Response
+from litserve_server import serve
 from PIL import Image
 
 
@@ -67,15 +68,7 @@ def main() -> None:
     parser.add_argument("--batch-timeout-s", type=float, default=0.05)
     asked = parser.parse_args()
     api = GenerateAPI(asked.pipeline, asked.threads, asked.max_batch_size, asked.batch_timeout_s)
-    server = litserve.LitServer(api, accelerator="cpu", timeout=300, fast_queue=True)
-    server.run(
-        host="127.0.0.1",
-        port=asked.port,
-        num_api_servers=1,
-        log_level="warning",
-        generate_client_file=False,
-        pretty_logs=False,
-    )
+    serve(api, asked.port, "cpu")
 
 
 if __name__ == "__main__":

@@ -73,12 +73,15 @@ def main() -> None:
     api = GenerateAPI(
         arguments.pipeline, arguments.threads, arguments.max_batch_size, arguments.batch_timeout_s
     )
-    server = litserve.LitServer(
-        api, accelerator=arguments.device.partition(":")[0], timeout=300, fast_queue=True
-    )
+    serve(api, arguments.port, arguments.device)
+
+
+def serve(api: litserve.LitAPI, port: int, device: str) -> None:
+    """Serve until SIGTERM, by one process of HTTP and one that computes."""
+    server = litserve.LitServer(api, accelerator=device.partition(":")[0], timeout=300, fast_queue=True)
     server.run(
         host="127.0.0.1",
-        port=arguments.port,
+        port=port,
         num_api_servers=1,
         log_level="warning",
         generate_client_file=False,

@@ -252,7 +252,8 @@ class JobQueue:
         Raises: JobNotFound.
         """
         async with available():
-            await self._cancel(args=[job_id, now_text()])
+            if not await self._cancel(args=[job_id, now_text()]):
+                raise _not_found(job_id)  # though it may be submitted by now: it was not cancelled
         return await self.get(job_id)
 
     async def statuses(self, job_ids: Sequence[str]) -> list[JobStatus | None]:
@@ -306,7 +307,7 @@ class JobQueue:
             try:
                 view = job_view(job_id, job, result)
             except KeyError:
-                raise JobNotFound(f"there is no job {job_id}, or its result has expired") from None
+                raise _not_found(job_id) from None
             if view.status == JobStatus.QUEUED:
                 return await self._with_position(view, job["origin"]), due_in_s
         if view.status == JobStatus.RUNNING and view.progress and view.progress.step:
@@ -363,3 +364,7 @@ def _event(event_id: str, entry: Mapping[str, str]) -> JobEvent:
         return JobEvent(event_id, "status", JobStatus(entry["event"]))
     step, total = entry["data"].split()
     return JobEvent(event_id, "progress", JobStatus.RUNNING, Progress(step=int(step), total=int(total)))
+
+
+def _not_found(job_id: str) -> JobNotFound:
+    return JobNotFound(f"there is no job {job_id}, or its result has expired")

@@ -93,7 +93,9 @@ def test_samples_that_are_dropped_half_way_leave_the_others_their_bytes(weights,
 
 
 def test_an_image_in_turn_tells_its_progress_and_shows_what_is_drawn_so_far(weights, pipelines) -> None:
-    engine = Engine(pipelines, 8, previews=PreviewTimer(every_s=0))
+    engine = Engine(
+        pipelines, 8, previews=PreviewTimer(every_s=0, share=1)
+    )  # each step, however long it took
     engine.admit([Jobs(weights).generate(pipeline="in-turn", seed=1, preview=True)])
     steps, shown = [], []
     while not engine.is_idle:

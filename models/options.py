@@ -107,12 +107,11 @@ class OptionFields(BaseModel):
 class Options:
     """What every family's options have in common; ``requestable`` names those that a request may set.
 
-    A family with a ``strength`` among them also draws sources anew: their codes, with ``draws_codes``, else
-    their latents. Of another, ``why_no_edits`` may say what stands against it.
+    A family with a ``strength`` among them also draws sources anew. Of another, ``why_no_edits`` may say what
+    stands against it.
     """
 
     requestable: ClassVar[tuple[str, ...]] = ()
-    draws_codes: ClassVar[bool] = False
     why_no_edits: ClassVar[str | None] = None
 
     def variants(self) -> tuple[Self, ...]:
@@ -219,7 +218,6 @@ class AutoregressiveOptions(Options):
         "min_p",
         "repetition_window",
     )
-    draws_codes: ClassVar[bool] = True
     why_no_edits: ClassVar[str | None] = (
         "it draws codes one after another, rows first, each to fit those before it alone, so what is known"
         " further on would not be fitted; pipelines of flow, diffusion and masked priors can"
@@ -250,7 +248,6 @@ class MaskedOptions(Options):
         "temperature",
         "strength",
     )
-    draws_codes: ClassVar[bool] = True
 
     num_steps: NumSteps = 12
     sampler: CodeSamplerName = "confidence"

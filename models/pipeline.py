@@ -159,7 +159,7 @@ class Pipeline:
     def make_stages(self, num_slots: int) -> Stages:
         """Return stages with room for ``num_slots`` samples that are sampled at the same time."""
         encode = EncodeStage(self.autoencoder, num_slots, self.device)
-        draws_codes = self.spec.defaults.draws_codes
+        draws_codes = isinstance(self.prior, DrawsCodes)
         return Stages(
             encode=encode,
             decode=DecodeStage(self.autoencoder, num_slots, self.device),

@@ -6,8 +6,10 @@ from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
 from torch import nn
 
 from models.conditioning import Conditions
+from models.networks.class_dit import ClassDiT
 from models.networks.code_transformer import CodeTransformer
 from models.networks.dit import DiT
+from models.networks.llamagen import LlamaGen
 from models.stage import Stage
 
 
@@ -80,4 +82,32 @@ class TransformerPrior(Generic[Network]):
 
     def null_conditions(self, num_rows: int = 1) -> Conditions:
         """Return rows that ask for nothing: any label, no prompt."""
+        return self.network.null_conditions(num_rows)
+
+
+LabelNetwork = TypeVar("LabelNetwork", ClassDiT, LlamaGen)
+
+
+class LabelPrior(Generic[LabelNetwork]):
+    """The same of a public network that knows one set of labels, and no prompts."""
+
+    network: LabelNetwork
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(d, *grid) of one sample's latents."""
+        return (self.network.config.latent_channels, *self.network.config.grid)
+
+    @property
+    def label_sizes(self) -> tuple[int, ...]:
+        """The number of classes."""
+        return (self.network.config.num_labels,)
+
+    @property
+    def text_shape(self) -> None:
+        """None: it takes no prompt."""
+        return None
+
+    def null_conditions(self, num_rows: int = 1) -> Conditions:
+        """Return rows that ask for any class."""
         return self.network.null_conditions(num_rows)

@@ -8,10 +8,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from models.checkpoint import load_checkpoint, load_into
-from models.conditioning import Conditions
 from models.networks.class_dit import ClassDiT, ClassDiTConfig
 from models.noise import draw_noise
 from models.options import CHECKED, ConfigError, Count, FlowOptions
+from models.priors.base import LabelPrior
 from models.priors.flow import NUMBERS, PLACES, FlowStage, denoised
 from models.priors.known import After
 from models.priors.samplers import guide, take_step, times_after
@@ -103,7 +103,7 @@ class ClassStage(FlowStage):
         return torch.stack([x, memory, data], dim=1)
 
 
-class ClassPrior:
+class ClassPrior(LabelPrior[ClassDiT]):
     """A public prior over classes as a pipeline has it: the network, and the stage that samples with it."""
 
     def __init__(self, network: ClassDiT, config: ClassPriorConfig) -> None:
@@ -120,25 +120,6 @@ class ClassPrior:
         network = ClassDiT(config.network)
         load_into(network, tensors, path)
         return cls(network, config)
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(d, *grid) of one sample's latents."""
-        return (self.network.config.latent_channels, *self.network.config.grid)
-
-    @property
-    def label_sizes(self) -> tuple[int, ...]:
-        """The number of classes."""
-        return (self.network.config.num_labels,)
-
-    @property
-    def text_shape(self) -> None:
-        """None: it takes no prompt."""
-        return None
-
-    def null_conditions(self, num_rows: int = 1) -> Conditions:
-        """Return rows that ask for any class."""
-        return self.network.null_conditions(num_rows)
 
     def make_stage(self, num_slots: int) -> ClassStage:
         """Return the stage that samples, for at most ``num_slots`` samples at a time."""

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from models.checkpoint import load_checkpoint, load_into
-from models.conditioning import Conditions
 from models.networks.llamagen import LlamaGen, LlamaGenConfig
 from models.priors.autoregressive import AutoregressiveStage
+from models.priors.base import LabelPrior
 
 
-class LlamaGenPrior:
+class LlamaGenPrior(LabelPrior[LlamaGen]):
     """A public prior over codes as a pipeline has it: the network, and the stage that samples with it."""
 
     def __init__(self, network: LlamaGen) -> None:
@@ -26,28 +26,9 @@ class LlamaGenPrior:
         return cls(network)
 
     @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(d, *grid) of the latents that its codes stand for."""
-        return (self.network.config.latent_channels, *self.network.config.grid)
-
-    @property
     def codebook_size(self) -> int:
         """The number of codes that it draws from."""
         return self.network.config.codebook_size
-
-    @property
-    def label_sizes(self) -> tuple[int, ...]:
-        """The number of classes."""
-        return (self.network.config.num_labels,)
-
-    @property
-    def text_shape(self) -> None:
-        """None: it takes no prompt."""
-        return None
-
-    def null_conditions(self, num_rows: int = 1) -> Conditions:
-        """Return rows that ask for any class."""
-        return self.network.null_conditions(num_rows)
 
     def make_stage(self, num_slots: int) -> AutoregressiveStage:
         """Return the stage that samples, for at most ``num_slots`` samples at a time."""

@@ -32,7 +32,7 @@ serve: $(VENV)/.smalti  ## start the queue, the API and a worker; Ctrl-C stops t
 test: $(VENV)/.dev  ## prove that it works: about ten minutes on two cores
 	$(PYTEST) $(ARGS)
 
-test-ci: $(VENV)/.dev  ## long mixes over the shipped weights, and fuzz: a quarter of an hour more
+test-ci: $(VENV)/.dev  ## long mixes over the shipped weights, and fuzz: some twenty minutes more
 	$(PYTEST) --dist load -m ci $(ARGS)
 
 fuzz: $(VENV)/.dev  ## try the whole OpenAPI document with Schemathesis: some minutes

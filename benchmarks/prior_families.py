@@ -13,6 +13,7 @@ and ``losses.png``.
 
 import argparse
 import json
+import math
 import random
 import sys
 import time
@@ -53,18 +54,26 @@ MAX_BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Serving:
-    """seconds_alone: of one image with nothing else running. images_per_s: at saturation."""
+    """seconds_alone: of one image with nothing else running. images_per_s: at saturation.
+
+    weight_bytes: of the network as it is served, which every call reads at least once.
+    """
 
     seconds_alone: float
     images_per_s: float
     num_calls: int
+    weight_bytes: int
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Of each family. mixed_images_per_s: of equal shares of all of them, in one engine."""
+    """Of each family. mixed_images_per_s: of equal shares of all of them, in one engine.
+
+    memory_bytes_per_s: what the machine reads and writes in large copies.
+    """
 
     num_threads: int
+    memory_bytes_per_s: float
     serving: dict[str, Serving]
     mixed_images_per_s: float
 
@@ -156,10 +165,10 @@ def measure(out: Path, num_images: int, seconds: float) -> None:
         rate = engine_rate(engine, pipeline, MAX_BATCH_SIZE, seconds)
         ended = run_all(engine, [Work("0", default_request(pipeline, 0))])["0"]
         num_calls = ended.progress.total if ended.progress else 0
-        serving[family] = Serving(alone, rate, num_calls)
+        serving[family] = Serving(alone, rate, num_calls, _weight_bytes(pipeline))
         print(f"{family}: {alone:.2f} s alone, {rate:.1f} images/s", file=sys.stderr)
     mixed = mixed_rate({each.spec.name: each for each in pipelines.values()}, seconds)
-    measured = Measured(torch.get_num_threads(), serving, mixed)
+    measured = Measured(torch.get_num_threads(), memory_bytes_per_s(), serving, mixed)
     (out / "serving.json").write_text(json.dumps(asdict(measured), indent=2) + "\n")
 
 
@@ -179,6 +188,18 @@ def mixed_rate(pipelines: dict[str, Pipeline], seconds: float) -> float:
     while time.perf_counter() - began_s < seconds:
         num_images += len(run_all(engine, works))
     return num_images / (time.perf_counter() - began_s)
+
+
+def memory_bytes_per_s() -> float:
+    """Return the best that copies of 256 MiB reach: what is read and what is written."""
+    source = torch.ones(2**28, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(10):
+        began_s = time.perf_counter()
+        target.copy_(source)
+        best = min(best, time.perf_counter() - began_s)
+    return 2 * source.nbytes / best
 
 
 def report(out: Path) -> str:
@@ -215,19 +236,34 @@ def report(out: Path) -> str:
             label = f"{name.replace('_', ' ')}, {judge} (real {floor:.3f}, reconstructions {tokens:.3f})"
             lines.append(_row(label, [f"{value:.3f}" for value in values]))
     served = [measured.serving[family] for family in folders]
+    num_codes = math.prod(Pipeline.load(next(iter(folders.values()))).spec.latents[1:])
     lines += [
         _row("calls an image", [str(each.num_calls) for each in served]),
         _row("seconds an image, alone", [f"{each.seconds_alone:.2f}" for each in served]),
         _row("images a second, at saturation", [f"{each.images_per_s:.1f}" for each in served]),
+        _row("codes a second, alone", [f"{num_codes / each.seconds_alone:,.0f}" for each in served]),
+        _row("codes a second, at saturation", [f"{num_codes * each.images_per_s:,.0f}" for each in served]),
+        _row("memory's bandwidth, alone", [f"{_bandwidth_share(each, measured):.0%}" for each in served]),
         "",
         f"A mix of equal shares of all, in one engine: {measured.mixed_images_per_s:.1f} images a second."
-        f" {measured.num_threads} threads.",
+        f" {measured.num_threads} threads; copies move {measured.memory_bytes_per_s / 1e9:.0f} GB/s.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def _row(name: str, values: list[str]) -> str:
     return f"| {name} | " + " | ".join(values) + " |"
+
+
+def _bandwidth_share(serving: Serving, measured: Measured) -> float:
+    """Return the share that reading the weights once a call takes, with one image running."""
+    read = serving.num_calls * serving.weight_bytes
+    return read / serving.seconds_alone / measured.memory_bytes_per_s
+
+
+def _weight_bytes(pipeline: Pipeline) -> int:
+    assert pipeline.prior is not None
+    return sum(parameter.nbytes for parameter in pipeline.prior.network.parameters())
 
 
 def _minutes(entries: list[dict[str, Any]]) -> float:

@@ -33,13 +33,23 @@ class CheckpointError(ConfigError):
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], config: Any) -> None:
-    """Write ``tensors`` with the dataclass ``config`` as JSON in the header; whole or not at all."""
+    """Write ``tensors`` with the dataclass ``config`` as JSON in the header; whole or not at all.
+
+    Where float16 holds every float32 value exactly, as after ``in_half_precision``, that is written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in _narrowed(tensors).items()}
     save_file(contiguous, partial, metadata={"config": json.dumps(asdict(config))})
     partial.chmod(0o644)  # safetensors makes files that nobody else may read
     partial.replace(path)
+
+
+def _narrowed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``tensors`` with float32 as float16, or as they are where that would change a value."""
+    halves = {name: t.half() if t.dtype == torch.float32 else t for name, t in tensors.items()}
+    is_exact = all(torch.equal(half.to(tensors[name].dtype), tensors[name]) for name, half in halves.items())
+    return halves if is_exact else tensors
 
 
 def load_checkpoint(path: Path, config_class: type) -> tuple[dict[str, Tensor], Any]:

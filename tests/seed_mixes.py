@@ -17,6 +17,7 @@ import numpy as np
 from models.media.base import Array
 from models.media.image import ImageSpec
 from models.pipeline import Pipeline
+from models.spec import PipelineSpec
 from tests.workers.engine.engine_runs import Jobs, digest, noise_image, run
 from workers.compute import Work
 from workers.engine.engine import Engine
@@ -26,6 +27,7 @@ from workers.engine.seed_promise import SeedPromise
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "weights"
 NAMES = ("fashion-mnist", "emoji-64", "emoji-64-turbo", "fashion-mnist-turbo")
+FAMILIES = ("fashion-mnist", "fashion-mnist-ar", "fashion-mnist-masked", "flowers-64", "emoji-32-to-64")
 PROMPTS = (None, "a smiling cat", "red apple", "a very long story about two dogs who went to the moon", "")
 
 
@@ -43,13 +45,14 @@ def compare(
     num_mixes: int,
     folder: Path,
     *,
+    names: Sequence[str] = NAMES,
     num_probes: int,
     rows: Sequence[int] = (),
     max_steps: int = 2,
     pool_size: int = 24,
     seed: int = 0,
 ) -> Report:
-    """Check the promise, then compute ``num_mixes`` mixes of 2 to 6 requests.
+    """Check the promise, then compute ``num_mixes`` mixes of 2 to 6 requests to the pipelines ``names``.
 
     num_probes: rows of the check; 0 turns the promise off. rows: the numbers of rows to check, instead of
     those that a worker checks.
@@ -57,14 +60,14 @@ def compare(
     promise = SeedPromise("on" if num_probes else "off", folder, num_probes=num_probes, candidates=rows)
     timer = PreviewTimer(every_s=0)
     engine = Engine(
-        {name: Pipeline.load(WEIGHTS / name) for name in NAMES}, 32, promise=promise, previews=timer
+        {name: Pipeline.load(WEIGHTS / name) for name in names}, 32, promise=promise, previews=timer
     )
     while engine.needs_check:
         engine.check_seeds(60)
     verdicts = {name: f"{each.how}: {each.rows}" for name, each in engine.seed_verdicts().items()}
     assert not num_probes or all(each.is_kept for each in engine.seed_verdicts().values()), verdicts
     chance = random.Random(seed)
-    pool = _pool(pool_size, chance, max_steps)
+    pool = _pool(names, pool_size, chance, max_steps)
     alone = {work.job_id: digest(run(engine, [work])[work.job_id]) for work in pool}
     num_requests = num_differing = 0
     for mix in range(num_mixes):
@@ -75,19 +78,19 @@ def compare(
     return Report(num_mixes, num_requests, num_differing, verdicts)
 
 
-def _pool(size: int, chance: random.Random, max_steps: int) -> list[Work]:
+def _pool(names: Sequence[str], size: int, chance: random.Random, max_steps: int) -> list[Work]:
     """Return requests of every kind to every pipeline."""
     jobs = Jobs(WEIGHTS)
     works: list[Work] = []
-    searched = NAMES if max_steps > 2 else NAMES[:1]  # a search of a large picture is long
+    searched = names if max_steps > 2 else names[:1]  # a search of a large picture is long
     for number in range(size):
-        name, job_id = NAMES[number % len(NAMES)], str(number)
+        name, job_id = names[number % len(names)], str(number)
         spec = jobs.catalog.spec(name)
         image: ImageSpec = spec.medium
-        kind = number // len(NAMES) % 6
+        kind = number // len(names) % 6
         if kind == 3:
             pixels = [_blocks(number + i, image, image.channels) for i in range(chance.randint(1, 3))]
-            effort = int(number < 4 * len(NAMES) and name in searched)
+            effort = int(number < 4 * len(names) and name in searched)
             works.append(
                 jobs.encode(*pixels[: 1 if effort else 3], job_id=job_id, effort=effort, pipeline=name)
             )
@@ -101,7 +104,10 @@ def _pool(size: int, chance: random.Random, max_steps: int) -> list[Work]:
             works.append(jobs.decode(grids, job_id=job_id, pipeline=name))
         else:
             make: Callable[..., Work] = jobs.generate
-            if kind in (2, 5):
+            if spec.needs_source:
+                small: ImageSpec = spec.takes["source"]
+                make = partial(jobs.edit, _blocks(number, small, small.channels))
+            elif kind in (2, 5) and spec.edits:
                 mask = np.where(_blocks(number, image, 1) > 128, 255, 0).astype(np.uint8)
                 source = _blocks(number, image, image.channels)
                 make = partial(jobs.edit, source, mask if number % 2 else None)
@@ -118,14 +124,21 @@ def _pool(size: int, chance: random.Random, max_steps: int) -> list[Work]:
                     negative_prompt=chance.choice([None, None, "blue"]) if spec.takes_prompt else None,
                     num_outputs=chance.choice([1, 1, 2, 3]),
                     seed=chance.randrange(1000),
-                    num_steps=chance.randint(1, max_steps),
                     guidance_scale=chance.choice([1.0, 1.5, 3.0]),
-                    sampler=chance.choice(["euler", "heun", "dpmpp_2m"]),
+                    **_options(spec, chance, max_steps),
                     return_codes=chance.random() < 0.5,
                     preview=chance.random() < 0.3,
                 )
             )
     return works
+
+
+def _options(spec: PipelineSpec, chance: random.Random, max_steps: int) -> dict[str, object]:
+    """Return what the family of the pipeline's prior takes."""
+    if spec.prior == "autoregressive":
+        return {"temperature": chance.choice([0.0, 1.0]), "top_k": chance.choice([0, 50])}
+    samplers = ["confidence", "ancestral"] if spec.prior == "masked" else ["euler", "heun", "dpmpp_2m"]
+    return {"num_steps": chance.randint(1, max_steps), "sampler": chance.choice(samplers)}
 
 
 def _blocks(seed: int, image: ImageSpec, channels: int) -> Array:

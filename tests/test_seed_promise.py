@@ -35,6 +35,16 @@ def test_300_mixes_on_the_shipped_weights(tmp_path: Path) -> None:
 
 @pytest.mark.ci
 @pytest.mark.timeout(900)
+def test_20_mixes_of_all_families(tmp_path: Path) -> None:
+    """Flow, codes in turn, codes in any order, photographs, and small pictures drawn larger."""
+    names = seed_mixes.FAMILIES
+    report = compare(20, tmp_path, names=names, num_probes=64, rows=(1, 4, 8, 32), max_steps=3, pool_size=30)
+    assert report.num_requests > 50
+    assert report.num_differing == 0, report
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("instructions", NEEDED)
 def test_20_mixes_with_fewer_instructions(tmp_path: Path, instructions: str) -> None:
     """oneDNN reads what it may use when it is loaded, so each has a process of its own."""

@@ -79,7 +79,7 @@ def fit_autoencoder(
     bottleneck: Bottleneck,
     searched: SearchedCodes | None = None,
 ) -> None:
-    """Take the steps that are left; measure the scale of the latents, if the encoder was trained."""
+    """Take the steps that are left; measure the scale of the latents, if the encoder was trained; round."""
     processes, data = run.processes, pictures.train
     trained = autoencoder if bottleneck.trains_encoder else autoencoder.decoder
     optimizer = torch.optim.AdamW(
@@ -141,6 +141,10 @@ def fit_autoencoder(
     autoencoder.eval()
     if bottleneck.trains_encoder:
         _measure_scale(autoencoder, data)
+    if config.in_half_precision:
+        for tensor in autoencoder.exported().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half())
     run.draw_losses()
 
 

@@ -22,6 +22,8 @@ class ReconstructionConfig:
     ``data`` is "fashion-mnist" or a folder of images; ``folder`` keeps checkpoints and logs. From
     ``adversarial_start`` on, ``adversarial_weight`` above 0 adds VQGAN's discriminator, and
     ``perceptual_weight`` the distance in features of EfficientNet-Lite0 (``lite0.py``).
+    ``in_half_precision`` rounds the finished weights to float16, which halves their file; what computes with
+    them stays float32.
     """
 
     folder: Path
@@ -46,6 +48,7 @@ class ReconstructionConfig:
     seed: int = 0
     num_threads: Count | None = None
     is_compiled: bool = True
+    in_half_precision: bool = False
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
     log_every: Count = 50
 

@@ -41,6 +41,7 @@ _FREE = {
     "checkpoint_every_s",
     "max_bad_share",
     "in_eight_bits",
+    "in_half_precision",
     "is_compiled",
     "num_threads",
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models.autoencoders.code_search import search_codes
 from models.autoencoders.vq import Tokenizer, TokenizerConfig
@@ -90,6 +91,23 @@ def test_adversarial_training_resumes_to_the_same_losses(
     monkeypatch.undo()
     train_tokenizer(stopped, resume=True)
     assert logged(stopped.folder) == whole
+
+
+def test_weights_rounded_to_half_are_half_the_file_and_the_same_when_loaded(
+    config: TokenizerTrainingConfig,
+) -> None:
+    whole = train_tokenizer(replace(config, num_steps=4, continuous_steps=1))
+    half = train_tokenizer(
+        replace(
+            config, num_steps=4, continuous_steps=1, folder=config.folder / "half", in_half_precision=True
+        )
+    )
+    assert {tensor.dtype for tensor in load_file(whole).values()} == {torch.float32}
+    assert {tensor.dtype for tensor in load_file(half).values()} == {torch.float16}
+    loaded = Tokenizer.load(half).exported()
+    for name, tensor in Tokenizer.load(whole).exported().items():
+        assert loaded[name].dtype == torch.float32
+        assert torch.equal(loaded[name], tensor.half().float())
 
 
 @pytest.mark.ci

@@ -1,6 +1,7 @@
 """Draw the pictures of docs/editing.md: every one is shown, none was chosen.
 
     python benchmarks/editing_page.py docs
+    python benchmarks/editing_page.py docs fashion-mnist-masked
 
 Sources are two drawings of a few shapes, and the first samples of the pipeline itself.
 """
@@ -26,11 +27,13 @@ NUM_SAMPLES = len(STRENGTHS)
 GREY = 160  # where a picture is to be drawn anew
 PROMPTS = ("a smiling cat", "a red apple", "a blue car", "a house", "an owl", "a rocket")
 CLASSES = (9, 1, 3, 5, 7, 8)  # ankle boot, trouser, dress, sandal, sneaker, bag
+SCALES = {"emoji-64": 1, "fashion-mnist": 2, "fashion-mnist-masked": 2}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: Sequence[str]) -> None:
     """Write one file a pipeline."""
-    for name, scale in (("emoji-64", 1), ("fashion-mnist", 2)):
+    for name in names or SCALES:
+        scale = SCALES[name]
         sheet = draw_page(Pipeline.load(WEIGHTS / name))
         image = Image.fromarray(sheet.squeeze())
         image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
@@ -126,4 +129,4 @@ def edit(
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

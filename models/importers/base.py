@@ -40,8 +40,9 @@ class Imported:
 
     config: the dataclass of that kind. tensors: by its names. defaults and labels: of a prior. latent_mean
     and latent_std: (d, 1, 1), with which a prior's latents were scaled, None where they are the
-    autoencoder's own; an autoencoder holds its own as tensors of these names. notes: sentences for the model
-    card and for the person who imports: what was left out, what differs, what it costs.
+    autoencoder's own; an autoencoder holds its own as tensors of these names. parts: those of a
+    pipeline that it was read from, where it was given the whole. notes: sentences for the model card and for
+    the person who imports: what was left out, what differs, what it costs.
     """
 
     role: Literal["autoencoder", "prior"]
@@ -52,6 +53,7 @@ class Imported:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     latent_mean: Tensor | None = None
     latent_std: Tensor | None = None
+    parts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

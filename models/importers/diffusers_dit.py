@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
     table = {transformer_name(name): name for name in expected}
     tensors = take(_laid_out(found.tensors, network), table, expected)
     notes = () if scheduler else ("There was no scheduler: DDIM with linear betas is taken, as DiT has it.",)
-    return imported(
+    made_of = imported(
         "dit",
         tensors,
         network,
@@ -99,6 +100,7 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
         network.latent_channels,
         notes,
     )
+    return replace(made_of, parts=("transformer",))
 
 
 def read_network(said: Mapping[str, Any]) -> ClassDiTConfig:

@@ -162,12 +162,9 @@ def imported(
         schedule=schedule,
         guided_channels=min(guided_channels, channels),
     )
-    figures = {}
+    mean, std = None, None
     if latent_std is not None:
-        figures = {
-            "latent_mean": torch.zeros(channels, 1, 1),
-            "latent_std": torch.full((channels, 1, 1), latent_std),
-        }
+        mean, std = torch.zeros(channels, 1, 1), torch.full((channels, 1, 1), latent_std)
     if guided_channels < channels:
         notes += (
             f"Guidance acts on the first {guided_channels} of {channels} channels, as in the authors' code;"
@@ -180,7 +177,7 @@ def imported(
             " about 1.5 times as long at 768 channels, 1.8 times at 1,152. A lone picture costs no more.",
         )
     labels = {"class": class_names(network.num_labels)}
-    return Imported("prior", kind, config, tensors, defaults, labels, **figures, notes=notes)
+    return Imported("prior", kind, config, tensors, defaults, labels, mean, std, notes=notes)
 
 
 def laid_out(name: str, tensor: Tensor, network: ClassDiTConfig) -> Tensor:

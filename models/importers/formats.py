@@ -26,9 +26,8 @@ def read_source(
     given = {name: _Settings(settings, name) for name in IMPORTERS}
     read: dict[str, Imported] = {}  # by role
     names: list[str] = []
-    left_out: list[str] = []
+    parts_read: set[str] = set()
     for part, each in (("", source), *source.parts.items()):
-        num_read = len(names)
         for name in IMPORTERS if format_name is None else (format_name,):
             importer = cast(Importer, import_module(IMPORTERS[name]))
             if name in names or not importer.recognises(each):
@@ -37,14 +36,18 @@ def read_source(
             if imported.role not in read:
                 read[imported.role] = imported
                 names.append(name)
-        if part and each.tensors and len(names) == num_read:
-            left_out.append(f"{part} ({str(each.config.get('_class_name', 'of no class'))[:60]})")
+                parts_read |= {part, *imported.parts}
     if not read:
         raise ImportFailed(_unknown(source, format_name))
     asked = {name for each in names for name in given[each].asked}
     if unused := [name for name in settings if name not in asked]:
         raise ImportFailed(f"--set {unused[0]}: there is no such setting of {' and '.join(names)}")
     first, *others = read.values()
+    left_out = [
+        f"{part} ({str(each.config.get('_class_name', 'of no class'))[:60]})"
+        for part, each in source.parts.items()
+        if each.tensors and part not in parts_read
+    ]
     if left_out:
         note = f"Left out, as no importer that was tried reads it: {', '.join(left_out)}."
         first = replace(first, notes=(*first.notes, note))

@@ -59,7 +59,7 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
     ours = {name: t.float() for name, t in take(tensors, {name: name for name in tensors}, expected).items()}
     mean, std = read_figures(said, config.latent_channels, default_scale=1.0)
     ours |= {"latent_mean": mean, "latent_std": std}
-    return Imported("autoencoder", "tiny", config, ours, notes=notes)
+    return Imported("autoencoder", "tiny", config, ours, parts=tuple(source.parts), notes=notes)
 
 
 def _infer(tensors: Mapping[str, Tensor], size_px: int) -> TinyConfig:

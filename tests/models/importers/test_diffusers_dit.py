@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from models.conditioning import Conditions
 from models.importers import diffusers_dit
 from models.importers.base import ImportFailed
+from models.importers.formats import read_source
 from models.importers.sources import open_source
 from models.options import DiffusionOptions
 from tests.models.importers.dit_references import (
@@ -41,6 +42,14 @@ def test_the_network_computes_what_diffusers_does(tmp_path: Path, out_channels: 
         ours = prior.network(x, timesteps.float(), Conditions(labels[:, None]))
     assert theirs.std() > 0.3
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_part_that_was_read_is_not_told_to_be_left_out(tmp_path: Path) -> None:
+    """The prior is read off the whole pipeline, for its scheduler, and not again off its own part."""
+    source = open_source(save_pipeline(tmp_path / "theirs", transformer(), DDIMScheduler(**DDIM)))
+    (prior,), format_name = read_source(source, {})
+    assert (prior.role, format_name) == ("prior", "diffusers-dit")
+    assert not any("Left out" in note for note in prior.notes)
 
 
 SCHEDULERS = [

@@ -52,8 +52,8 @@ def _narrowed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return halves if is_exact else tensors
 
 
-def load_checkpoint(path: Path, config_class: type) -> tuple[dict[str, Tensor], Any]:
-    """Return the tensors of ``path`` and its configuration as a ``config_class``.
+def load_checkpoint(path: Path, config_class: Any) -> tuple[dict[str, Tensor], Any]:
+    """Return the tensors of ``path`` and its configuration as a ``config_class``, or as one of a union.
 
     Raises: CheckpointError when the file is missing, cut, a pickle, or otherwise not ours.
     """
@@ -67,9 +67,8 @@ def load_checkpoint(path: Path, config_class: type) -> tuple[dict[str, Tensor], 
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
     except ValidationError as error:
-        raise CheckpointError(
-            f"{path} holds no usable {config_class.__name__}: {describe_invalid(error)}"
-        ) from error
+        wanted = getattr(config_class, "__name__", config_class)
+        raise CheckpointError(f"{path} holds no usable {wanted}: {describe_invalid(error)}") from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

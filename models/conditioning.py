@@ -17,11 +17,13 @@ class Conditions:
     stands for "any". text: (B, T, channels), the states of a prompt's tokens and zeros after them; all
     zeros stand for no prompt. None where the prior takes no prompt. source: (B, d, *grid), latents of a
     picture that is drawn again, larger; all zeros stand for none. None where the prior takes no such picture.
+    pooled: (B, channels), one vector for all of a prompt, where the prior takes one.
     """
 
     labels: Tensor
     text: Tensor | None = None
     source: Tensor | None = None
+    pooled: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,23 +56,27 @@ class Conditions:
         return self._changed(lambda part: part.expand(num_rows, *[-1] * (part.ndim - 1)))
 
     @property
-    def _parts(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return self.labels, self.text, self.source
+    def _parts(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        return self.labels, self.text, self.source, self.pooled
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> "Conditions":
         """Return conditions of which each part has been put through a function."""
-        text, source = (None if part is None else change(part) for part in (self.text, self.source))
-        return Conditions(change(self.labels), text, source)
+        labels, *others = self._parts
+        return Conditions(change(labels), *(None if part is None else change(part) for part in others))
 
 
 def stack_conditions(parts: Sequence[Conditions]) -> Conditions:
     """Return the rows of all ``parts`` below each other."""
-    texts = [part.text for part in parts if part.text is not None]
-    sources = [part.source for part in parts if part.source is not None]
+
+    def joined(rows: Sequence[Tensor | None]) -> Tensor | None:
+        given = [each for each in rows if each is not None]
+        return torch.cat(given) if given else None
+
     return Conditions(
         torch.cat([part.labels for part in parts]),
-        torch.cat(texts) if texts else None,
-        torch.cat(sources) if sources else None,
+        joined([part.text for part in parts]),
+        joined([part.source for part in parts]),
+        joined([part.pooled for part in parts]),
     )
 
 
@@ -120,9 +126,9 @@ def drop_conditions(
 ) -> Conditions:
     """Return ``conditions`` with parts replaced by those of ``null`` (one row), for training.
 
-    A share of ``rate`` of the rows loses labels and text. Where there are several of them, each is also lost
-    on its own in a share of ``rate``, so that any of them may be left out of a request. A source is lost in a
-    share of ``source_rate``, whatever else is.
+    A share of ``rate`` of the rows loses labels and text, with its vector. Where there are several of them,
+    each is also lost on its own in a share of ``rate``, so that any of them may be left out of a request. A
+    source is lost in a share of ``source_rate``, whatever else is.
     """
     num_rows, num_labels = conditions.labels.shape
     device = conditions.labels.device
@@ -138,10 +144,12 @@ def drop_conditions(
         lost_labels = lost_labels | drawn(rate, num_rows, num_labels)
         lost_text = lost_text | drawn(rate, num_rows)
     labels = torch.where(lost_labels, null.labels, conditions.labels)
-    text, source = conditions.text, conditions.source
+    text, source, pooled = conditions.text, conditions.source, conditions.pooled
     if text is not None and null.text is not None:
         text = torch.where(lost_text[:, None, None], null.text, text)
+    if pooled is not None and null.pooled is not None:
+        pooled = torch.where(lost_text[:, None], null.pooled, pooled)
     if source is not None and null.source is not None:
         lost = drawn(source_rate, num_rows).view(-1, *[1] * (source.ndim - 1))
         source = torch.where(lost, null.source, source)
-    return Conditions(labels, text, source)
+    return Conditions(labels, text, source, pooled)

@@ -264,6 +264,7 @@ FAMILIES: dict[str, type[Options]] = {
     "autoregressive": AutoregressiveOptions,
     "masked": MaskedOptions,
     "llamagen": AutoregressiveOptions,
+    "amused": MaskedOptions,
 }
 
 

@@ -178,10 +178,12 @@ class Pipeline:
         null = self.prior.null_conditions()
         asked = labels or {}
         numbers = [asked.get(name, len(known)) for name, known in self.spec.labels.items()]
-        text = null.text
-        if self.prompt_encoder is not None and prompt is not None:
-            text = self.prompt_encoder.encode(prompt).states[None].to(self.device)
-        return Conditions(torch.tensor([numbers], dtype=torch.long, device=self.device), text, null.source)
+        text = pooled = None
+        if self.prompt_encoder is not None:
+            encoded = self.prompt_encoder.encode(prompt or "")
+            text, pooled = encoded.states[None], None if encoded.pooled is None else encoded.pooled[None]
+        row = Conditions(torch.tensor([numbers], dtype=torch.long), text, null.source, pooled)
+        return row.to(self.device)
 
     def generate(self, conditions: Conditions, seed: int, options: Options | None = None) -> Tensor:
         """Return signals (B, C, *size) float32 of ``conditions`` (B rows), all in one batch, on the CPU.
@@ -189,7 +191,7 @@ class Pipeline:
         Sample i starts from the noise of (seed, i). Without ``options``, the pipeline's defaults are taken.
         """
         assert self.prior is not None
-        conditions, null = conditions.to(self.device), self.prior.null_conditions()
+        conditions, null = conditions.to(self.device), self.conditions()
         chosen = options or self.spec.defaults
         samples = [
             Sample(SampleSpec(seed, chosen, conditions[i : i + 1], null), index=i)
@@ -288,12 +290,14 @@ def _check_fit(
     if isinstance(prior, DrawsCodes):
         check("a number of codes", None if spec.codes is None else spec.codes.size, prior.codebook_size)
     check("takes_prompt", spec.takes_prompt, prior.text_shape is not None)
-    check("needs_source", spec.needs_source, prior.null_conditions().source is not None)
+    null = prior.null_conditions()
+    check("needs_source", spec.needs_source, null.source is not None)
     if prompt_encoder is not None:
         config = prompt_encoder.config
-        given = (config.max_tokens, config.hidden_size)
-        if given != prior.text_shape:
+        given = (config.max_tokens, config.hidden_size, config.pooled_size)
+        wanted = (*(prior.text_shape or ()), None if null.pooled is None else null.pooled.shape[1])
+        if given != wanted:
             raise ConfigError(
-                f"{folder}: the prior wants (tokens, channels) {prior.text_shape},"
+                f"{folder}: the prior wants (tokens, channels, channels of a vector for all) {wanted},"
                 f" the text encoder gives {given}"
             )

@@ -21,11 +21,13 @@ PRIORS = {
     "autoregressive": "models.priors.autoregressive:AutoregressivePrior",
     "masked": "models.priors.masked:MaskedPrior",
     "llamagen": "models.priors.llamagen:LlamaGenPrior",
+    "amused": "models.priors.amused:AmusedPrior",
     "dit": "models.priors.class_prior:ClassPrior",
     "sit": "models.priors.class_prior:ClassPrior",
 }
 IMPORTERS = {  # a public format → the module that reads it; the first that knows one does
-    "diffusers-dit": "models.importers.diffusers_dit",  # before those of a pipeline's other parts
+    "amused": "models.importers.amused",  # priors before a pipeline's other parts
+    "diffusers-dit": "models.importers.diffusers_dit",
     "dit": "models.importers.facebook_dit",
     "lightningdit": "models.importers.lightning_dit",
     "sit": "models.importers.sit",

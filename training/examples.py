@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from models.autoencoders.shuffle import ShuffleAutoencoder
 from models.autoencoders.vq import Tokenizer
+from models.checkpoint import CheckpointError
 from models.conditioning import Conditions
 from models.networks.text_encoder import PromptEncoder, find_minilm, import_minilm
 from training.data.bad_files import MAX_BAD_SHARE
@@ -176,11 +177,20 @@ def _preview_labels(num_classes: int) -> Tensor:
 
 
 def load_text_encoder(folder: Path | None, cache: Path) -> PromptEncoder:
-    """Load a text encoder from a folder; without one, import all-MiniLM-L6-v2 from its package."""
+    """Load a text encoder from a folder; without one, import all-MiniLM-L6-v2 from its package.
+
+    Raises: CheckpointError.
+    """
     if folder is None:
         folder = cache / "text_encoder"
         import_minilm(find_minilm()).save(folder)
-    return PromptEncoder.load(folder)
+    encoder = PromptEncoder.load(folder)
+    if encoder.config.pooled_size is not None:
+        raise CheckpointError(
+            f"{folder}: holds CLIP, with which imported priors come; a prior is trained on states of a BERT"
+            " (leave the folder out to get all-MiniLM-L6-v2)"
+        )
+    return encoder
 
 
 def encode_examples(

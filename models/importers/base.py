@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from models.networks.text_encoder import PromptEncoder
 from models.options import ConfigError, Options
 
 
@@ -40,9 +41,10 @@ class Imported:
 
     config: the dataclass of that kind. tensors: by its names. defaults and labels: of a prior. latent_mean
     and latent_std: (d, 1, 1), with which a prior's latents were scaled, None where they are the
-    autoencoder's own; an autoencoder holds its own as tensors of these names. parts: those of a
-    pipeline that it was read from, where it was given the whole. notes: sentences for the model card and for
-    the person who imports: what was left out, what differs, what it costs.
+    autoencoder's own; an autoencoder holds its own as tensors of these names. prompt_encoder: of a prior that
+    takes prompts. parts: those of a pipeline that it was read from, where it was given the whole. notes:
+    sentences for the model card and for the person who imports: what was left out, what differs, what it
+    costs.
     """
 
     role: Literal["autoencoder", "prior"]
@@ -53,8 +55,15 @@ class Imported:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     latent_mean: Tensor | None = None
     latent_std: Tensor | None = None
+    prompt_encoder: PromptEncoder | None = None
     parts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """What its tensors, and those of the encoder of its prompts, take."""
+        encoder = {} if self.prompt_encoder is None else self.prompt_encoder.network.state_dict()
+        return sum(tensor.nbytes for tensor in (*self.tensors.values(), *encoder.values()))
 
 
 class Importer(Protocol):

@@ -63,9 +63,12 @@ def build(
         )
     loaded = _loaded(joined)
     own_prior: Prior | None = None
+    prompt_encoder = None if prior is None else prior.prompt_encoder
     if prior is not None:
         config = _with_grey(prior.config, loaded)
         save_checkpoint(folder / PRIOR_FILE, dict(prior.tensors), config)
+        if prompt_encoder is not None:
+            prompt_encoder.save(folder, in_eight_bits=False)
         own_prior = load_kind(PRIORS, prior.kind).load(folder / PRIOR_FILE)
         wanted = tuple(own_prior.latent_shape)
         if wanted != tuple(loaded.latent_shape):
@@ -78,6 +81,7 @@ def build(
     replace(
         spec,
         labels={} if prior is None else prior.labels,
+        takes_prompt=prompt_encoder is not None,
         prior=None if prior is None else prior.kind,
         defaults=(prior.defaults if prior else None) or Options(),
         shares_with=joined.shares_with,

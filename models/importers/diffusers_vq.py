@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from models.autoencoders.vqgan import VqganConfig
+from models.importers.amused import image_size_px
+from models.importers.amused import recognises as is_amused
 from models.importers.base import Imported, ImportFailed, Source
 from models.importers.compvis import made
 from models.importers.ldm_names import diffusers_name
@@ -24,21 +27,25 @@ _FORMER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 
 
 def recognises(source: Source) -> bool:
-    """Whether the configuration names the class."""
-    return source.config.get("_class_name") == "VQModel"
+    """Whether the configuration names the class, of the folder or in aMUSEd's pipeline."""
+    return _find(source).config.get("_class_name") == "VQModel"
 
 
 def read(source: Source, settings: Mapping[str, str]) -> Imported:
     """Return the tokenizer.
 
-    settings: ``image_size_px``; where it is left out, the configuration's ``sample_size``.
+    settings: ``image_size_px``; where it is left out, the configuration's ``sample_size``, or the size that
+    aMUSEd's prior draws. Its pipeline has pictures in [0, 1], which no configuration tells.
 
     Raises: ImportFailed.
     """
-    said = source.config
+    found = _find(source)
+    is_of_amused = found is not source
+    said = found.config
     network = read_network(said, image_channels=said.get("in_channels", 3))
     size = said.get("sample_size", _UNSET_SIZE_PX)
-    size_px, notes = read_image_size_px(settings, None if size == _UNSET_SIZE_PX else size)
+    size = image_size_px(source) if is_of_amused else None if size == _UNSET_SIZE_PX else size
+    size_px, notes = read_image_size_px(settings, size)
     channels = said.get("vq_embed_dim")
     config = made(
         VqganConfig,
@@ -46,9 +53,16 @@ def read(source: Source, settings: Mapping[str, str]) -> Imported:
         image_size_px=size_px,
         codebook_size=said.get("num_vq_embeddings", 256),
         code_channels=network.latent_channels if channels is None else channels,
+        is_from_zero=is_of_amused,
     )
-    tensors = {current_name(name): tensor for name, tensor in source.tensors.items()}
-    return finish(config, tensors, partial(vqmodel_name, network=network), notes)
+    tensors = {current_name(name): tensor for name, tensor in found.tensors.items()}
+    imported = finish(config, tensors, partial(vqmodel_name, network=network), notes)
+    return replace(imported, parts=("vqvae",) if is_of_amused else ())
+
+
+def _find(source: Source) -> Source:
+    """Return the folder of aMUSEd's tokenizer, where it is a pipeline of aMUSEd's, or the source as it is."""
+    return source.parts.get("vqvae", source) if is_amused(source) else source
 
 
 def read_network(said: Mapping[str, Any], **more: Any) -> LdmConfig:

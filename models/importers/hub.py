@@ -12,9 +12,10 @@ from models.importers.base import ImportFailed
 from models.importers.card import Origin
 from models.importers.sources import (
     MODEL_INDEX,
-    PARTS,
+    WORDS_FILES,
     choose_config,
     choose_weights,
+    parts_of,
     read_config,
     shards_of,
 )
@@ -100,8 +101,8 @@ def _fetch_needed(names: Sequence[str], path: str, get: Callable[[str], Path]) -
         raise ImportFailed(f"the repository has no {path}; it has {_listed(names)}")
     if MODEL_INDEX in here:
         index = get(str(folder / MODEL_INDEX))
-        for part in PARTS:
-            if read_config(index).get(part) and (inside := _here(names, folder / part)):
+        for part in parts_of(read_config(index)):
+            if inside := _here(names, folder / part):
                 _fetch_weights(inside, folder / part, choose_weights(inside), get)
         return index.parent
     weights = choose_weights(here)
@@ -121,6 +122,9 @@ def _fetch_weights(
             get(str(folder / shard))
     if (config := choose_config(here, weights)) is not None:
         get(str(folder / config))
+    for words in WORDS_FILES if weights is None else ():
+        if words in here:
+            get(str(folder / words))
 
 
 def _here(names: Sequence[str], folder: PurePosixPath) -> list[str]:

@@ -150,9 +150,7 @@ def _opened(request: ImportRequest, scratch: Path, say: Say) -> tuple[Source, Or
 
 def _check_room(imported: list[Imported], scratch: Path) -> None:
     """Check that the tensors fit the disk before any is written. Raises: ImportFailed."""
-    needed = _SPARE_BYTES + sum(
-        tensor.numel() * tensor.dtype.itemsize for each in imported for tensor in each.tensors.values()
-    )
+    needed = _SPARE_BYTES + sum(each.num_bytes for each in imported)
     if (free := shutil.disk_usage(scratch).free) < needed:
         raise ImportFailed(
             f"the disk of {scratch.parent} is too full: {needed:,} bytes are needed, {free:,} are free"

@@ -18,6 +18,12 @@ from models.importers.wrappers import unwrap
 
 MODEL_INDEX = "model_index.json"  # of a pipeline that diffusers saved
 PARTS = ("vae", "vqvae", "vqmodel", "movq", "transformer", "scheduler")  # those that importers may want
+UVIT = "UVit2DModel"  # whose pipelines, aMUSEd's, are taken over with the encoder of their prompts
+TEXT_PARTS = ("text_encoder", "tokenizer")
+WORDS_FILES = (
+    *("tokenizer.json", "vocab.json", "merges.txt"),
+    *("tokenizer_config.json", "special_tokens_map.json"),
+)
 CONFIGS = ("config.json", "scheduler_config.json")
 YAML_SUFFIXES = (".yaml", ".yml")
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
@@ -113,6 +119,12 @@ def shards_of(index: Path) -> list[str]:
     return shards
 
 
+def parts_of(index: Mapping[str, Any]) -> list[str]:
+    """Return the parts of a pipeline of diffusers that importers may want, as its index lists them."""
+    takes_prompts = UVIT in str(index.get("transformer"))
+    return [name for name in PARTS + TEXT_PARTS * takes_prompts if index.get(name)]
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Return a configuration from JSON or YAML.
 
@@ -152,6 +164,8 @@ class _Reader:
             return self.pair(path, pair)
         if (chosen := choose_weights(names)) is not None:
             return replace(self.file(path / chosen), path=path)
+        if words := [path / name for name in WORDS_FILES if name in names]:
+            return Source(path, {}, files=tuple(words))
         if (config := self._config_of(path, names)) and PurePosixPath(config).name in CONFIGS[1:]:
             return Source(path, {}, read_config(path / config), files=(path / config,))
         wanted = ", ".join((".safetensors", *PICKLE_SUFFIXES))
@@ -192,9 +206,7 @@ class _Reader:
 
     def _pipeline(self, path: Path) -> Source:
         index = read_config(path / MODEL_INDEX)
-        parts = {
-            name: self.folder(path / name) for name in PARTS if index.get(name) and (path / name).is_dir()
-        }
+        parts = {name: self.folder(path / name) for name in parts_of(index) if (path / name).is_dir()}
         if not parts:
             raise ImportFailed(f"{path}: has none of the parts that can be imported: {', '.join(PARTS)}")
         notes = tuple(f"{name}: {note}" for name, part in parts.items() for note in part.notes)

@@ -30,7 +30,7 @@ class PromptReader:
         words.no_padding()
         self.words = words
         self._max_tokens = max_tokens
-        self._unknown = words.token_to_id(getattr(words.model, "unk_token", ""))
+        self._unknown = words.token_to_id(getattr(words.model, "unk_token", None) or "")
 
     def read(self, prompt: str) -> ReadPrompt:
         """Return what a prompt says; of one too long, the last tokens before its end mark are cut.

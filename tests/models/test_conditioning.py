@@ -1,5 +1,7 @@
 """Conditions: each may be left out, and what is left out changes nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -79,6 +81,19 @@ def test_a_lone_condition_is_dropped_at_the_rate_alone() -> None:
     null = Conditions(torch.tensor([[7]]))
     dropped = drop_conditions(labels, null, 0.2, torch.Generator().manual_seed(0))
     assert (dropped.labels == 7).float().mean().item() == pytest.approx(0.2, abs=0.01)
+
+
+def test_the_vector_of_a_prompt_goes_wherever_its_tokens_go() -> None:
+    null = Conditions(torch.tensor([[3, 2]]), torch.zeros(1, 5, 6), pooled=torch.zeros(1, 4))
+    asked = replace(ask(50), pooled=torch.ones(50, 4))
+    dropped = drop_conditions(asked, null, 0.4, torch.Generator().manual_seed(0))
+    assert torch.equal(dropped.pooled.any(1), dropped.text.flatten(1).any(1))
+    assert 0 < dropped.pooled[:, 0].sum() < 50
+    both = stack_conditions([asked[:1], null])
+    assert both.pooled.tolist() == [[1.0] * 4, [0.0] * 4]
+    assert not both[:1].equals(replace(both[:1], pooled=both.pooled[1:]))
+    both.write(0, null)
+    assert both[:1].equals(null)
 
 
 def test_gradients_reach_every_parameter(prior: DiT) -> None:

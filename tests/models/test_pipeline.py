@@ -92,7 +92,7 @@ NAME = r"must be the name of a folder, of 1 to 64 characters from a-z, 0-9, '.',
         (
             "prior",
             ["flow"],
-            "prior: known are flow, dit, sit, autoregressive, masked, llamagen, got ['flow']",
+            "prior: known are flow, dit, sit, autoregressive, masked, llamagen, amused, got ['flow']",
         ),
         ("labels", {"class": ["a", "A"]}, "labels: the names of class must differ and not be empty, got"),
     ],

@@ -113,13 +113,13 @@ def test_both_parts_of_a_pipeline_come_in_one_folder(tmp_path: Path, weights: Pa
 
 
 def test_a_part_that_no_importer_reads_is_named(tmp_path: Path, weights: Path) -> None:
-    """Of aMUSEd, say, whose tokenizer can be read alone."""
+    """Of Kandinsky, say, whose tokenizer can be read alone."""
     publish(tmp_path / "source" / "vqvae", "autoencoder")
     folder = publish(tmp_path / "source" / "transformer", "prior")
-    (folder / "config.json").write_text('{"_class_name": "UVit2DModel"}')
+    (folder / "config.json").write_text('{"_class_name": "Prior"}')
     (tmp_path / "source" / "model_index.json").write_text('{"vqvae": ["t", "A"], "transformer": ["t", "B"]}')
     said = take_over(tmp_path / "source", weights / "own")
-    assert "note: Left out, as no importer that was tried reads it: transformer (UVit2DModel)." in said
+    assert "note: Left out, as no importer that was tried reads it: transformer (Prior)." in said
     assert Pipeline.load(weights / "own").prior is None
 
 

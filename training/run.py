@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from models.allocator import keep_freed_memory
 from training.checkpoints import Checkpoints, State, not_finite
 from training.config_file import TrainingError
 from training.config_file import load_config as load_config  # its callers know it from here
@@ -46,6 +47,7 @@ class Processes:
         """Join torchrun's group if it started us; choose this process's device and threads."""
         if num_threads:
             torch.set_num_threads(num_threads)
+        keep_freed_memory()
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         device = torch.device("cpu")
         if torch.cuda.is_available():

@@ -195,5 +195,5 @@ def test_a_source_is_encoded_to_latents_that_are_not_snapped(pipeline) -> None:
     source = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(5)) * 2 - 1
     sample = Sample(SampleSpec(), 0, source)
     run_path([pipeline.make_stages(1).source], [sample])
-    expected = pipeline.autoencoder.encode(source.expand(4, -1, -1, -1))[0]  # calls have four rows
+    expected = pipeline.autoencoder.encode(source[None])[0]  # as the call of a lone sample
     assert torch.equal(sample.value, expected)

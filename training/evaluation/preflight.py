@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from models.allocator import keep_freed_memory
 from models.autoencoders.similarity import WINDOW_PX
 from models.options import ConfigError
 from models.pipeline import Pipeline
@@ -19,6 +20,7 @@ def load_pipeline(folder: Path, options: EvaluationOptions) -> Pipeline:
     Raises: ConfigError saying what is missing.
     """
     _check_device(options.device)
+    keep_freed_memory()
     pipeline = Pipeline.load(folder, device=options.device)
     name = pipeline.spec.name
     if pipeline.spec.medium.medium != "image":

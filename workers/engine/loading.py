@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
+from models.allocator import give_back_freed_memory, keep_freed_memory
 from models.networks.text_encoder import TENSORS_FILE as TEXT_ENCODER_FILE
 from models.options import Precision
 from models.pipeline import AUTOENCODER_FILE, PRIOR_FILE, Pipeline
 from workers.catalog import Catalog, CatalogEntry
-from workers.engine.allocator import give_back_freed_memory, keep_freed_memory
 from workers.engine.engine import Engine
 from workers.engine.memory import SHARE, free_bytes
 from workers.engine.seed_promise import SeedPromise

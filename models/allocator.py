@@ -11,8 +11,9 @@ def keep_freed_memory() -> None:
     """Let memory that tensors free stay with the process, where the C library is glibc.
 
     Otherwise every step's tensors go back to the system and are asked for again, page by page: 100,000
-    page faults a second and a seventh of the speed, measured in two lanes. A worker does the same work all
-    its life, so what it keeps is what it will need.
+    page faults a second and a seventh of the speed, measured in two lanes; half of the time where a virtual
+    machine's pages are dear. Workers and trainings do the same work all their lives, so what they keep is
+    what they will need.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

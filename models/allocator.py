@@ -2,21 +2,18 @@
 
 import ctypes
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # glibc's malloc.h
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 _KEPT = 2**31 - 1  # bytes at the top of a heap before any go back to the system
 _MAPPED = 2**25  # bytes from which on a tensor gets pages of its own; glibc takes no more
 
 
-def keep_freed_memory(*, also_large: bool = False) -> None:
+def keep_freed_memory() -> None:
     """Let memory that tensors free stay with the process, where the C library is glibc.
 
     Otherwise every step's tensors go back to the system and are asked for again, page by page: 100,000
     page faults a second and a seventh of the speed, measured in two lanes; half of the time where a virtual
     machine's pages are dear. Workers and trainings do the same work all their lives, so what they keep is
     what they will need.
-
-    also_large: also that of tensors which would have pages of their own, for a process that ends with its
-    task: an evaluation was up to four times as fast.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -26,8 +23,6 @@ def keep_freed_memory(*, also_large: bool = False) -> None:
             (_MMAP_THRESHOLD, _MAPPED),
         ):
             mallopt(parameter, value)
-        if also_large:
-            mallopt(_MMAP_MAX, 0)
 
 
 def give_back_freed_memory() -> None:

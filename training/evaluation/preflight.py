@@ -20,7 +20,7 @@ def load_pipeline(folder: Path, options: EvaluationOptions) -> Pipeline:
     Raises: ConfigError saying what is missing.
     """
     _check_device(options.device)
-    keep_freed_memory(also_large=True)
+    keep_freed_memory()
     pipeline = Pipeline.load(folder, device=options.device)
     name = pipeline.spec.name
     if pipeline.spec.medium.medium != "image":

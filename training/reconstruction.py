@@ -79,7 +79,7 @@ def fit_autoencoder(
     bottleneck: Bottleneck,
     searched: SearchedCodes | None = None,
 ) -> None:
-    """Take the steps that are left; measure the scale of the latents, if the encoder was trained; round."""
+    """Take the steps that are left; measure the latents' scale if the encoder learnt; round if asked."""
     processes, data = run.processes, pictures.train
     trained = autoencoder if bottleneck.trains_encoder else autoencoder.decoder
     optimizer = torch.optim.AdamW(

@@ -44,7 +44,7 @@ class Processes:
 
     @classmethod
     def join(cls, num_threads: int | None) -> "Processes":
-        """Join torchrun's group if it started us; choose this process's device and threads."""
+        """Join torchrun's group if it started us; choose this process's device, threads and allocator."""
         if num_threads:
             torch.set_num_threads(num_threads)
         keep_freed_memory()

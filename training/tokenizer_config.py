@@ -44,6 +44,8 @@ def problems(config: TokenizerTrainingConfig) -> Iterator[str | None]:
     yield preflight.missing_file("finetune_decoder", config.finetune_decoder)
     if config.start_from is not None and config.finetune_decoder is not None:
         yield "start_from trains a whole tokenizer, finetune_decoder a decoder alone: give one of them"
+    if config.finetune_decoder is not None and config.in_half_precision:
+        yield "in_half_precision would change the codes that finetune_decoder keeps: give one of them"
     if config.finetune_decoder is None and config.num_continuous_steps >= config.num_steps:
         yield (
             f"continuous_steps: with {config.num_continuous_steps} of num_steps {config.num_steps} no"

@@ -110,6 +110,13 @@ def test_weights_rounded_to_half_are_half_the_file_and_the_same_when_loaded(
         assert torch.equal(loaded[name], tensor.half().float())
 
 
+def test_codes_that_are_kept_are_not_rounded(config: TokenizerTrainingConfig, tmp_path: Path) -> None:
+    (tmp_path / "finished").touch()
+    wanted = replace(config, finetune_decoder=tmp_path / "finished", in_half_precision=True)
+    with pytest.raises(TrainingError, match="in_half_precision would change the codes"):
+        train_tokenizer(wanted)
+
+
 @pytest.mark.ci
 def test_a_decoder_trained_on_draws_better_from_the_same_codes(
     config: TokenizerTrainingConfig, captioned: Path
